@@ -1,0 +1,368 @@
+"""The profile: the one document between measuring and deciding.
+
+A profile is pure data about one machine under one split fine-tuning workload. It needs neither torch nor hardware to be read,
+and reading one never runs anything. Units are SI and stand in the field names. Every block of figures bears its provenance.
+
+Indexing. A model is a row of *segments*: the embedding, the I transformer layers, the head (final norm, output projection and
+loss), and for an encoder-decoder model a bridge between encoder and decoder. Each segment has a ``layer`` number: 0 for the
+embedding, 1..I for the layers, I+1 for the head; a bridge bears the number of the first decoder layer. At cut layer c the
+segments with ``layer <= c`` are on the device, the others on the server (c is the letter's c, 1..I-1).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+FORMAT = "card-profile/1"
+
+Provenance = Literal["measured", "fitted", "emulated", "datasheet", "literature", "assumed"]
+Role = Literal["device", "server"]
+SegmentKind = Literal["embedding", "layer", "bridge", "head"]
+
+# Bounds reject a unit mistake (MHz or GHz written where Hz is meant) before it becomes a decision.
+Hertz = Annotated[
+    float, Field(ge=1e6, le=1e11, description="Hz; a value outside 1e6..1e11 is taken for a unit mistake")
+]
+Seconds = Annotated[float, Field(ge=0, le=1e7)]
+Watts = Annotated[float, Field(ge=0, le=1e5)]
+Joules = Annotated[float, Field(ge=0, le=1e12)]
+Bytes = Annotated[int, Field(ge=0, le=2**60)]
+Flops = Annotated[float, Field(ge=0, le=1e24)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Text = Annotated[str, StringConstraints(max_length=4000)]
+
+MAX_SEGMENTS = 10_000
+MAX_CLOCKS = 10_000
+
+
+class BadInput(Exception):
+    """Input that cannot be used. The message is one line: which file or option, which field, what was expected (exit 2)."""
+
+
+class Document(BaseModel):
+    """Base of everything in a profile: unknown fields, NaN and infinities are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Block(Document):
+    """A block of figures: where they come from travels with them."""
+
+    provenance: Provenance
+    basis: Provenance | None = Field(
+        default=None, description="For fitted figures: the provenance of the data that they were fitted to"
+    )
+    source: Text | None = Field(default=None, description="Where a literature, datasheet or assumed figure is from")
+    note: Text | None = None
+
+    @model_validator(mode="after")
+    def _sources_are_named(self) -> Block:
+        if self.provenance == "literature" and not self.source:
+            raise ValueError("provenance 'literature' needs a source")
+        if self.provenance == "fitted" and self.basis is None:
+            raise ValueError("provenance 'fitted' needs a basis: the provenance of the data fitted")
+        return self
+
+    @property
+    def root(self) -> Provenance:
+        """Provenance of the data underneath: the basis of a fit, else the block's own."""
+        return self.basis if self.provenance == "fitted" and self.basis is not None else self.provenance
+
+
+class Stat(Document):
+    """A repeated timing: median, spread (half the interquartile range is the usual noise) and number of samples."""
+
+    median_s: Seconds
+    iqr_s: Seconds = 0.0
+    samples: int = Field(ge=1)
+
+
+class Clocks(Block):
+    """Clocks of the processor that runs the layers (the GPU's core clock, or the CPU's)."""
+
+    supported_hz: list[Hertz] = Field(
+        default_factory=list, max_length=MAX_CLOCKS, description="Ascending; empty: any clock"
+    )
+    min_hz: Hertz
+    max_hz: Hertz
+    operating_hz: Hertz = Field(description="The clock at which a device trains (f_m^D of Eq. 7)")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Clocks:
+        if sorted(set(self.supported_hz)) != self.supported_hz:
+            raise ValueError("supported_hz must be ascending without repeats")
+        if not self.min_hz <= self.max_hz:
+            raise ValueError("min_hz must not exceed max_hz")
+        return self
+
+
+class Hardware(Block):
+    """What the machine is. ``cores`` is sigma of Eq. 7 and 8, ``flops_per_core_cycle`` delta."""
+
+    kind: Literal["cpu", "cuda", "emulated", "abstract"]
+    description: Text
+    catalog: Text | None = None
+    cores: int | None = Field(default=None, ge=1, le=10**7)
+    flops_per_core_cycle: float | None = Field(default=None, gt=0, le=1e6)
+    memory_bytes: Bytes | None = Field(
+        default=None, description="Memory that a training process may use; None: no limit known"
+    )
+    power_cap_w: Watts | None = None
+    clocks: Clocks | None = None
+    software: dict[str, Text] = Field(default_factory=dict)
+    conditions: dict[str, Text] = Field(default_factory=dict, description="Threads, governor, power mode and the like")
+
+
+class Workload(Document):
+    """What was trained. Two profiles can be solved together only when these agree (see ``Workload.key``)."""
+
+    model: Text
+    architecture: Text
+    layers: int = Field(ge=2, le=MAX_SEGMENTS, description="I of the letter")
+    encoder_layers: int | None = Field(default=None, ge=1, description="Ne for an encoder-decoder model; layers 1..Ne")
+    hidden_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    seq_len: int = Field(ge=1)
+    dtype: Text
+    lora_rank: int = Field(ge=1)
+    lora_alpha: float = Field(gt=0)
+    lora_targets: list[Text]
+    optimizer: Text = "adamw"
+    gradient_checkpointing: bool = False
+    parameters: int = Field(ge=1, description="Base parameters, a tied one counted once")
+    trainable_parameters: int = Field(ge=1)
+
+    def key(self) -> dict[str, Any]:
+        """The fields that must agree between profiles of one fleet."""
+        return {
+            name: getattr(self, name)
+            for name in (
+                "model",
+                "layers",
+                "encoder_layers",
+                "batch_size",
+                "seq_len",
+                "dtype",
+                "lora_rank",
+                "lora_targets",
+                "gradient_checkpointing",
+            )
+        }
+
+
+class Segment(Document):
+    """One piece of the model that is never cut through (see the module's docstring for ``layer``)."""
+
+    name: Text
+    kind: SegmentKind
+    layer: int = Field(ge=0, le=MAX_SEGMENTS)
+
+
+class SegmentFlops(Document):
+    """FLOPs of one mini-batch through one segment; one multiply-add is 2 FLOPs. The two first are the ones used."""
+
+    forward_flops: Flops
+    backward_flops: Flops
+    forward_fvcore_flops: Flops | None = None
+    forward_torch_flops: Flops | None = None
+    backward_torch_flops: Flops | None = None
+    forward_formula_flops: Flops | None = None
+    backward_formula_flops: Flops | None = None
+
+
+class FlopsDisagreement(Document):
+    """A counter that is more than 1 % off the formula."""
+
+    segment: Text
+    direction: Literal["forward", "backward"]
+    counter: Text
+    counted_flops: Flops
+    formula_flops: Flops
+    relative: float
+
+
+class FlopsBlock(Block):
+    """eta of Eq. 7 and 8, segment by segment, in the order of ``Profile.segments``."""
+
+    segments: list[SegmentFlops] = Field(max_length=MAX_SEGMENTS)
+    disagreements: list[FlopsDisagreement] = Field(default_factory=list)
+    uncounted_operators: dict[str, int] = Field(
+        default_factory=dict, description="Operators no counter knows, with calls"
+    )
+
+
+class SegmentSizes(Document):
+    weight_bytes: Bytes
+    adapter_bytes: Bytes
+    adapter_parameters: int = Field(ge=0)
+
+
+class CutSizes(Document):
+    """Bytes that cross at a cut for one mini-batch: S(c) up and S~(c) down, at the activation dtype, uncompressed."""
+
+    cut: int = Field(ge=1)
+    smashed_bytes: Bytes
+    gradient_bytes: Bytes
+
+
+class SizesBlock(Block):
+    segments: list[SegmentSizes] = Field(max_length=MAX_SEGMENTS)
+    cuts: list[CutSizes] = Field(max_length=MAX_SEGMENTS, description="Cuts 1..I-1 in order")
+
+
+class SegmentTime(Document):
+    """Seconds of one mini-batch through one segment."""
+
+    forward: Stat
+    backward: Stat
+    optimizer: Stat
+
+
+class Timing(Block):
+    """Times at one clock. ``frequency_hz`` is the clock that was measured (None: it cannot be read on this machine)."""
+
+    frequency_hz: Hertz | None = None
+    requested_hz: Hertz | None = None
+    segments: list[SegmentTime] = Field(max_length=MAX_SEGMENTS)
+    step: Stat | None = Field(
+        default=None, description="The plain, unsegmented training step, interleaved with the others"
+    )
+
+
+class CutMemory(Document):
+    """Peak bytes of a training process on either side of a cut, over the process without the model."""
+
+    cut: int = Field(ge=1)
+    device_peak_bytes: Bytes
+    server_peak_bytes: Bytes
+
+
+class MemoryCheck(Document):
+    """One half really run in a process of its own, held against the prediction."""
+
+    cut: int = Field(ge=1)
+    side: Role
+    predicted_bytes: Bytes
+    measured_bytes: Bytes
+
+
+class MemoryBlock(Block):
+    cuts: list[CutMemory] = Field(max_length=MAX_SEGMENTS, description="Cuts 1..I-1 in order")
+    whole_peak_bytes: Bytes = Field(description="The unsplit training step")
+    checks: list[MemoryCheck] = Field(default_factory=list)
+
+
+class PowerPoint(Document):
+    """Steady power at one clock. ``throttled`` and ``capped`` points are kept but do not belong to the curve below the cap."""
+
+    frequency_hz: Hertz
+    requested_hz: Hertz | None = None
+    power_w: Watts
+    ci95_w: Watts | None = Field(default=None, description="Half width of the mean's 95 % interval")
+    temperature_c: float | None = None
+    samples: int = Field(ge=1)
+    seconds_s: Seconds
+    capped: bool = False
+    throttled: bool = False
+    stopped_by: Text = Field(description="Why sampling ended: steady, or the bound that was reached")
+
+
+class PowerBlock(Block):
+    """A sweep of power against clock under ``load``. ``scope`` says what the watts cover."""
+
+    scope: Text
+    sensor: Text
+    load: Text
+    idle_w: Watts | None = None
+    points: list[PowerPoint] = Field(max_length=MAX_CLOCKS)
+
+
+class FittedModel(Document):
+    """One fitted law: parameters in SI units, their 95 % intervals, and its errors in percent of the measured watts."""
+
+    parameters: dict[str, float]
+    ci95: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    mape_pct: float | None = Field(default=None, ge=0)
+    loo_mape_pct: float | None = Field(default=None, ge=0)
+    aicc: float | None = None
+
+
+class PowerPrediction(Document):
+    """Predicted watts at a clock with a 95 % prediction interval for a new measurement."""
+
+    frequency_hz: Hertz
+    power_w: Watts
+    low_w: Watts
+    high_w: Watts
+
+
+class PowerFit(Block):
+    """P(f). ``xi_w_per_hz3`` is the letter's coefficient (P = xi f^3); ``predictions`` the table that the solver reads."""
+
+    selected: Text
+    models: dict[str, FittedModel] = Field(default_factory=dict)
+    xi_w_per_hz3: float = Field(gt=0, le=1e-15)
+    xi_ci95: tuple[float, float] | None = None
+    points: int = Field(default=0, ge=0)
+    predictions: list[PowerPrediction] = Field(default_factory=list, max_length=MAX_CLOCKS)
+    warnings: list[Text] = Field(default_factory=list)
+
+
+class Link(Block):
+    """Rates between this device and the server; 1 Mbit = 1e6 bit."""
+
+    uplink_mbps: float = Field(gt=0, le=1e7)
+    downlink_mbps: float = Field(gt=0, le=1e7)
+    round_trip_s: Seconds | None = None
+
+
+class Compression(Block):
+    """phi of Eq. 9: compressed over raw bytes at the activation dtype."""
+
+    phi: float = Field(gt=0, le=1)
+    codec: Text | None = None
+
+
+class Profile(Document):
+    """One machine under one workload. Blocks that were not measured are absent (None), never guessed."""
+
+    format: Literal["card-profile/1"] = FORMAT
+    name: Name = Field(description="The profile's own unique name; `device` in every output")
+    role: Role
+    created_utc: Text
+    toolkit_version: Text
+    hardware: Hardware
+    workload: Workload
+    segments: list[Segment] = Field(min_length=2, max_length=MAX_SEGMENTS)
+    flops: FlopsBlock
+    sizes: SizesBlock
+    timings: list[Timing] = Field(default_factory=list, max_length=MAX_CLOCKS)
+    memory: MemoryBlock | None = None
+    power: PowerBlock | None = None
+    power_fit: PowerFit | None = None
+    link: Link | None = None
+    compression: Compression | None = None
+    samples_file: Name | None = Field(default=None, description="Parquet of raw samples beside the profile")
+    warnings: list[Text] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Profile:
+        count, layers = len(self.segments), self.workload.layers
+        numbers = [s.layer for s in self.segments]
+        if numbers != sorted(numbers) or set(numbers) - {0, layers + 1} != set(range(1, layers + 1)):
+            raise ValueError(f"segments: the layer numbers must ascend and cover 1..{layers} (workload.layers)")
+        for where, rows in [("flops.segments", self.flops.segments), ("sizes.segments", self.sizes.segments)] + [
+            (f"timings[{i}].segments", t.segments) for i, t in enumerate(self.timings)
+        ]:
+            if len(rows) != count:
+                raise ValueError(f"{where}: {len(rows)} rows, expected {count}, one for each segment")
+        cut_lists = [("sizes.cuts", [c.cut for c in self.sizes.cuts])]
+        if self.memory is not None:
+            cut_lists.append(("memory.cuts", [c.cut for c in self.memory.cuts]))
+        for where, cuts in cut_lists:
+            if cuts != list(range(1, layers)):
+                raise ValueError(f"{where}: expected the cuts 1..{layers - 1} in order")
+        return self

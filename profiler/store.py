@@ -1,0 +1,115 @@
+"""Read and write profiles: whole or not at all, validated on the way in and on the way out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from profiler.profile import FORMAT, BadInput, Profile
+
+MAX_PROFILE_BYTES = 64 * 1024 * 1024
+"""A profile is a few hundred kilobytes; anything far larger is refused unread."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path`` so that a crash at any moment leaves the old file or the new one, whole.
+
+    Raises BadInput when the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; a profile is as readable as any new file of this user.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise
+    with contextlib.suppress(OSError):  # makes the rename itself durable; not every file system allows it
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def save(profile: Profile, path: Path) -> None:
+    """Write ``profile`` to ``path`` atomically. It is validated again, so a file that cannot be read back is never written."""
+    text = profile.model_dump_json(indent=1, exclude_none=True)
+    Profile.model_validate_json(text)
+    write_atomically(path, text.encode() + b"\n")
+
+
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is not a figure")
+
+
+def read_json(path: Path) -> Any:
+    """Parse one JSON file with a bound on its size; NaN and Infinity are refused. Raises BadInput."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_PROFILE_BYTES:
+            raise BadInput(f"{path}: {size} bytes, expected at most {MAX_PROFILE_BYTES}")
+        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
+    except RecursionError:
+        raise BadInput(f"{path}: not a profile: nested too deeply") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: not valid JSON: {error}") from None
+
+
+def load(path: Path) -> Profile:
+    """Read and validate one profile. Raises BadInput naming the file, the field and what was expected."""
+    data = read_json(path)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise BadInput(f'{path}: field format is {str(found)[:60]!r}, expected "{FORMAT}"')
+    try:
+        return Profile.model_validate(data)
+    except ValidationError as error:
+        first, more = error.errors()[0], error.error_count() - 1
+        where = ".".join(str(part) for part in first["loc"]) or "profile"
+        tail = f" (and {more} more)" if more else ""
+        raise BadInput(f"{path}: field {where}: {first['msg']}{tail}") from None
+
+
+def load_fleet(folder: Path) -> list[Profile]:
+    """Read every profile of a folder (not of its subfolders), by file name. Raises BadInput for other JSON and for names used twice."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: not a folder; --profiles expects a folder of profiles")
+    paths = sorted(p for p in folder.glob("*.json") if not p.name.startswith("."))
+    if not paths:
+        below = sorted({str(p.parent) for p in folder.glob("*/*.json")})
+        hint = f"; there are fleets in {', '.join(below)}" if below else ""
+        raise BadInput(f"{folder}: no profiles here{hint}; make one with 'card-profile run --device cpu'")
+    fleet: dict[str, tuple[Path, Profile]] = {}
+    for path in paths:
+        profile = load(path)
+        if profile.name in fleet:
+            raise BadInput(f"{path}: field name: {profile.name!r} is already used by {fleet[profile.name][0]}")
+        fleet[profile.name] = (path, profile)
+    return [profile for _, profile in fleet.values()]
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema that ``card-profile schema`` prints."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Profile.model_json_schema()}
