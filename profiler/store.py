@@ -62,13 +62,14 @@ def _refuse_constant(constant: str) -> Any:
     raise ValueError(f"{constant} is not a figure")
 
 
-def read_json(path: Path) -> Any:
-    """Parse one JSON file with a bound on its size; NaN and Infinity are refused. Raises BadInput."""
+def read_json(path: Path) -> tuple[Any, bytes]:
+    """Parse one JSON file with a bound on its size: the value and its bytes. NaN and Infinity are refused. Raises BadInput."""
     try:
         size = path.stat().st_size
         if size > MAX_PROFILE_BYTES:
             raise BadInput(f"{path}: {size} bytes, expected at most {MAX_PROFILE_BYTES}")
-        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        raw = path.read_bytes()
+        return json.loads(raw, parse_constant=_refuse_constant), raw
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
     except RecursionError:
@@ -79,12 +80,13 @@ def read_json(path: Path) -> Any:
 
 def load(path: Path) -> Profile:
     """Read and validate one profile. Raises BadInput naming the file, the field and what was expected."""
-    data = read_json(path)
+    data, raw = read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise BadInput(f'{path}: field format is {str(found)[:60]!r}, expected "{FORMAT}"')
     try:
-        return Profile.model_validate(data)
+        # strict: a string that looks like a number is not one
+        return Profile.model_validate_json(raw, strict=True)
     except ValidationError as error:
         first, more = error.errors()[0], error.error_count() - 1
         where = ".".join(str(part) for part in first["loc"]) or "profile"

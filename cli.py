@@ -1,0 +1,306 @@
+"""The two commands, ``card-profile`` and ``card-solve``. They parse, call one function and print.
+
+Nothing heavy is imported at the top: ``--help`` answers at once, and ``card-solve`` never loads torch.
+Exit codes: 0 done, 1 a fault of ours, 2 bad input or usage, 3 hardware or a permission is missing, 130 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+# Typer brings its own copy of click or uses the installed one, by release; the class is found through what it exports.
+_ClickException = typer.BadParameter.__mro__[2]
+
+profile_app = typer.Typer(
+    name="card-profile",
+    help="Measure this machine under split LoRA fine-tuning and fit its power curve.",
+    add_completion=False,
+    rich_markup_mode=None,
+)
+solve_app = typer.Typer(
+    name="card-solve",
+    help="Decide the cut layer and the server's clock from profiles (CARD).",
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+# --------------------------------------------------------------------------------------------------- card-profile
+
+
+@profile_app.command("run")
+def run_command(
+    device: Annotated[
+        str,
+        typer.Option(
+            help="What to profile: auto, cpu, a name of the catalog (orin-agx, rtx-4060ti, ...; 'card-profile devices' "
+            "lists them), nvml:INDEX, nvml:UUID, or emulated:NAME (that device simulated; every figure is marked)."
+        ),
+    ],
+    role: Annotated[
+        Optional[str], typer.Option(help="device or server. Default: what such a machine usually is.", metavar="ROLE")
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A preset with random weights (tiny-llama-test, llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, letter-1b-32l, "
+            "...), a local directory, a GGUF file or a Hugging Face id."
+        ),
+    ] = "tiny-llama-test",
+    batch_size: Annotated[int, typer.Option(help="Sequences in a mini-batch.", metavar="N")] = 8,
+    seq_len: Annotated[int, typer.Option(help="Tokens in a sequence.", metavar="N")] = 512,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: base weights and activations.")] = "float32",
+    lora_rank: Annotated[int, typer.Option(help="Z of the letter.", metavar="N")] = 4,
+    lora_alpha: Annotated[float, typer.Option(help="Scale of the adapters; no figure depends on it.")] = 32.0,
+    lora_targets: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Modules that get adapters, by comma. Default: the query and value projections.", metavar="A,B"
+        ),
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing", help="Recompute each layer in its backward pass: less memory, more time."
+        ),
+    ] = False,
+    measure: Annotated[
+        Optional[str],
+        typer.Option(
+            help="What to measure, by comma: layers (FLOPs, times, sizes, predicted memory), power (watts against clock), "
+            "memory (predicted peaks checked by really running a few halves). Default: layers, and power where watts can be read.",
+            metavar="A,B",
+        ),
+    ] = None,
+    clocks: Annotated[
+        str,
+        typer.Option(
+            help="Clocks to visit: auto, all, current (the one the device is at; locks nothing), a count, or MHz as "
+            "1300mhz or 300,600,1300."
+        ),
+    ] = "auto",
+    load_command: Annotated[
+        Optional[str],
+        typer.Option(help="Sweep power under this command instead of the training step.", metavar="CMD"),
+    ] = None,
+    output: Annotated[
+        Optional[Path], typer.Option(help="Where the profile goes. Default: profiles/NAME.json", metavar="FILE")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not resume an interrupted run: start again.")] = False,
+) -> None:
+    """Profile a machine: FLOPs, times, sizes and memory of every layer, and power against clock.
+
+    Stopped with Ctrl-C it keeps what it has measured; the same command goes on from there.
+
+    Example: card-profile run --device cpu --model tiny-llama-test --batch-size 4 --seq-len 128
+    """
+    from profiler.run import RunRequest, run
+
+    run(
+        RunRequest(
+            device=device,
+            role=role,
+            model=model,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            dtype=dtype,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_targets=None
+            if lora_targets is None
+            else tuple(t.strip() for t in lora_targets.split(",") if t.strip()),
+            gradient_checkpointing=gradient_checkpointing,
+            measure=None if measure is None else tuple(m.strip() for m in measure.split(",") if m.strip()),
+            clocks=clocks,
+            load_command=load_command,
+            output=output,
+            fresh=fresh,
+        )
+    )
+
+
+@profile_app.command("fit-power")
+def fit_power_command(
+    paths: Annotated[
+        Optional[list[Path]],
+        typer.Argument(
+            help="Profiles, folders of profiles, or CSV files. Default: all in profiles/", metavar="[PATH]..."
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="auto, or the law to use: cubic, affine-cubic, power-law, ridge, ...", metavar="NAME")
+    ] = "auto",
+    json_output: Annotated[bool, typer.Option("--json", help="Print everything as JSON on standard output.")] = False,
+    plot: Annotated[
+        Optional[Path], typer.Option(help="Write a plot of each fit into this folder.", metavar="DIR")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do not write the fits into the profiles.")] = False,
+) -> None:
+    """Fit power against clock: the letter's P = xi f^3 and better laws, with intervals and leave-one-clock-out errors.
+
+    A CSV has the columns frequency_mhz,power_w and optionally device,workload,power_scope.
+
+    Example: card-profile fit-power sweep.csv --plot plots/
+    """
+    from profiler.power.report import fit_power
+
+    fit_power(paths or [Path("profiles")], model=model, as_json=json_output, plot=plot, dry_run=dry_run)
+
+
+@profile_app.command("show")
+def show_command(path: Annotated[Path, typer.Argument(help="A profile.", metavar="PROFILE")]) -> None:
+    """Show what a profile says, with where each figure comes from."""
+    from profiler.show import show
+    from profiler.store import load
+
+    show(load(path))
+
+
+@profile_app.command("devices")
+def devices_command() -> None:
+    """Show what was found on this machine, which sensors work, what is missing and how to get it, and the catalog."""
+    from profiler.show import show_devices
+
+    show_devices()
+
+
+@profile_app.command("schema")
+def schema_command() -> None:
+    """Print the JSON schema of a profile."""
+    import json
+
+    from profiler.store import schema
+
+    typer.echo(json.dumps(schema(), indent=1))
+
+
+# ----------------------------------------------------------------------------------------------------- card-solve
+
+
+@solve_app.command()
+def solve_command(
+    profiles: Annotated[Path, typer.Option(help="A folder of profiles: one server and its devices.", metavar="DIR")],
+    server: Annotated[
+        Optional[str], typer.Option(help="The server's profile by name, where there are several.")
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="exact: best cut and supported clock together. card: Algorithm 1 with Eq. 16 as printed, in the letter's "
+            "model. server-only, device-only, static:C: the benchmarks."
+        ),
+    ] = "exact",
+    evaluate: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Which model the reported delay, energy and cost come from: letter, or profile (the measured tables; the "
+            "default where they exist)."
+        ),
+    ] = None,
+    w: Annotated[float, typer.Option("--w", help="Weight of delay against energy in Eq. 12, 0 to 1.")] = 0.2,
+    local_epochs: Annotated[int, typer.Option(help="T: mini-batches in a round.", metavar="T")] = 5,
+    compression: Annotated[
+        Optional[float],
+        typer.Option(help="phi of Eq. 9, 0 < PHI <= 1. Default: the profile's measured one, else 1.", metavar="PHI"),
+    ] = None,
+    uplink_mbps: Annotated[Optional[float], typer.Option(help="R^D in Mbit/s, device to server.", metavar="X")] = None,
+    downlink_mbps: Annotated[
+        Optional[float], typer.Option(help="R^S in Mbit/s, server to device.", metavar="Y")
+    ] = None,
+    channel: Annotated[
+        Optional[str],
+        typer.Option(
+            help="good, normal or poor, or a CSV with round,device,uplink_mbps,downlink_mbps.", metavar="STATE|FILE"
+        ),
+    ] = None,
+    f_min_ghz: Annotated[Optional[float], typer.Option(help="Lowest server clock allowed.", metavar="X")] = None,
+    f_max_ghz: Annotated[Optional[float], typer.Option(help="Highest server clock allowed.", metavar="X")] = None,
+    rounds: Annotated[int, typer.Option(help="Training rounds.", metavar="N")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the channel's fading.", metavar="N")] = 0,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the decisions as JSON on standard output.")
+    ] = False,
+    tables: Annotated[
+        Optional[Path], typer.Option(help="Write costs.csv (every cut and clock) into this folder.", metavar="DIR")
+    ] = None,
+    tables_limit: Annotated[int, typer.Option(help="Most rows that costs.csv may have.", metavar="N")] = 1_000_000,
+    plot: Annotated[Optional[Path], typer.Option(help="Write plots into this folder.", metavar="DIR")] = None,
+    require_measured: Annotated[
+        bool, typer.Option("--require-measured", help="Fail if any quantity used was not measured.")
+    ] = False,
+) -> None:
+    """Decide, for each device and round, the cut layer and the server's clock that cost least (Eq. 12).
+
+    Example: card-solve --profiles profiles/letter --method card
+    """
+    raise NotImplementedError
+
+
+# -------------------------------------------------------------------------------------------------------- running
+
+
+def _stop(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(command: str, text: str) -> None:
+    print(f"{command}: {' '.join(text.split())}", file=sys.stderr)
+
+
+def _main(app: typer.Typer, command: str) -> int:
+    for name in ("SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), _stop)
+    try:
+        result = app(standalone_mode=False, prog_name=command)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        _say(command, "stopped")
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has gone (a pager, head): nothing is wrong, and Python must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _failed(command, error)
+
+
+def _failed(command: str, error: Exception) -> int:
+    from profiler.hardware.device import MissingHardware
+    from profiler.profile import BadInput
+
+    if isinstance(error, _ClickException):
+        context = getattr(error, "ctx", None)
+        hint = f" (see '{context.command_path} --help')" if context is not None else ""
+        _say(command, error.format_message() + hint)
+        return 2
+    if isinstance(error, BadInput):
+        _say(command, str(error))
+        return 2
+    if isinstance(error, MissingHardware):
+        _say(command, str(error))
+        return 3
+    if os.environ.get("CARD_TRACEBACK"):
+        raise error
+    _say(command, f"a fault of ours: {type(error).__name__}: {error} (CARD_TRACEBACK=1 shows where)")
+    return 1
+
+
+def profile_main() -> None:
+    """Entry point of ``card-profile``."""
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+    sys.exit(_main(profile_app, "card-profile"))
+
+
+def solve_main() -> None:
+    """Entry point of ``card-solve``."""
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+    sys.exit(_main(solve_app, "card-solve"))

@@ -1,0 +1,185 @@
+"""A profile is whole or absent, and nothing odd in it reaches the solver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler import store
+from profiler.profile import BadInput, Profile
+from tests.synthetic import make_profile
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "box.json"
+    store.save(make_profile(), path)
+    return path
+
+
+def edit(path: Path, change: Any) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_a_profile_comes_back_as_it_was_written(saved: Path) -> None:
+    assert store.load(saved) == make_profile()
+
+
+def test_every_block_of_figures_must_name_its_provenance(saved: Path) -> None:
+    edit(saved, lambda d: d["flops"].pop("provenance"))
+    with pytest.raises(BadInput, match=r"box\.json: field flops\.provenance: Field required"):
+        store.load(saved)
+
+
+def test_a_literature_figure_without_a_source_is_refused(saved: Path) -> None:
+    edit(saved, lambda d: d["hardware"].update(provenance="literature"))
+    with pytest.raises(BadInput, match="needs a source"):
+        store.load(saved)
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_a_figure_that_is_not_a_number_never_reaches_the_solver(saved: Path, constant: str) -> None:
+    saved.write_text(
+        saved.read_text()
+        .replace('"median_s": 0.011', f'"median_s": {constant}', 1)
+        .replace('"median_s":0.011', f'"median_s":{constant}', 1)
+    )
+    with pytest.raises(BadInput, match=f"{constant} is not a figure"):
+        store.load(saved)
+
+
+@pytest.mark.parametrize("huge", ["1e999", "-1e999"])
+def test_a_figure_that_overflows_to_infinity_is_refused(saved: Path, huge: str) -> None:
+    text = saved.read_text()
+    assert '"median_s": 0.011' in text
+    saved.write_text(text.replace('"median_s": 0.011', f'"median_s": {huge}', 1))
+    with pytest.raises(BadInput, match=r"timings\.0\.segments"):
+        store.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: d["timings"][0]["segments"][1]["forward"].update(median_s=-1), "timings.0.segments.1.forward.median_s"),
+        (lambda d: d["hardware"]["clocks"].update(operating_hz=1300), "hardware.clocks.operating_hz"),
+        (lambda d: d["timings"][0]["segments"].pop(), "timings[0].segments"),
+        (lambda d: d["sizes"]["cuts"].pop(), "sizes.cuts"),
+        (lambda d: d["segments"][1].update(layer=3), "layer numbers"),
+        (lambda d: d.update(surprise=1), "surprise"),
+        (lambda d: d.update(name="../../etc/passwd"), "name"),
+        (lambda d: d.update(samples_file="../x"), "samples_file"),
+        (lambda d: d.update(format="card-profile/9"), "expected \"card-profile/1\""),
+        (lambda d: d["flops"]["segments"][1].update(forward_flops="2e9"), "flops.segments.1.forward_flops"),
+        (lambda d: d["sizes"]["cuts"][0].update(smashed_bytes=1.5), "sizes.cuts.0.smashed_bytes"),
+    ],
+)  # fmt: skip
+def test_bad_fields_are_named(saved: Path, change: Any, says: str) -> None:
+    edit(saved, change)
+    with pytest.raises(BadInput) as error:
+        store.load(saved)
+    assert says in str(error.value)
+    assert "box.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": 1}', "[" * 100_000, '{"a": 1' + "0" * 5000 + "}"])
+def test_what_is_no_profile_gets_one_line(saved: Path, text: str) -> None:
+    saved.write_text(text)
+    with pytest.raises(BadInput) as error:
+        store.load(saved)
+    assert str(error.value).startswith(str(saved))
+    assert len(str(error.value)) < 400
+
+
+def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "huge.json"
+    with path.open("wb") as file:
+        file.truncate(store.MAX_PROFILE_BYTES + 1)
+    with pytest.raises(BadInput, match="expected at most"):
+        store.load(path)
+
+
+def test_a_fleet_is_one_folder_and_not_its_subfolders(tmp_path: Path) -> None:
+    store.save(make_profile("a"), tmp_path / "a.json")
+    store.save(make_profile("b"), tmp_path / "b.json")
+    store.save(make_profile("c"), tmp_path / "below" / "c.json")
+    assert [p.name for p in store.load_fleet(tmp_path)] == ["a", "b"]
+
+
+def test_other_json_in_a_fleet_is_an_error_and_not_a_guess(saved: Path) -> None:
+    (saved.parent / "notes.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"notes\.json: field format"):
+        store.load_fleet(saved.parent)
+
+
+def test_two_profiles_of_one_name_are_refused(saved: Path) -> None:
+    (saved.parent / "copy.json").write_bytes(saved.read_bytes())
+    with pytest.raises(BadInput, match=r"copy\.json: field name: 'box' is already used by .*box\.json"):
+        store.load_fleet(saved.parent)
+
+
+def test_an_empty_folder_says_where_fleets_are(tmp_path: Path) -> None:
+    store.save(make_profile(), tmp_path / "letter" / "box.json")
+    with pytest.raises(BadInput, match="there are fleets in .*letter"):
+        store.load_fleet(tmp_path)
+
+
+def test_a_profile_that_could_not_be_read_back_is_never_written(saved: Path) -> None:
+    before = saved.read_bytes()
+    broken = make_profile().model_copy(update={"name": "no/name"})
+    with pytest.raises(ValueError, match="name"):
+        store.save(broken, saved)
+    assert saved.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_gets_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot be written"):
+        store.save(make_profile(), tmp_path / "file" / "box.json")
+
+
+def test_the_schema_accepts_what_we_write_and_refuses_what_we_refuse(saved: Path) -> None:
+    import jsonschema
+
+    schema = store.schema()
+    data = json.loads(saved.read_text())
+    jsonschema.validate(data, schema)
+    del data["flops"]["provenance"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(data, schema)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from profiler import store
+from tests.synthetic import make_profile
+profiles = [make_profile(created_utc=c * 1000) for c in "ab"]
+print("ready", flush=True)
+while True:
+    for profile in profiles:
+        store.save(profile, Path(sys.argv[1]))
+"""
+
+
+def test_killed_at_any_moment_the_old_file_or_the_new_one_is_there_whole(saved: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    for k in range(12):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(saved)], cwd=root, stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(0.002 + 0.0037 * k)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        assert isinstance(store.load(saved), Profile)
