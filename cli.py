@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated
 
 import typer
 
@@ -44,7 +44,7 @@ def run_command(
         ),
     ],
     role: Annotated[
-        Optional[str], typer.Option(help="device or server. Default: what such a machine usually is.", metavar="ROLE")
+        str | None, typer.Option(help="device or server. Default: what such a machine usually is.", metavar="ROLE")
     ] = None,
     model: Annotated[
         str,
@@ -53,13 +53,17 @@ def run_command(
             "...), a local directory, a GGUF file or a Hugging Face id."
         ),
     ] = "tiny-llama-test",
-    batch_size: Annotated[int, typer.Option(help="Sequences in a mini-batch.", metavar="N")] = 8,
-    seq_len: Annotated[int, typer.Option(help="Tokens in a sequence.", metavar="N")] = 512,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Sequences in a mini-batch. Default: the preset's own, else 8.", metavar="N")
+    ] = None,
+    seq_len: Annotated[
+        int | None, typer.Option(help="Tokens in a sequence. Default: the preset's own, else 512.", metavar="N")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: base weights and activations.")] = "float32",
     lora_rank: Annotated[int, typer.Option(help="Z of the letter.", metavar="N")] = 4,
     lora_alpha: Annotated[float, typer.Option(help="Scale of the adapters; no figure depends on it.")] = 32.0,
     lora_targets: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             help="Modules that get adapters, by comma. Default: the query and value projections.", metavar="A,B"
         ),
@@ -71,7 +75,7 @@ def run_command(
         ),
     ] = False,
     measure: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             help="What to measure, by comma: layers (FLOPs, times, sizes, predicted memory), power (watts against clock), "
             "memory (predicted peaks checked by really running a few halves). Default: layers, and power where watts can be read.",
@@ -86,11 +90,11 @@ def run_command(
         ),
     ] = "auto",
     load_command: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="Sweep power under this command instead of the training step.", metavar="CMD"),
     ] = None,
     output: Annotated[
-        Optional[Path], typer.Option(help="Where the profile goes. Default: profiles/NAME.json", metavar="FILE")
+        Path | None, typer.Option(help="Where the profile goes. Default: profiles/NAME.json", metavar="FILE")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not resume an interrupted run: start again.")] = False,
 ) -> None:
@@ -128,7 +132,7 @@ def run_command(
 @profile_app.command("fit-power")
 def fit_power_command(
     paths: Annotated[
-        Optional[list[Path]],
+        list[Path] | None,
         typer.Argument(
             help="Profiles, folders of profiles, or CSV files. Default: all in profiles/", metavar="[PATH]..."
         ),
@@ -137,9 +141,7 @@ def fit_power_command(
         str, typer.Option(help="auto, or the law to use: cubic, affine-cubic, power-law, ridge, ...", metavar="NAME")
     ] = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="Print everything as JSON on standard output.")] = False,
-    plot: Annotated[
-        Optional[Path], typer.Option(help="Write a plot of each fit into this folder.", metavar="DIR")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot of each fit into this folder.", metavar="DIR")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do not write the fits into the profiles.")] = False,
 ) -> None:
     """Fit power against clock: the letter's P = xi f^3 and better laws, with intervals and leave-one-clock-out errors.
@@ -186,9 +188,7 @@ def schema_command() -> None:
 @solve_app.command()
 def solve_command(
     profiles: Annotated[Path, typer.Option(help="A folder of profiles: one server and its devices.", metavar="DIR")],
-    server: Annotated[
-        Optional[str], typer.Option(help="The server's profile by name, where there are several.")
-    ] = None,
+    server: Annotated[str | None, typer.Option(help="The server's profile by name, where there are several.")] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -197,7 +197,7 @@ def solve_command(
         ),
     ] = "exact",
     evaluate: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             help="Which model the reported delay, energy and cost come from: letter, or profile (the measured tables; the "
             "default where they exist)."
@@ -206,31 +206,29 @@ def solve_command(
     w: Annotated[float, typer.Option("--w", help="Weight of delay against energy in Eq. 12, 0 to 1.")] = 0.2,
     local_epochs: Annotated[int, typer.Option(help="T: mini-batches in a round.", metavar="T")] = 5,
     compression: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(help="phi of Eq. 9, 0 < PHI <= 1. Default: the profile's measured one, else 1.", metavar="PHI"),
     ] = None,
-    uplink_mbps: Annotated[Optional[float], typer.Option(help="R^D in Mbit/s, device to server.", metavar="X")] = None,
-    downlink_mbps: Annotated[
-        Optional[float], typer.Option(help="R^S in Mbit/s, server to device.", metavar="Y")
-    ] = None,
+    uplink_mbps: Annotated[float | None, typer.Option(help="R^D in Mbit/s, device to server.", metavar="X")] = None,
+    downlink_mbps: Annotated[float | None, typer.Option(help="R^S in Mbit/s, server to device.", metavar="Y")] = None,
     channel: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             help="good, normal or poor, or a CSV with round,device,uplink_mbps,downlink_mbps.", metavar="STATE|FILE"
         ),
     ] = None,
-    f_min_ghz: Annotated[Optional[float], typer.Option(help="Lowest server clock allowed.", metavar="X")] = None,
-    f_max_ghz: Annotated[Optional[float], typer.Option(help="Highest server clock allowed.", metavar="X")] = None,
+    f_min_ghz: Annotated[float | None, typer.Option(help="Lowest server clock allowed.", metavar="X")] = None,
+    f_max_ghz: Annotated[float | None, typer.Option(help="Highest server clock allowed.", metavar="X")] = None,
     rounds: Annotated[int, typer.Option(help="Training rounds.", metavar="N")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the channel's fading.", metavar="N")] = 0,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print the decisions as JSON on standard output.")
     ] = False,
     tables: Annotated[
-        Optional[Path], typer.Option(help="Write costs.csv (every cut and clock) into this folder.", metavar="DIR")
+        Path | None, typer.Option(help="Write costs.csv (every cut and clock) into this folder.", metavar="DIR")
     ] = None,
     tables_limit: Annotated[int, typer.Option(help="Most rows that costs.csv may have.", metavar="N")] = 1_000_000,
-    plot: Annotated[Optional[Path], typer.Option(help="Write plots into this folder.", metavar="DIR")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write plots into this folder.", metavar="DIR")] = None,
     require_measured: Annotated[
         bool, typer.Option("--require-measured", help="Fail if any quantity used was not measured.")
     ] = False,

@@ -1,0 +1,161 @@
+"""Show a profile, and what was found on this machine, as tables that a person likes to read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from profiler.profile import Block, Profile
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+MARKS = {
+    "measured": "measured",
+    "fitted": "fitted",
+    "emulated": "EMULATED",
+    "datasheet": "datasheet",
+    "literature": "literature",
+    "assumed": "ASSUMED",
+}
+
+
+def quantity(value: float, unit: str, digits: int = 3) -> str:
+    """A figure with an SI prefix: ``quantity(2.46e9, "Hz")`` is ``2.46 GHz``."""
+    for factor, prefix in (
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+        (1, ""),
+        (1e-3, "m"),
+        (1e-6, "µ"),
+    ):
+        if abs(value) >= factor:
+            return (
+                f"{value / factor:.{digits}g} {prefix}{unit}" if abs(value) < 1000 * factor else f"{value:.3g} {unit}"
+            )
+    return f"{value:.{digits}g} {unit}"
+
+
+def data_size(count: float) -> str:
+    """Bytes with a binary prefix: ``data_size(4194304)`` is ``4.0 MiB``."""
+    for factor, prefix in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= factor:
+            return f"{count / factor:.1f} {prefix}"
+    return f"{count:.0f} B"
+
+
+def mark(block: Block) -> str:
+    """The provenance of a block as shown to people; emulated and assumed figures are shouted."""
+    if block.provenance == "fitted":
+        return f"fitted to {MARKS[block.root]} data"
+    return MARKS[block.provenance]
+
+
+def show(profile: Profile, console: Console | None = None) -> None:
+    """Print a profile: the machine, the workload, its segments, its cuts, its power curve, each with its provenance."""
+    from rich.console import Console
+
+    out = console or Console()
+    hardware, work = profile.hardware, profile.workload
+    out.print(
+        f"[bold]{profile.name}[/bold] ({profile.role}): {hardware.description} [{MARKS[hardware.provenance]}]",
+        highlight=False,
+        markup=True,
+    )
+    out.print(
+        f"  {work.model}: {work.layers} layers, {work.parameters:,} parameters, batch {work.batch_size} x {work.seq_len} tokens, "
+        f"{work.dtype}, LoRA rank {work.lora_rank} on {', '.join(work.lora_targets)}"
+        + (", gradient checkpointing" if work.gradient_checkpointing else ""),
+        highlight=False,
+        markup=False,
+    )
+    for table in (_segments(profile), _cuts(profile), _power(profile)):
+        if table is not None:
+            out.print(table)
+    for warning in profile.warnings:
+        out.print(f"note: {warning}", highlight=False, markup=False)
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    return table
+
+
+def _segments(profile: Profile) -> Table:
+    timing = max(profile.timings, key=lambda t: t.frequency_hz or 0.0, default=None)
+    title = f"Segments, one mini-batch (FLOPs {mark(profile.flops)}"
+    if timing is not None:
+        at = f" at {quantity(timing.frequency_hz, 'Hz')}" if timing.frequency_hz else ""
+        title += f", times {mark(timing)}{at}, median ± half the interquartile range"
+    table = _table(
+        title + ")", "segment", "forward", "backward", "t forward", "t backward", "t optimizer", "weights", "adapters"
+    )
+    for index, (segment, flops, size) in enumerate(
+        zip(profile.segments, profile.flops.segments, profile.sizes.segments, strict=True)
+    ):
+        times = ["-"] * 3
+        if timing is not None:
+            row = timing.segments[index]
+            times = [
+                f"{quantity(s.median_s, 's')} ± {50 * s.iqr_s / s.median_s:.1f} %" if s.median_s else "0"
+                for s in (row.forward, row.backward, row.optimizer)
+            ]
+        table.add_row(
+            f"{segment.layer:>3} {segment.name}",
+            quantity(flops.forward_flops, "FLOP"),
+            quantity(flops.backward_flops, "FLOP"),
+            *times,
+            data_size(size.weight_bytes),
+            data_size(size.adapter_bytes),
+        )
+    return table
+
+
+def _cuts(profile: Profile) -> Table:
+    memory = profile.memory
+    title = f"Cuts (sizes {mark(profile.sizes)}" + (f", peak memory {mark(memory)})" if memory else ")")
+    table = _table(title, "cut c", "smashed data", "gradient", "peak on device", "peak on server")
+    count = len(profile.sizes.cuts)
+    shown = range(count) if count <= 12 else [*range(4), -1, *range(count - 4, count)]
+    for index in shown:
+        if index < 0:
+            table.add_row("...", *[""] * 4)
+            continue
+        cut = profile.sizes.cuts[index]
+        peaks = ["-", "-"]
+        if memory is not None:
+            peaks = [data_size(memory.cuts[index].device_peak_bytes), data_size(memory.cuts[index].server_peak_bytes)]
+        table.add_row(str(cut.cut), data_size(cut.smashed_bytes), data_size(cut.gradient_bytes), *peaks)
+    return table
+
+
+def _power(profile: Profile) -> Table | None:
+    power, fit = profile.power, profile.power_fit
+    if power is None:
+        return None
+    title = f"Power of {power.scope} ({mark(power)}"
+    title += (
+        f"; fit: {fit.selected}, xi = {fit.xi_w_per_hz3:.3g} W/Hz^3)"
+        if fit
+        else "; no fit yet: card-profile fit-power)"
+    )
+    table = _table(title, "clock", "watts", "fit, 95 % interval", "state")
+    predictions = {p.frequency_hz: p for p in fit.predictions} if fit else {}
+    for point in sorted(power.points, key=lambda p: p.frequency_hz):
+        state = "power cap" if point.capped else "throttled" if point.throttled else point.stopped_by
+        known = predictions.get(point.frequency_hz)
+        table.add_row(
+            quantity(point.frequency_hz, "Hz", 4),
+            f"{point.power_w:.2f} W" + (f" ± {point.ci95_w:.2f}" if point.ci95_w is not None else ""),
+            f"{known.power_w:.2f} W ({known.low_w:.2f} to {known.high_w:.2f})" if known else "-",
+            state,
+        )
+    return table
