@@ -1,0 +1,583 @@
+"""Build the model that is profiled: a transformer with LoRA adapters on frozen base weights.
+
+A model comes from a preset (its architecture ships with the toolkit, its weights are random: time, memory, FLOPs and sizes do
+not depend on their values), from a Hugging Face id, from a local directory, or from a GGUF file. Weights are read from
+safetensors and GGUF alone: nothing received is ever unpickled, and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from profiler.profile import BadInput
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Short names of the dtypes that a base model may have."""
+
+FUSED_ATTENTION = "card_profile_fused"
+"""Name of the attention that models on the meta device use (see ``_register_fused_attention``)."""
+
+_BATCH_SIZE, _SEQ_LEN = 8, 512
+_MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_HUB_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class WorkloadSpec:
+    """What is trained. Raises BadInput, naming the option, for a value that makes no sense.
+
+    ``batch_size`` and ``seq_len`` (tokens) default to the preset's own where it has any, else to 8 and 512; rank 4, alpha 32
+    with them are SplitLoRA's published defaults. ``lora_targets`` None: the query and value projections, found by structure.
+    """
+
+    model: str
+    batch_size: int | None = None
+    seq_len: int | None = None
+    dtype: str = "float32"
+    lora_rank: int = 4
+    lora_alpha: float = 32.0
+    lora_targets: tuple[str, ...] | None = None
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        preset = presets().get(self.model, {})
+        if self.batch_size is None:
+            put("batch_size", preset.get("batch_size", _BATCH_SIZE))
+        if self.seq_len is None:
+            put("seq_len", preset.get("seq_len", _SEQ_LEN))
+        put("dtype", DTYPES.get(self.dtype, self.dtype))
+        if self.dtype not in DTYPES.values():
+            raise BadInput(f"--dtype {self.dtype}: expected float32, bfloat16 or float16 (or fp32, bf16, fp16)")
+        for option, least, value in (
+            ("--batch-size", 1, self.batch_size),
+            ("--seq-len", 2, self.seq_len),  # the loss compares each token with the next one
+            ("--lora-rank", 1, self.lora_rank),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= 2**20:
+                raise BadInput(f"{option} {value}: expected a whole number, {least} or more (and at most {2**20})")
+        if not (isinstance(self.lora_alpha, (int, float)) and 0 < self.lora_alpha < math.inf):
+            raise BadInput(f"--lora-alpha {self.lora_alpha}: expected a positive number")
+        if self.lora_targets is not None:
+            put("lora_targets", tuple(self.lora_targets))
+            if not self.lora_targets or not all(isinstance(t, str) and t for t in self.lora_targets):
+                raise BadInput("--lora-targets: expected names of linear layers, separated by commas")
+
+    @property
+    def batch(self) -> int:
+        """Mini-batch size: ``batch_size`` with its default filled in."""
+        assert self.batch_size is not None
+        return self.batch_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a sequence: ``seq_len`` with its default filled in."""
+        assert self.seq_len is not None
+        return self.seq_len
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model with LoRA, ready to train: base frozen, adapters trainable, every dropout at 0, training mode, no cache.
+
+    ``name`` is what profiles compare: the preset, the Hugging Face id, or the name of the local directory or file.
+    ``parameters`` counts the base, a tied tensor once.
+    """
+
+    model: nn.Module
+    spec: WorkloadSpec
+    config: Any
+    device: str
+    name: str
+    architecture: str
+    parameters: int
+    trainable_parameters: int
+    lora_targets: tuple[str, ...]
+    hidden_size: int
+    vocab_size: int
+
+
+@lru_cache(maxsize=1)
+def presets() -> dict[str, dict[str, Any]]:
+    """The architectures that ship: name -> ``source``, ``parameters``, ``model_type``, ``config`` (and batch, sequence)."""
+    path = Path(__file__).with_name("presets.json")
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def build(spec: WorkloadSpec, device: str = "cpu", only: Collection[str] | None = None) -> BuiltModel:
+    """Build ``spec``'s model with its adapters on ``device`` (a torch device; ``meta`` holds shapes and no values).
+
+    ``only``: names of the parameters to hold; all others stay on the meta device and take no memory. A process that runs one
+    half of a split passes the names that ``cuts.SplitModel.half_parameters`` gives.
+    Raises BadInput for a model that is unknown, unreachable, quantized, pickled, or has no place for the adapters.
+    """
+    torch, transformers = _libraries()
+    if device == "meta":
+        _register_fused_attention()
+    torch.manual_seed(spec.seed)
+    source = _resolve(spec.model)
+    config = source.config(transformers)
+    _prepare_config(config, spec)
+    if device == "meta" or source.random:
+        model = _empty_model(transformers, config, spec.dtype, device)
+    else:
+        model = source.load(transformers, config, spec.dtype)
+        if only is None:
+            model.to(device)
+    base_parameters = sum(p.numel() for p in model.parameters())
+    targets = spec.lora_targets or _default_targets(model)
+    model = _add_adapters(model, spec, targets)
+    if only is not None:
+        _drop_parameters(model, only)
+    if device != "meta" and source.random:
+        _fill(model, spec.seed)
+    elif device != "meta" and only is not None:
+        _move(model, device)
+    if spec.gradient_checkpointing:
+        if not getattr(model, "supports_gradient_checkpointing", False):
+            raise BadInput(f"--gradient-checkpointing: {type(model).__name__} does not support it")
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    text = _text_config(config)
+    return BuiltModel(
+        model=model,
+        spec=spec,
+        config=config,
+        device=device,
+        name=source.name,
+        architecture=type(model).__name__,
+        parameters=base_parameters,
+        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        lora_targets=tuple(targets),
+        hidden_size=int(text.hidden_size),
+        vocab_size=int(text.vocab_size),
+    )
+
+
+# --- where a model comes from -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One place a model comes from: ``config`` reads its architecture, ``load`` its weights (unless they are random)."""
+
+    name: str
+    config: Callable[[Any], Any]
+    load: Callable[[Any, Any, str], Any]
+    random: bool = False
+
+
+def _resolve(model: str) -> _Source:
+    """Find out what ``--model`` names: a preset, a path, or a Hugging Face id, in this order."""
+    if model in presets():
+        preset = presets()[model]
+
+        def preset_config(transformers: Any) -> Any:
+            # A copy, for transformers completes nested dictionaries in place.
+            return transformers.AutoConfig.for_model(preset["model_type"], **json.loads(json.dumps(preset["config"])))
+
+        return _Source(model, preset_config, _no_weights, random=True)
+    path = Path(model).expanduser()
+    if path.exists():
+        return _local(path)
+    looks_local = model.startswith((".", "/", "~")) or model.endswith(".gguf") or "\\" in model
+    if looks_local or not _MODEL_ID.fullmatch(model):
+        raise BadInput(f"--model {model}: no such file or directory; {_known()}")
+    return _pretrained(model, model.rsplit("/", 1)[-1] if model.count("/") > 1 else model, {})
+
+
+def _known() -> str:
+    return f"expected a Hugging Face id, a local directory or GGUF file, or a preset: {', '.join(presets())}"
+
+
+def _no_weights(transformers: Any, config: Any, dtype: str) -> Any:
+    raise AssertionError("a preset has no weights to load")
+
+
+def _local(path: Path) -> _Source:
+    name = path.resolve().stem if path.is_file() else path.resolve().name
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise BadInput(f"--model {path}: expected a directory with config.json and safetensors, or a .gguf file")
+        return _gguf(path, name)
+    has = {
+        suffix: sorted(path.glob(f"*{suffix}")) for suffix in (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt")
+    }
+    if not (path / "config.json").is_file() or not has[".safetensors"]:
+        if len(has[".gguf"]) == 1:
+            return _gguf(has[".gguf"][0], name)
+        if has[".gguf"]:
+            found = ", ".join(p.name for p in has[".gguf"])
+            raise BadInput(f"--model {path}: several GGUF files ({found}); name the one to use")
+    if not (path / "config.json").is_file():
+        raise BadInput(f"--model {path}: no config.json and no .gguf file in this directory")
+    if not has[".safetensors"]:
+        pickled = [p.name for s in (".bin", ".pt", ".pth", ".ckpt") for p in has[s]]
+        if pickled:
+            raise BadInput(
+                f"--model {path}: its weights are pickled ({pickled[0]}), which could run code when read; "
+                "expected .safetensors (convert them where you trust them)"
+            )
+        raise BadInput(f"--model {path}: no weights, expected .safetensors or .gguf in this directory")
+    return _pretrained(str(path), name, {"local_files_only": True})
+
+
+def _gguf(path: Path, name: str) -> _Source:
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise BadInput(
+            f"--model {path}: reading GGUF needs the package gguf: pip install 'card-profile[gguf]'"
+        ) from None
+    return _pretrained(str(path.parent), name, {"gguf_file": path.name, "local_files_only": True})
+
+
+def _pretrained(where: str, name: str, options: dict[str, Any]) -> _Source:
+    def call(what: Callable[..., Any], **more: Any) -> Any:
+        local = {"local_files_only": True} if not _hub_reachable() else {}
+        try:
+            with _quiet():
+                return what(where, trust_remote_code=False, **{**local, **options, **more})
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, NotImplementedError) as error:
+            raise BadInput(f"--model {where}: {_reason(error, bool(local) and not options)}") from None
+
+    def config(transformers: Any) -> Any:
+        return call(transformers.AutoConfig.from_pretrained)
+
+    def load(transformers: Any, config: Any, dtype: str) -> Any:
+        weights = {} if "gguf_file" in options else {"use_safetensors": True}
+        return call(
+            _auto_class(transformers, config, name).from_pretrained,
+            config=config,
+            **weights,
+            **_dtype_argument(transformers, dtype),
+        )
+
+    return _Source(name, config, load)
+
+
+def _reason(error: Exception, offline: bool) -> str:
+    """One clear line for whatever the library raised."""
+    text = " ".join(str(error).split())
+    if offline:
+        return f"not in the local cache, and the Hugging Face hub cannot be reached from here; {_known()}"
+    if "trust_remote_code" in text or "custom code" in text:
+        return "this model brings code of its own, which is never run; expected an architecture that transformers knows"
+    if "safetensors" in text:
+        return "no safetensors weights there; pickled weights are never read (they could run code)"
+    return text[:300] or type(error).__name__
+
+
+@lru_cache(maxsize=1)
+def _hub_reachable() -> bool:
+    """One quick try, so that a machine without a network answers at once instead of retrying for minutes."""
+    import socket
+    from urllib.parse import urlsplit
+
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # the proxy resolves the name, we cannot
+    end = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        port = end.port or (80 if end.scheme == "http" else 443)
+        with socket.create_connection((end.hostname or "", port), timeout=_HUB_TIMEOUT_S):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _libraries() -> tuple[Any, Any]:
+    """torch and transformers, imported late: they take seconds."""
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(_HUB_TIMEOUT_S)))
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else a thread asks the hub to convert weights
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import peft  # noqa: F401
+        import torch
+        import transformers
+    except ImportError as error:
+        raise BadInput(
+            f"profiling layers needs the package {error.name}: pip install 'card-profile[profile]' "
+            "(on a Jetson keep NVIDIA's torch: use a virtual environment with --system-site-packages)"
+        ) from None
+    return torch, transformers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library's own warnings and progress bars are not part of our output."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+# --- architecture and weights -----------------------------------------------------------------------------------------
+
+
+def _text_config(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _prepare_config(config: Any, spec: WorkloadSpec) -> None:
+    """Refuse what cannot be profiled; no dropout (halves and whole must agree bit for bit) and no key-value cache."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise BadInput(f"--model {spec.model}: its base is quantized, which is not supported; use the original weights")
+    for key, value in list(config.to_dict().items()):
+        if "drop" in key and isinstance(value, float):
+            setattr(config, key, 0.0)
+    config.use_cache = False
+    longest = getattr(_text_config(config), "max_position_embeddings", None)
+    if isinstance(longest, int) and spec.tokens > longest:
+        raise BadInput(f"--seq-len {spec.tokens}: {spec.model} has positions for {longest} tokens at most")
+
+
+def _auto_class(transformers: Any, config: Any, name: str) -> Any:
+    """The class with a language-model head and loss. Raises BadInput where transformers has none for this architecture."""
+    if getattr(config, "is_encoder_decoder", False):
+        auto, mapping = transformers.AutoModelForSeq2SeqLM, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    else:
+        auto, mapping = transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in mapping:
+        raise BadInput(
+            f"--model {name}: {type(config).__name__} has no language-model head in transformers; "
+            "expected a decoder-only or encoder-decoder language model"
+        )
+    return auto
+
+
+def _dtype_argument(transformers: Any, dtype: str) -> dict[str, Any]:
+    import torch
+
+    version = tuple(int(part) for part in re.findall(r"\d+", transformers.__version__)[:2])
+    return {"dtype" if version >= (4, 56) else "torch_dtype": getattr(torch, dtype)}
+
+
+def _empty_model(transformers: Any, config: Any, dtype: str, device: str) -> Any:
+    """The architecture with memory that nothing has been written to (so that a large model is there in a second)."""
+    import torch
+
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:  # transformers 4
+        from transformers.modeling_utils import no_init_weights
+
+    options = _dtype_argument(transformers, dtype)
+    if device == "meta":
+        options["attn_implementation"] = FUSED_ATTENTION
+    auto = _auto_class(transformers, config, type(config).__name__)
+    with torch.device(device), no_init_weights(), _quiet():
+        try:
+            model = auto.from_config(config, **options)
+        except ValueError:
+            if "attn_implementation" not in options:
+                raise
+            # An architecture with nothing but its own eager attention: that is what it would run with anywhere.
+            options["attn_implementation"] = "eager"
+            model = auto.from_config(config, **options)
+    model.tie_weights()
+    return model
+
+
+def _fill(model: nn.Module, seed: int) -> None:
+    """Random base weights, quickly: one small normal buffer, tiled. Norms are 1 and biases 0, as in a fresh model.
+
+    The values only need to be harmless (no denormals, no overflow): the time of a kernel does not depend on them.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    # A prime length, so that the rows of a matrix differ.
+    small = torch.randn(99_991, generator=generator) * 0.02
+    tiles: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+    seen: set[int] = set()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad or parameter.device.type == "meta" or id(parameter) in seen:
+                continue  # adapters were initialised by peft; tied weights are filled once
+            seen.add(id(parameter))
+            if parameter.dim() < 2:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            key = (parameter.device, parameter.dtype)
+            if key not in tiles:
+                tiles[key] = small.to(*key)
+            tile, flat = tiles[key], parameter.view(-1)
+            whole = flat.numel() // tile.numel() * tile.numel()
+            if whole:
+                flat[:whole].view(-1, tile.numel()).copy_(tile)
+            flat[whole:].copy_(tile[: flat.numel() - whole])
+
+
+def _drop_parameters(model: nn.Module, keep: Collection[str]) -> None:
+    """Leave shapes without memory in place of every parameter that is not in ``keep``."""
+    import torch
+
+    keep = set(keep)
+    for path, module in model.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if f"{path}.{name}".lstrip(".") not in keep:
+                empty = torch.empty_like(parameter, device="meta")
+                setattr(module, name, torch.nn.Parameter(empty, requires_grad=parameter.requires_grad))
+
+
+def _move(model: nn.Module, device: str) -> None:
+    """Move everything that is not on the meta device."""
+    for module in model.modules():
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is not None and tensor.device.type != "meta":
+                    moved = tensor.to(device)
+                    store[name] = (
+                        type(tensor)(moved, requires_grad=tensor.requires_grad)
+                        if store is module._parameters
+                        else moved
+                    )
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer by path: ``nn.Linear``, and GPT-2's ``Conv1D``, which is one with its weight transposed."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return {path: m for path, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+
+
+def _features(linear: Any) -> tuple[int, int]:
+    """(in, out) features of a linear layer or Conv1D."""
+    if hasattr(linear, "in_features"):
+        return int(linear.in_features), int(linear.out_features)
+    return int(linear.weight.shape[0]), int(linear.weight.shape[1])
+
+
+def _default_targets(model: nn.Module) -> tuple[str, ...]:
+    """The query and value projections; where they are fused in one matrix with the key, that matrix.
+
+    An attention block is a module with linear children of which at least three (q, k, v) take the hidden state, or one whose
+    output is that of the three together.
+    """
+    blocks: dict[str, dict[str, nn.Module]] = {}
+    for path, linear in _linear_layers(model).items():
+        parent, _, name = path.rpartition(".")
+        if re.search(r"\.\d+\.", f".{path}."):  # inside a repeated layer
+            blocks.setdefault(parent, {})[name] = linear
+    found: set[str] = set()
+    for parent, children in blocks.items():
+        if "att" not in (parent.lower() + type(model.get_submodule(parent)).__name__.lower()):
+            continue
+        separate = {
+            n for n in children if n.lower().startswith(("q", "v")) and not n.lower().startswith(("qkv", "query_key"))
+        }
+        if {n[0].lower() for n in separate} == {"q", "v"}:
+            found |= separate
+        else:
+            widths = {n: _features(m) for n, m in children.items()}
+            found |= {n for n, (inside, outside) in widths.items() if outside > inside}
+    if not found:
+        names = sorted({p.rpartition(".")[2] for p in _linear_layers(model)})
+        raise BadInput(
+            "--lora-targets: no query and value projections found by structure in "
+            f"{type(model).__name__}; name them among its linear layers: {', '.join(names) or 'it has none'}"
+        )
+    return tuple(sorted(found))
+
+
+def _add_adapters(model: nn.Module, spec: WorkloadSpec, targets: Collection[str]) -> Any:
+    """LoRA in place, by peft: adapters in float32 on whatever base, the base frozen."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    matches = {
+        target: [m for path, m in _linear_layers(model).items() if path == target or path.endswith("." + target)]
+        for target in targets
+    }
+    missing = [target for target, found in matches.items() if not found]
+    if missing:
+        names = sorted({p.rpartition(".")[2] for p in _linear_layers(model)})
+        raise BadInput(f"--lora-targets {missing[0]}: no such linear layer; this model has {', '.join(names)}")
+    config = LoraConfig(
+        r=spec.lora_rank,
+        lora_alpha=spec.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=list(targets),
+        # Conv1D keeps its weight as (in, out).
+        fan_in_fan_out=all(not hasattr(m, "in_features") for found in matches.values() for m in found),
+        bias="none",
+    )
+    device = next(model.parameters()).device
+    with torch.device(device):
+        wrapped = get_peft_model(model, config)
+    return wrapped.get_base_model()
+
+
+# --- attention without a machine --------------------------------------------------------------------------------------
+
+
+def _register_fused_attention() -> None:
+    """Give models on the meta device the attention that a real machine runs: one fused kernel.
+
+    There torch takes scaled_dot_product_attention apart into products and a softmax, which would save the
+    [batch, heads, tokens, tokens] matrix for the backward pass. The CPU's fused kernel has shapes and gradients on meta, so
+    the model's own sdpa path runs with that kernel in its place. No mask is registered with it: without padding the causal
+    flag says all, and building a mask would ask for values.
+    """
+    import torch
+    import torch.nn.functional as functional
+    from torch.overrides import TorchFunctionMode
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def fused(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(attn_mask.logical_not(), -math.inf)
+        operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        output: torch.Tensor = operator(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+        return output
+
+    class Fused(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is functional.scaled_dot_product_attention:
+                return fused(*args, **(kwargs or {}))
+            return func(*args, **(kwargs or {}))
+
+    def forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+        with Fused():
+            return sdpa_attention_forward(module, *args, **kwargs)
+
+    AttentionInterface.register(FUSED_ATTENTION, forward)
