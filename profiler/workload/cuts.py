@@ -1,0 +1,776 @@
+"""Where a model can be cut, and what crosses there.
+
+A model is a row of segments (see ``profiler.profile``): embedding, layers 1..I, head, and for an encoder-decoder model a bridge
+(the decoder's embedding) between the encoder's last layer and the decoder's first. The encoder's final norm belongs to its last
+layer.
+
+Everything is found by structure: the longest list of modules of one class is the row of layers. Segments are run by the model's
+*own* forward, with a gate in place of every layer: a gate passes its input on, runs its layer, hands in what came from the other
+half, or stops the pass. So masks, positions, scaling and loss are the model's own in every release, and results are equal to the
+unsplit model's bit for bit.
+
+    own forward:   embedding -> [gate 1] ... [gate c] | [gate c+1] ... [gate I] -> norm, output projection, loss
+    device half:   embedding ->  layer 1 ...  layer c | stop
+    server half:                 pass    ...  hand in |  layer c+1 ...  layer I -> norm, output projection, loss
+
+Two kinds of tensors leave a segment. *Carried* ones are what crosses at a cut: hidden states, and in a decoder the encoder's
+output too; their gradients come back. The *context* (masks, position embeddings, T5's position bias) follows from shapes and
+frozen weights: each half computes it for itself, it never crosses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from profiler.profile import BadInput, Role, SegmentKind
+from profiler.workload.model import BuiltModel
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+HIDDEN = "hidden_states"
+ENCODER = "encoder_hidden_states"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mini-batch: token ids and labels, both int64 [batch, tokens], on the model's device."""
+
+    inputs: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What each half computes for itself, by stack (0: decoder-only or encoder, 1: decoder).
+
+    ``calls[stack][layer]`` holds the arguments with which the model calls that layer, carried tensors left out; ``side[stack]``
+    what the first layer of the stack hands on to the others (T5's position bias).
+    """
+
+    calls: dict[int, dict[int, tuple[tuple[Any, ...], dict[str, Any]]]] = field(default_factory=dict)
+    side: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class State:
+    """Between two segments: ``next`` is the index of the segment to run. After the head ``loss`` is set, nothing is carried."""
+
+    batch: Batch
+    next: int = 0
+    carried: dict[str, Tensor] = field(default_factory=dict)
+    context: Context = field(default_factory=Context)
+    loss: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SegmentHandle:
+    """One segment. ``modules`` are those that it calls (a layer is one module; adapters are inside).
+
+    ``weight_bytes`` are its frozen parameters, ``adapter_bytes`` its LoRA parameters. A tied embedding counts in the embedding
+    and in the head, for both sides of a cut hold it; so do position embeddings that the model's own forward adds again.
+    """
+
+    name: str
+    kind: SegmentKind
+    layer: int
+    modules: tuple[nn.Module, ...]
+    adapters: tuple[nn.Parameter, ...]
+    weight_bytes: int
+    adapter_bytes: int
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Number of LoRA parameters."""
+        return sum(p.numel() for p in self.adapters)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One row of layers: ``owner`` is the path of the module that loops over its list ``attribute`` of ``length`` layers.
+
+    ``outputs`` is None where a layer returns one tensor; else it returns a tuple, and for each place after the first
+    ``outputs`` names the argument under which the next layer gets it (None: nobody does). ``masked``: what is handed on
+    contains the mask.
+    """
+
+    owner: str
+    attribute: str
+    length: int
+    outputs: tuple[int | str | None, ...] | None = None
+    masked: bool = False
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What was found out about a model, as names alone: it can be used for another copy of the same architecture."""
+
+    stacks: tuple[Stack, ...]
+    outside: tuple[tuple[str, ...], ...] = ()
+    """For each segment the paths of the modules outside the layers that it calls."""
+
+
+class SplitModel:
+    """A model as a row of segments that can be run one by one, or as two halves.
+
+    ``structure``: facts found on another copy of the same architecture (on the meta device, say), for a model that holds only
+    one half's weights. Raises BadInput where the model cannot be cut, listing what was looked for and what was found.
+    """
+
+    def __init__(self, built: BuiltModel, structure: Structure | None = None) -> None:
+        self.built = built
+        self.model: Any = built.model
+        self.device = built.device
+        stacks = structure.stacks if structure is not None else _find_stacks(self.model)
+        self._stacks = stacks
+        self._layers: list[list[Any]] = [list(getattr(self._owner(s), s.attribute)) for s in stacks]
+        self.encoder_layers: int | None = stacks[0].length if len(stacks) == 2 else None
+        self.layers: int = sum(s.length for s in stacks)
+        self._crossing_sizes: dict[int, tuple[int, int]] | None = None
+        self._refuse_adapters_outside_layers()
+        if structure is None:
+            self._stacks = stacks = tuple(self._observe(index) for index in range(len(stacks)))
+            structure = Structure(stacks, self._called_outside())
+        self.structure = structure
+        self.segments: list[SegmentHandle] = self._handles()
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def batch(self, seed: int = 0, inputs: Tensor | None = None, labels: Tensor | None = None) -> Batch:
+        """A mini-batch [batch, tokens] of random token ids, or of the given ones.
+
+        Labels default to the inputs (the model shifts them by one token itself); an encoder-decoder model gets random ones.
+        """
+        import torch
+
+        if inputs is None:
+            shape = (self.built.spec.batch, self.built.spec.tokens)
+            inputs = self._random_tokens(shape, seed)
+            if labels is None and self.encoder_layers is not None:
+                labels = self._random_tokens(shape, seed + 1)
+        inputs = inputs.to(device=self.device, dtype=torch.int64)
+        labels = inputs.clone() if labels is None else labels.to(device=self.device, dtype=torch.int64)
+        return Batch(inputs, labels)
+
+    def start(self, batch: Batch) -> State:
+        """The state before the first segment."""
+        return State(batch)
+
+    def resume(self, batch: Batch, cut: int, carried: Mapping[str, Tensor]) -> State:
+        """The state with which a server half begins: what was carried over cut ``cut``, and a context of its own."""
+        stack, first = self._place(cut)
+        state = State(batch, self._index_after(cut), dict(carried))
+        if first == 0:
+            return state  # the bridge makes the context
+        self._pass(stack, batch, carried, first, first, stop=self._stacks[stack].length - 1, context=state.context)
+        return state
+
+    def forward(self, index: int, state: State) -> State:
+        """Run segment ``index`` on the carried tensors of ``state``; the head sets ``loss``."""
+        if index != state.next:
+            raise ValueError(f"segment {index} was asked for, the state stands before segment {state.next}")
+        segment = self.segments[index]
+        kind, batch, context = segment.kind, state.batch, state.context
+        if kind == "embedding" or kind == "bridge":
+            stack = 1 if kind == "bridge" else 0
+            last = self._stacks[stack].length - 1
+            hidden, _ = self._pass(stack, batch, state.carried, 0, 0, stop=last, context=context)
+            return replace(state, next=index + 1, carried={**state.carried, HIDDEN: hidden})
+        if kind == "head":
+            stack, length = len(self._stacks) - 1, self._stacks[-1].length
+            _, loss = self._pass(stack, batch, state.carried, length, length, context=context)
+            return replace(state, next=index + 1, carried={}, loss=loss)
+        stack, position = self._position(segment.layer)
+        if segment.layer == self.encoder_layers:  # and the encoder's final norm
+            output, _ = self._pass(stack, batch, state.carried, position, position + 1, context=context)
+            return replace(state, next=index + 1, carried={ENCODER: output})
+        args, kwargs = context.calls[stack][position]
+        filled = [state.carried[a.name] if isinstance(a, _Carried) else a for a in args]
+        named = {k: state.carried[a.name] if isinstance(a, _Carried) else a for k, a in kwargs.items()}
+        hidden = _first(self._layers[stack][position](*filled, **named))
+        return replace(state, next=index + 1, carried={**state.carried, HIDDEN: hidden})
+
+    def cut_state(self, state: State) -> tuple[State, dict[str, Tensor]]:
+        """Cut the graph here: the state with detached tensors, and those tensors, which will hold the gradients.
+
+        A tensor that needs no gradient (the embedding's output under a frozen base) needs none after the cut either.
+        """
+        leaves = {name: t.detach().requires_grad_(t.requires_grad) for name, t in state.carried.items()}
+        return replace(state, carried=leaves), leaves
+
+    def backward(self, state: State, gradients: Mapping[str, Tensor] | None = None) -> None:
+        """Backward pass from ``state``: from the loss, or from the gradients of the carried tensors that came back."""
+        import torch
+
+        if state.loss is not None:
+            state.loss.backward()
+            return
+        names = [n for n in (gradients or {}) if state.carried[n].requires_grad]
+        if names:
+            torch.autograd.backward([state.carried[n] for n in names], [(gradients or {})[n] for n in names])
+
+    @staticmethod
+    def gradients(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What crosses back: the gradients of a cut's tensors after the backward pass of the later half."""
+        return {name: t.grad for name, t in leaves.items() if t.grad is not None}
+
+    def whole(self, batch: Batch) -> Tensor:
+        """Loss of the plain, unsplit model."""
+        loss: Tensor = self.model(input_ids=batch.inputs, labels=batch.labels, use_cache=False).loss
+        return loss
+
+    def device_half(self, batch: Batch, cut: int) -> State:
+        """Forward pass of the device half: segments up to layer ``cut``, in one pass of the model's own forward."""
+        self._check_cut(cut)
+        state = State(batch, self._index_after(cut))
+        encoder = self.encoder_layers
+        if encoder is None or cut < encoder:
+            hidden, _ = self._pass(0, batch, {}, 0, cut, stop=cut)
+            return replace(state, carried={HIDDEN: hidden})
+        output, _ = self._pass(0, batch, {}, 0, encoder)
+        if cut == encoder:
+            return replace(state, carried={ENCODER: output})
+        hidden, _ = self._pass(1, batch, {ENCODER: output}, 0, cut - encoder, stop=cut - encoder)
+        return replace(state, carried={HIDDEN: hidden, ENCODER: output})
+
+    def server_half(self, batch: Batch, cut: int, carried: Mapping[str, Tensor]) -> State:
+        """Forward pass of the server half on what came over cut ``cut``; the state holds the loss.
+
+        The inputs' token ids are not used, only their labels.
+        """
+        self._check_cut(cut)
+        stack, first = self._place(cut)
+        carried = dict(carried)
+        if stack == 0 and self.encoder_layers is not None:
+            output, _ = self._pass(0, batch, carried, first, self._stacks[0].length)
+            carried, stack, first = {ENCODER: output}, 1, 0
+        _, loss = self._pass(stack, batch, carried, first, self._stacks[stack].length)
+        return State(batch, len(self.segments), {}, loss=loss)
+
+    def split_step(self, batch: Batch, cut: int) -> Tensor:
+        """Forward and backward of one mini-batch as a split at ``cut``; gradients are left on the adapters. The loss."""
+        device = self.device_half(batch, cut)
+        crossed, leaves = self.cut_state(device)
+        server = self.server_half(batch, cut, crossed.carried)
+        self.backward(server)
+        self.backward(device, self.gradients(leaves))
+        assert server.loss is not None
+        return server.loss.detach()
+
+    # --- facts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def cuts(self) -> range:
+        """The cut layers 1..I-1."""
+        return range(1, self.layers)
+
+    def smashed_bytes(self, cut: int) -> int:
+        """S(c) of Eq. 9: bytes that go up at ``cut`` for one mini-batch, uncompressed."""
+        return self._crossing(cut)[0]
+
+    def gradient_bytes(self, cut: int) -> int:
+        """Bytes that come back at ``cut`` for one mini-batch, uncompressed."""
+        return self._crossing(cut)[1]
+
+    def device_segments(self, cut: int) -> list[int]:
+        """Indices of the segments on the device at ``cut``."""
+        return [i for i, s in enumerate(self.segments) if i < self._index_after(cut)]
+
+    def server_segments(self, cut: int) -> list[int]:
+        """Indices of the segments on the server at ``cut``."""
+        return [i for i, s in enumerate(self.segments) if i >= self._index_after(cut)]
+
+    def half_parameters(self, side: Role, cut: int) -> set[str]:
+        """Names of the parameters that one half needs, for ``model.build(only=...)``; all names of a tied one."""
+        self._check_cut(cut)
+        indices = self.device_segments(cut) if side == "device" else self.server_segments(cut)
+        needed = {id(p) for i in indices for module in self.segments[i].modules for p in module.parameters()}
+        for stack, layers in zip(self._stacks, self._layers, strict=True):
+            if stack.outputs:  # the first layer's position bias is part of every half's context
+                needed |= {id(p) for p in _bias_module(layers[0]).relative_attention_bias.parameters()}
+        return {name for name, p in self.model.named_parameters(remove_duplicate=False) if id(p) in needed}
+
+    def adapters(self) -> list[nn.Parameter]:
+        """All LoRA parameters, in the order of the segments."""
+        return [p for s in self.segments for p in s.adapters]
+
+    # --- passes through the model's own forward -----------------------------------------------------------------------
+
+    def _pass(
+        self,
+        stack: int,
+        batch: Batch,
+        carried: Mapping[str, Tensor],
+        low: int,
+        high: int,
+        stop: int | None = None,
+        context: Context | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """One pass of a stack's own forward in which layers ``low``..``high - 1`` (from 0) really run.
+
+        With ``low`` > 0 the hidden states carried in take the place of what layer ``low`` would get. ``stop`` ends the pass
+        before that layer. With a ``context`` the calls of the layers are noted there, or reused. Returns (hidden states, loss);
+        one of them is meaningless, depending on where the pass ends.
+        """
+        entering = carried[HIDDEN] if low > 0 else None
+        source = carried.get(ENCODER) if stack == 1 else None
+        # Detached: what the forward does with these outside the gates has no part in the result.
+        embeds = None if entering is None else entering.detach()
+        mark = source if (source is None or low == 0 == high == 0) else source
+        gates = _Gates(self._stacks[stack], self._layers[stack], stack, low, high, entering, stop, context, mark)
+        with gates.in_place(self._owner(self._stacks[stack])):
+            try:
+                if len(self._stacks) == 1:
+                    what = {"input_ids": batch.inputs} if embeds is None else {"inputs_embeds": embeds}
+                    labels = None if stop is not None else batch.labels
+                    output = self.model(**what, labels=labels, use_cache=False)
+                elif stack == 0:
+                    what = {"input_ids": batch.inputs} if embeds is None else {"inputs_embeds": embeds}
+                    output = self.model.get_encoder()(**what)
+                    return output[0], output[0]
+                else:
+                    what = {} if embeds is None else {"decoder_inputs_embeds": embeds}
+                    output = self.model(encoder_outputs=(source,), labels=batch.labels, use_cache=False, **what)
+            except _Stopped as stopped:
+                return stopped.hidden, stopped.hidden
+        return output.logits, output.loss
+
+    # --- finding out --------------------------------------------------------------------------------------------------
+
+    def _observe(self, index: int) -> Stack:
+        """Run the first two layers of a stack on a few tokens and see how the model hands tensors from one to the next."""
+        stack = self._stacks[index]
+        batch = self._small_batch()
+        carried: dict[str, Tensor] = {}
+        if index == 1:
+            import torch
+
+            shape = (*batch.inputs.shape, self.built.hidden_size)
+            carried = {ENCODER: torch.zeros(shape, device=self.device, dtype=self._base_dtype())}
+        watch = _Watch(stack, self._layers[index], index, 0, 2, None, None, None, None)
+        with watch.in_place(self._owner(stack)):
+            try:
+                if index == 0 and len(self._stacks) == 1:
+                    self.model(input_ids=batch.inputs, use_cache=False)
+                elif index == 0:
+                    self.model.get_encoder()(input_ids=batch.inputs)
+                else:
+                    self.model(encoder_outputs=(carried[ENCODER],), labels=batch.labels, use_cache=False)
+            except _Stopped:
+                pass
+        return watch.conclude(type(self.model).__name__)
+
+    def _called_outside(self) -> tuple[tuple[str, ...], ...]:
+        """Run the segments once on a few tokens and note which modules outside the layers each of them calls."""
+        import torch
+
+        inside = {id(m) for layers in self._layers for layer in layers for m in layer.modules()}
+        called: list[str] = []
+        hooks = [
+            module.register_forward_pre_hook(lambda _m, _a, path=path: called.append(path))
+            for path, module in self.model.named_modules()
+            if id(module) not in inside and any(True for _ in module.parameters(recurse=False))
+        ]
+        self.segments = self._bare_handles()
+        found: list[tuple[str, ...]] = []
+        try:
+            with torch.no_grad():
+                state = self.start(self._small_batch())
+                for index, segment in enumerate(self.segments):
+                    called.clear()
+                    if segment.kind == "layer" and segment.layer != self.encoder_layers:
+                        state = replace(state, next=index + 1)  # a layer calls nothing outside itself
+                    else:
+                        if segment.layer == self.encoder_layers and segment.kind == "layer":
+                            state = replace(state, next=index)
+                        state = self.forward(index, state)
+                    found.append(tuple(dict.fromkeys(called)))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        names = {id(m): path for path, m in self.model.named_modules()}
+        for at, getter in ((0, self.model.get_input_embeddings), (-1, self.model.get_output_embeddings)):
+            module = getter()
+            # A model that multiplies with the weight itself does not call the module.
+            if module is not None and not found[at] and id(module) in names:
+                found[at] = (names[id(module)],)
+        return tuple(found)
+
+    def _rows(self) -> list[tuple[str, SegmentKind, int]]:
+        rows: list[tuple[str, SegmentKind, int]] = [("embedding", "embedding", 0)]
+        for layer in range(1, self.layers + 1):
+            if self.encoder_layers is not None and layer == self.encoder_layers + 1:
+                rows.append(("bridge", "bridge", layer))
+            rows.append((f"layer-{layer}", "layer", layer))
+        return [*rows, ("head", "head", self.layers + 1)]
+
+    def _bare_handles(self) -> list[SegmentHandle]:
+        return [SegmentHandle(name, kind, layer, (), (), 0, 0) for name, kind, layer in self._rows()]
+
+    def _handles(self) -> list[SegmentHandle]:
+        handles = []
+        for (name, kind, layer), outside in zip(self._rows(), self.structure.outside, strict=True):
+            modules = [self.model.get_submodule(path) for path in outside]
+            if kind == "layer":
+                stack, position = self._position(layer)
+                modules.insert(0, self._layers[stack][position])
+            parameters = {id(p): p for module in modules for p in module.parameters()}.values()
+            adapters = tuple(p for p in parameters if p.requires_grad)
+            handles.append(
+                SegmentHandle(
+                    name=name,
+                    kind=kind,
+                    layer=layer,
+                    modules=tuple(modules),
+                    adapters=adapters,
+                    weight_bytes=sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad),
+                    adapter_bytes=sum(p.numel() * p.element_size() for p in adapters),
+                )
+            )
+        return handles
+
+    def _crossing(self, cut: int) -> tuple[int, int]:
+        """(up, down) bytes at a cut, from the shapes and dtypes of tensors that really cross there."""
+        import torch
+
+        self._check_cut(cut)
+        if self._crossing_sizes is None:
+            # Two tokens tell dtype and width; the encoder's output and the hidden states are the only tensors there are.
+            rows = self.built.spec.batch * self.built.spec.tokens
+            sizes: dict[int, tuple[int, int]] = {}
+            batch = self._small_batch()
+            scale = rows / batch.inputs.numel()
+            with torch.enable_grad():
+                for at in self._kinds_of_cut():
+                    carried = self.device_half(batch, at).carried.values()
+                    up = sum(t.numel() * t.element_size() for t in carried)
+                    down = sum(t.numel() * t.element_size() for t in carried if t.requires_grad)
+                    sizes[at] = (round(up * scale), round(down * scale))
+            self._crossing_sizes = sizes
+        return next(v for at, v in reversed(self._crossing_sizes.items()) if at <= cut)
+
+    def _kinds_of_cut(self) -> list[int]:
+        """The first cut of each kind: all cuts inside one stack carry the same tensors."""
+        encoder = self.encoder_layers
+        cuts = [1] if encoder is None else [1, encoder, encoder + 1]
+        return [c for c in sorted(set(cuts)) if c in self.cuts]
+
+    def _refuse_adapters_outside_layers(self) -> None:
+        inside = {id(p) for layers in self._layers for layer in layers for p in layer.parameters()}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and id(parameter) not in inside:
+                raise BadInput(f"--lora-targets: {name} is outside the transformer layers; adapters belong inside them")
+
+    def _small_batch(self) -> Batch:
+        # Two sequences: with one a batch dimension could not be told from a broadcast one.
+        tokens = self._random_tokens((2, 8), 0)
+        return Batch(tokens, tokens.clone())
+
+    def _random_tokens(self, shape: tuple[int, int], seed: int) -> Tensor:
+        import torch
+
+        if self.device == "meta":
+            return torch.empty(shape, dtype=torch.int64, device="meta")
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(0, self.built.vocab_size, shape, generator=generator).to(self.device)
+
+    def _base_dtype(self) -> torch.dtype:
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.built.spec.dtype)
+        return dtype
+
+    def _owner(self, stack: Stack) -> Any:
+        return self.model.get_submodule(stack.owner)
+
+    def _position(self, layer: int) -> tuple[int, int]:
+        """(stack, place in it from 0) of layer 1..I."""
+        first = self._stacks[0].length
+        return (0, layer - 1) if layer <= first else (1, layer - first - 1)
+
+    def _place(self, cut: int) -> tuple[int, int]:
+        """(stack, first layer in it from 0) with which the server half begins; (1, 0): with the bridge."""
+        return self._position(cut + 1)
+
+    def _index_after(self, cut: int) -> int:
+        """Index of the first segment after ``cut``."""
+        return cut + 1 + (self.encoder_layers is not None and cut > self.encoder_layers)
+
+    def _check_cut(self, cut: int) -> None:
+        if cut not in self.cuts:
+            raise BadInput(f"cut {cut}: expected 1..{self.layers - 1} ({self.layers} layers)")
+
+
+# --- gates ------------------------------------------------------------------------------------------------------------
+
+
+class _Stopped(Exception):
+    """Ends a pass of the model's own forward before a layer."""
+
+    def __init__(self, hidden: Any) -> None:
+        self.hidden = hidden
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """The place of a carried tensor among a layer's arguments."""
+
+    name: str
+
+
+class _Gates:
+    """Stand in for the layers of one stack during one pass of its own forward."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        layers: list[Any],
+        index: int,
+        low: int,
+        high: int,
+        entering: Any,
+        stop: int | None,
+        context: Context | None,
+        source: Any,
+    ) -> None:
+        self.stack, self.layers, self.index = stack, layers, index
+        self.low, self.high, self.entering, self.stop = low, high, entering, stop
+        self.source = source
+        self.context = context
+        self.notes: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+        if context is not None and index not in context.calls and stop is not None:
+            self.notes = context.calls.setdefault(index, {})
+
+    @contextmanager
+    def in_place(self, owner: Any) -> Iterator[None]:
+        """Inside, the stack's forward meets the gates; the model is as before afterwards, whatever happens."""
+        from torch import nn
+
+        before = owner._modules[self.stack.attribute]
+        owner._modules[self.stack.attribute] = nn.ModuleList(
+            _gate_class()(self, i, l) for i, l in enumerate(self.layers)
+        )
+        try:
+            yield
+        finally:
+            owner._modules[self.stack.attribute] = before
+
+    def visit(self, at: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the stack's forward gets when it calls layer ``at`` (from 0)."""
+        if at == self.stop and self.notes is None:
+            raise _Stopped(_hidden_of(args, kwargs))
+        if self.low <= at < self.high:
+            return self.layers[at](*args, **kwargs)
+        hidden = _hidden_of(args, kwargs)
+        side = self._side(at, args, kwargs)
+        if self.notes is not None:
+            self.notes[at] = self._note(args, kwargs, side)
+        if at == self.stop:
+            raise _Stopped(hidden)
+        if at == self.low - 1:
+            hidden = self.entering
+        return hidden if self.stack.outputs is None else (hidden, *side)
+
+    def _side(self, at: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """What a layer hands on beside the hidden states: the first makes it, the others pass it on."""
+        if not self.stack.outputs:
+            return ()
+        if at > 0:
+            return tuple(None if k is None else _argument(args, kwargs, k) for k in self.stack.outputs)
+        known = None if self.context is None else self.context.side.get(self.index)
+        if known is None:
+            known = _position_biases(self.stack, self.layers[0], args, kwargs)
+            if self.context is not None:
+                self.context.side[self.index] = known
+        return known
+
+    def _note(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], side: tuple[Any, ...]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A layer's arguments without the carried tensors; the first layer gets its position bias ready-made."""
+        values: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        for key, value in zip(self.stack.outputs or (), side, strict=True):
+            if key is not None:
+                values[key] = value
+        for key, value in values.items():
+            if self.source is not None and value is self.source:
+                values[key] = _Carried(ENCODER)
+        values[0 if args else HIDDEN] = _Carried(HIDDEN)
+        positional = tuple(values[i] for i in range(len(args)))
+        return positional, {k: v for k, v in values.items() if isinstance(k, str)}
+
+
+class _Watch(_Gates):
+    """Gates that run the first layers and note what the model does with their outputs."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.results: list[Any] = []
+
+    def visit(self, at: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.seen.append((args, kwargs))
+        if len(self.results) == 1:
+            raise _Stopped(None)
+        self.results.append(self.layers[at](*args, **kwargs))
+        return self.results[-1]
+
+    def conclude(self, model: str) -> Stack:
+        """The stack with how its layers hand tensors on. Raises BadInput where they do it in a way that cannot be cut."""
+        import torch
+
+        where = f"{model}: {self.stack.owner or 'model'}.{self.stack.attribute}"
+
+        def refuse(found: str) -> BadInput:
+            return BadInput(
+                f"{where}: cannot be cut: expected layers called one after the other, each on the hidden states "
+                f"that the one before returned, found {found}"
+            )
+
+        if len(self.seen) < 2 or not self.results:
+            raise refuse(f"{len(self.seen)} calls of layers")
+        result, (args, kwargs) = self.results[0], self.seen[1]
+        first = _first(result)
+        if not isinstance(first, torch.Tensor) or first.dim() != 3:
+            raise refuse(f"a first layer that returns {type(result).__name__}")
+        if _hidden_of(args, kwargs) is not first:
+            raise refuse("a second layer that is called on something else")
+        arguments: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        if isinstance(result, torch.Tensor):
+            return self.stack
+        outputs: list[int | str | None] = []
+        masked = False
+        for extra in result[1:]:
+            taken = [k for k, v in arguments.items() if extra is not None and v is extra]
+            outputs.append(taken[0] if taken else None)
+            if taken:
+                if not isinstance(extra, torch.Tensor) or _bias_module(self.layers[0]) is None:
+                    raise refuse("a first layer that hands on something which the later half cannot compute for itself")
+                masked = masked or (isinstance(extra, torch.Tensor) and extra.dim() == 4 and extra.shape[0] == 2)
+        return replace(self.stack, outputs=tuple(outputs), masked=masked)
+
+
+_GATE_CLASS: list[Any] = []
+
+
+def _gate_class() -> Any:
+    """The gate as a module (made on first use: torch is imported late)."""
+    if not _GATE_CLASS:
+        from torch import nn
+
+        class Gate(nn.Module):  # type: ignore[misc, unused-ignore]
+            """Stands at one layer's place; whatever else the model asks it for is the layer's own."""
+
+            def __init__(self, gates: _Gates, at: int, layer: Any) -> None:
+                super().__init__()
+                # Around nn.Module's registration: the layer is not a part of the gate.
+                self.__dict__["_gates"], self.__dict__["_at"], self.__dict__["_layer"] = gates, at, layer
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.__dict__["_layer"], name)
+
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
+                return self._gates.visit(self._at, args, kwargs)
+
+        _GATE_CLASS.append(Gate)
+    return _GATE_CLASS[0]
+
+
+def _hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else kwargs.get(HIDDEN)
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], key: int | str) -> Any:
+    return args[key] if isinstance(key, int) else kwargs[key]
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _bias_module(layer: Any) -> Any:
+    """The attention inside a layer that holds the relative position bias of its whole stack (T5), or None."""
+    for module in layer.modules():
+        if (
+            callable(getattr(module, "compute_bias", None))
+            and getattr(module, "relative_attention_bias", None) is not None
+        ):
+            return module
+    return None
+
+
+def _position_biases(stack: Stack, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """What T5's first layer hands on, without running it: the position bias [1, heads, tokens, tokens], and in a decoder
+    the zeros [1, heads, tokens, encoder tokens] of its cross-attention; with the masks in older releases."""
+    import torch
+
+    attention = _bias_module(layer)
+    hidden = _hidden_of(args, kwargs)
+    tokens = hidden.shape[1]
+    names = ("hidden_states", "attention_mask", "position_bias", ENCODER, "encoder_attention_mask")
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    biases: list[Any] = []
+    for place, key in enumerate(stack.outputs or ()):
+        if key is None:
+            biases.append(None)
+            continue
+        if place == 0:
+            bias = attention.compute_bias(tokens, tokens, device=hidden.device)
+            mask = given.get("attention_mask")
+        else:
+            shape = (1, attention.n_heads, tokens, given[ENCODER].shape[1])
+            bias = torch.zeros(shape, device=hidden.device, dtype=hidden.dtype)
+            mask = given.get("encoder_attention_mask")
+        biases.append(bias + mask if stack.masked and mask is not None else bias)
+    return tuple(biases)
+
+
+# --- search -----------------------------------------------------------------------------------------------------------
+
+
+def _find_stacks(model: Any) -> tuple[Stack, ...]:
+    """The rows of layers of a model: one, or an encoder's and a decoder's."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        rows = (
+            _longest_row(model, model.get_encoder(), "encoder"),
+            _longest_row(model, model.get_decoder(), "decoder"),
+        )
+    else:
+        rows = (_longest_row(model, model, "model"),)
+    if sum(r.length for r in rows) < 2:
+        raise BadInput(f"{type(model).__name__}: has fewer than two layers, there is nothing to cut")
+    for what, getter in (("token embedding", "get_input_embeddings"), ("output projection", "get_output_embeddings")):
+        if getattr(model, getter, lambda: None)() is None:
+            raise BadInput(f"{type(model).__name__}: cannot be cut: looked for its {what} ({getter}), found none")
+    return rows
+
+
+def _longest_row(model: Any, root: Any, what: Literal["model", "encoder", "decoder"]) -> Stack:
+    from torch import nn
+
+    names = {id(m): path for path, m in model.named_modules()}
+    rows: list[tuple[int, str, str]] = []
+    seen: list[str] = []
+
+    def look(module: Any) -> None:
+        for name, child in module.named_children():
+            if isinstance(child, nn.ModuleList) and len(child):
+                kinds = {type(m).__name__ for m in child}
+                seen.append(f"{names[id(module)]}.{name} ({len(child)} x {'/'.join(sorted(kinds))})".lstrip("."))
+                if len({type(m) for m in child}) == 1 and any(True for _ in child.parameters()):
+                    rows.append((len(child), names[id(module)], name))
+                    continue  # what repeats inside a layer is part of it
+            look(child)
+
+    look(root)
+    if not rows:
+        raise BadInput(
+            f"{type(model).__name__}: cannot be cut: looked in its {what} for a list (ModuleList) of transformer layers of one "
+            f"class, found {', '.join(seen[:5]) or 'no ModuleList'}"
+        )
+    length, owner, attribute = max(rows, key=lambda row: row[0])
+    return Stack(owner, attribute, length)
