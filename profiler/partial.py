@@ -35,7 +35,8 @@ class Partial:
     def _read(self) -> None:
         try:
             data, _ = read_json(self.path)
-            if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("stages"), dict):
+            whole = isinstance(data, dict) and all(isinstance(data.get(key), dict) for key in ("plan", "stages"))
+            if not whole or data.get("format") != FORMAT:
                 raise BadInput(f"{self.path}: not a record of an interrupted run")
         except BadInput as error:
             self.ignored = f"an interrupted run cannot be resumed ({error}); starting again"

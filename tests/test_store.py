@@ -130,7 +130,7 @@ def test_two_profiles_of_one_name_are_refused(saved: Path) -> None:
 
 def test_an_empty_folder_says_where_fleets_are(tmp_path: Path) -> None:
     store.save(make_profile(), tmp_path / "letter" / "box.json")
-    with pytest.raises(BadInput, match="there are fleets in .*letter"):
+    with pytest.raises(BadInput, match=r"there are fleets in .*letter"):
         store.load_fleet(tmp_path)
 
 
