@@ -1,0 +1,659 @@
+"""Eq. 7-11: profiles -> delay and energy over (device, round) x cut x clock, as arrays.
+
+Two models give the same `CostModel`, so whatever decides or reports need not know which one it holds.
+
+letter
+    Eq. 7-11 as printed. Times are FLOPs / (f delta sigma), power is xi f^3.
+profile
+    What was measured. Times are sums of the segments' median times, power is the fitted table P(f).
+
+Shapes: M devices, C = I-1 cuts, N decisions (one for each device and round), K clocks. Everything is per training round, that
+is T mini-batches (the letter's "local epochs"). Elementwise expressions use only + - * /, in one fixed order, so that one cost
+computed alone equals the same cost computed within a table, bit for bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from profiler.profile import BadInput, Profile, SegmentTime, Timing
+from solver.assumptions import Assumption, assumed, unmeasured
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
+
+ModelName = Literal["letter", "profile"]
+
+TERMS = ("optimizer", "embedding", "head", "round-trip")
+"""What the letter leaves out and a profile measures; each can be left out of the profile model by name."""
+
+UNKNOWN_CLOCK_HZ = 1e9
+"""Stands for the clock of a machine whose clock cannot be read. It cancels: such a machine has one operating point."""
+
+
+# ------------------------------------------------------------------------------------------------ curves over the clock
+
+
+@dataclass(frozen=True)
+class ServerTime:
+    """Seconds that the server is busy in a round: a + b/f on each of P pieces of the clock axis.
+
+    ``breaks_hz`` (P-1,) ascending; ``a_s`` and ``b_cycles`` (C, P). The letter's Eq. 8 is one piece with a = 0 and
+    b = T (eta - eta_D(c)) / (delta sigma).
+    """
+
+    breaks_hz: Floats
+    a_s: Floats
+    b_cycles: Floats
+
+    def at(self, cut_index: Any, frequency_hz: Any) -> Floats:
+        """Seconds at 0-based cut indices and clocks in Hz that broadcast against each other."""
+        piece = np.searchsorted(self.breaks_hz, frequency_hz, side="right")
+        seconds: Floats = self.a_s[cut_index, piece] + self.b_cycles[cut_index, piece] / frequency_hz
+        return seconds
+
+
+@dataclass(frozen=True)
+class ServerPower:
+    """Watts of the busy server: p + q f + r f^3 on each of P pieces. The letter's law is one piece with r = xi."""
+
+    breaks_hz: Floats
+    p_w: Floats
+    q_w_per_hz: Floats
+    r_w_per_hz3: Floats
+
+    def at(self, frequency_hz: Any) -> Floats:
+        """Watts at clocks in Hz."""
+        f = frequency_hz
+        piece = np.searchsorted(self.breaks_hz, f, side="right")
+        # f * f * f, not f**3: vectorised powers may differ in the last bit between a lone value and an array
+        watts: Floats = self.p_w[piece] + self.q_w_per_hz[piece] * f + self.r_w_per_hz3[piece] * (f * f * f)
+        return watts
+
+    @staticmethod
+    def cubic(xi_w_per_hz3: float) -> ServerPower:
+        """P = xi f^3, the law above Eq. 11."""
+        zero = np.zeros(1)
+        return ServerPower(np.empty(0), zero, zero, np.array([xi_w_per_hz3]))
+
+    @staticmethod
+    def table(frequency_hz: Sequence[float], power_w: Sequence[float]) -> ServerPower:
+        """Linear between the points of a table, constant beyond its ends (extrapolating a fit is not the solver's job)."""
+        f, first = np.unique(np.asarray(frequency_hz, dtype=float), return_index=True)
+        watts = np.asarray(power_w, dtype=float)[first]
+        slopes = np.concatenate([[0.0], np.diff(watts) / np.diff(f), [0.0]])
+        left = np.concatenate([[0], np.arange(len(f))])  # each piece is anchored at the point where it begins
+        return ServerPower(f, watts[left] - slopes * f[left], slopes, np.zeros(len(f) + 1))
+
+
+@dataclass(frozen=True)
+class ClockMap:
+    """From the clock that is requested to the one that the machine then runs at, where the two were seen to differ.
+
+    A lock is a request: a power cap or heat holds the clock below it. ``ratio`` (K,) is measured over requested at
+    ``requested_hz`` (K,), linear between.
+    """
+
+    requested_hz: Floats
+    ratio: Floats
+
+    def reached(self, requested_hz: Any) -> Floats:
+        """The clocks in Hz that requests in Hz lead to."""
+        request = np.asarray(requested_hz, dtype=float)
+        if len(self.requested_hz) == 0:
+            return request
+        reached: Floats = request * np.interp(request, self.requested_hz, self.ratio)
+        return reached
+
+
+NO_MAP = ClockMap(np.empty(0), np.empty(0))
+
+
+# ---------------------------------------------------------------------------------------------------------- the model
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Delay and energy of some points, and what they are made of. All arrays have one shape; ``energy_j`` is None without power."""
+
+    delay_s: Floats
+    energy_j: Floats | None
+    device_compute_s: Floats
+    server_compute_s: Floats
+    uplink_s: Floats
+    downlink_s: Floats
+    adapters_s: Floats
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Eq. 7-11 for a fleet. ``device_compute_s`` and the bits are (M, C) and cover a whole round; ``round_trip_s`` is (M,).
+
+    ``round_trip_s`` is paid once a mini-batch (half up, half down) and once for the adapters.
+    """
+
+    name: ModelName
+    epochs: int
+    device_compute_s: Floats
+    uplink_bits: Floats
+    downlink_bits: Floats
+    adapter_bits: Floats
+    round_trip_s: Floats
+    server_time: ServerTime
+    server_power: ServerPower | None
+    idle_w: float = 0.0
+    clock_map: ClockMap = NO_MAP
+
+    @property
+    def cuts(self) -> int:
+        """C: the cuts are 1..C, cut c at index c-1."""
+        return int(self.device_compute_s.shape[1])
+
+    def at(self, device: Any, uplink_bps: Any, downlink_bps: Any, cut_index: Any, requested_hz: Any) -> Costs:
+        """Costs of points given by arrays that broadcast: device index, rates in bit/s, 0-based cut index, clock in Hz.
+
+        Delay is Eq. 10, energy Eq. 11 (in the profile model P(f) in place of xi f^3).
+        """
+        trip = self.round_trip_s[device] / 2
+        compute = self.device_compute_s[device, cut_index]
+        up = self.uplink_bits[device, cut_index] / uplink_bps + self.epochs * trip
+        down = self.downlink_bits[device, cut_index] / downlink_bps + self.epochs * trip
+        adapters = (
+            self.adapter_bits[device, cut_index] / uplink_bps + self.adapter_bits[device, cut_index] / downlink_bps
+        )
+        adapters = adapters + 2 * trip
+        f = self.clock_map.reached(requested_hz)
+        server = self.server_time.at(cut_index, f)
+        energy = None
+        if self.server_power is not None:
+            energy = self.server_power.at(f) * server + self.idle_w * (compute + up + down + adapters)
+        parts = np.broadcast_arrays(compute, server, up, down, adapters)
+        compute, server, up, down, adapters = parts
+        delay = compute + server + up + down + adapters
+        if energy is not None:
+            energy = np.broadcast_to(energy, delay.shape)
+        return Costs(delay, energy, compute, server, up, down, adapters)
+
+    def waiting_s(self, device: Ints, uplink_bps: Floats, downlink_bps: Floats) -> Floats:
+        """(N, C): the part of Eq. 10 that does not depend on the server's clock. Arguments are (N,)."""
+        every = np.arange(self.cuts)[None, :]
+        up, down = uplink_bps[:, None], downlink_bps[:, None]
+        bits = self.adapter_bits[device]
+        waiting: Floats = (
+            self.device_compute_s[device[:, None], every]
+            + self.uplink_bits[device] / up
+            + self.downlink_bits[device] / down
+            + bits / up
+            + bits / down
+            + ((self.epochs + 1) * self.round_trip_s[device])[:, None]
+        )
+        return waiting
+
+    def server_s(self, requested_hz: Floats) -> Floats:
+        """(C, K): seconds that the server is busy at clocks (K,)."""
+        return self.server_time.at(np.arange(self.cuts)[:, None], self.clock_map.reached(requested_hz)[None, :])
+
+    def busy_j(self, requested_hz: Floats) -> Floats:
+        """(C, K): joules of the busy server at clocks (K,); zero where power is unknown."""
+        seconds = self.server_s(requested_hz)
+        if self.server_power is None:
+            return np.zeros_like(seconds)
+        return self.server_power.at(self.clock_map.reached(requested_hz))[None, :] * seconds
+
+
+# ----------------------------------------------------------------------------------------- extremes over the box, Eq. 12
+
+
+@dataclass(frozen=True)
+class ServerRange:
+    """For each cut the least and greatest busy seconds and joules over the box's clocks, and where. All (C,)."""
+
+    s_min: Floats
+    s_max: Floats
+    e_min: Floats
+    e_max: Floats
+    s_min_hz: Floats
+    s_max_hz: Floats
+    e_min_hz: Floats
+    e_max_hz: Floats
+
+    @staticmethod
+    def over(model: CostModel, clocks_hz: Floats) -> ServerRange:
+        """Over the clocks (K,) and, between them, nothing."""
+        wide = np.broadcast_to(clocks_hz, (model.cuts, len(clocks_hz)))
+        return ServerRange._of(model.server_s(clocks_hz), model.busy_j(clocks_hz), wide)
+
+    @staticmethod
+    def over_interval(model: CostModel, f_min_hz: float, f_max_hz: float) -> ServerRange:
+        """Over every clock from ``f_min_hz`` to ``f_max_hz``: at ends and breaks, and where energy is stationary inside a piece."""
+        edges = piece_edges(model, f_min_hz, f_max_hz)
+        inner = [stationary(model, low, high, np.zeros(1), np.ones(1))[0] for low, high in itertools.pairwise(edges)]
+        wide = np.column_stack([np.broadcast_to(edges, (model.cuts, len(edges))), *inner])
+        every = np.arange(model.cuts)[:, None]
+        seconds = model.server_time.at(every, wide)
+        joules = np.zeros_like(seconds) if model.server_power is None else model.server_power.at(wide) * seconds
+        return ServerRange._of(seconds, joules, wide)
+
+    @staticmethod
+    def _of(seconds: Floats, joules: Floats, clocks_hz: Floats) -> ServerRange:
+        rows = np.arange(len(seconds))
+        where = [seconds.argmin(1), seconds.argmax(1), joules.argmin(1), joules.argmax(1)]
+        values = [table[rows, k] for table, k in zip((seconds, seconds, joules, joules), where, strict=True)]
+        return ServerRange(*values, *[clocks_hz[rows, k] for k in where])
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """D_min, D_max, E_min, E_max of Eq. 12, each (N,)."""
+
+    d_min_s: Floats
+    d_max_s: Floats
+    e_min_j: Floats
+    e_max_j: Floats
+
+    def weights(self, w: float) -> tuple[Floats, Floats]:
+        """(N,) factors of delay and energy in U: w / (D_max - D_min) and (1-w) / (E_max - E_min); 0 for an empty range."""
+        spans = (self.d_max_s - self.d_min_s, self.e_max_j - self.e_min_j)
+        delay, energy = (
+            np.divide(weight, span, out=np.zeros_like(span), where=span > 0)
+            for weight, span in zip((w, 1 - w), spans, strict=True)
+        )
+        return delay, energy
+
+    def cost(self, w: float, delay_s: Floats, energy_j: Floats | None) -> Floats:
+        """U of Eq. 12 for (N,) points."""
+        by_delay, by_energy = self.weights(w)
+        cost = by_delay * (delay_s - self.d_min_s)
+        if energy_j is not None:
+            cost = cost + by_energy * (energy_j - self.e_min_j)
+        return cost
+
+
+def box_extremes(
+    model: CostModel, waiting_s: Floats, feasible: Mask, span: ServerRange, extra_hz: Floats | None = None
+) -> Extremes:
+    """Extremes over the feasible cuts and the clocks of ``span``, with one more clock for each decision if given.
+
+    ``waiting_s`` and ``feasible`` are (N, C), ``extra_hz`` (N,).
+    """
+    s_min, s_max, e_min, e_max = (np.asarray(x)[None, :] for x in (span.s_min, span.s_max, span.e_min, span.e_max))
+    if extra_hz is not None:
+        reached = model.clock_map.reached(extra_hz)
+        seconds = model.server_time.at(np.arange(model.cuts)[None, :], reached[:, None])
+        s_min, s_max = np.minimum(s_min, seconds), np.maximum(s_max, seconds)
+        if model.server_power is not None:
+            joules = model.server_power.at(reached)[:, None] * seconds
+            e_min, e_max = np.minimum(e_min, joules), np.maximum(e_max, joules)
+    idle = model.idle_w * waiting_s if model.idle_w else 0.0
+    return Extremes(
+        np.where(feasible, waiting_s + s_min, np.inf).min(1),
+        np.where(feasible, waiting_s + s_max, -np.inf).max(1),
+        np.where(feasible, idle + e_min, np.inf).min(1),
+        np.where(feasible, idle + e_max, -np.inf).max(1),
+    )
+
+
+def piece_edges(model: CostModel, f_min_hz: float, f_max_hz: float) -> Floats:
+    """The ends of the range and every break of time or power inside it: between two of them both are one formula."""
+    breaks = [model.server_time.breaks_hz]
+    if model.server_power is not None:
+        breaks.append(model.server_power.breaks_hz)
+    inside = np.concatenate(breaks)
+    inside = inside[(inside > f_min_hz) & (inside < f_max_hz)]
+    return np.unique(np.concatenate([[f_min_hz], inside, [f_max_hz]]))
+
+
+def stationary(model: CostModel, low_hz: float, high_hz: float, by_delay: Floats, by_energy: Floats) -> Floats:
+    """(N, C) clocks inside one piece at which x t(f) + y P(f) t(f) is stationary, clipped to the piece.
+
+    x = ``by_delay`` and y = ``by_energy`` are (N,). With t = a + b/f and P = p + q f + r f^3 the derivative is zero where
+    y q a f^2 + y r (3 a f^4 + 2 b f^3) = (x + y p) b. For r = xi alone and a = 0 that is Eq. 16's
+    f^3 = x / (2 y xi). The root is the minimum wherever q, a and b are not negative.
+    """
+    middle = (low_hz + high_hz) / 2
+    piece = int(np.searchsorted(model.server_time.breaks_hz, middle, side="right"))
+    a, b = model.server_time.a_s[:, piece][None, :], model.server_time.b_cycles[:, piece][None, :]
+    p = q = r = 0.0
+    if model.server_power is not None:
+        power = model.server_power
+        k = int(np.searchsorted(power.breaks_hz, middle, side="right"))
+        p, q, r = float(power.p_w[k]), float(power.q_w_per_hz[k]), float(power.r_w_per_hz3[k])
+    x, y = by_delay[:, None], by_energy[:, None]
+    shape = (len(by_delay), model.cuts)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if r > 0:
+            # 2 f^3 + 3 (a/b) f^4 = k, k = (x + y p) / (y r): Newton from the root without a, which lies above the root
+            slope = np.broadcast_to(np.where(b > 0, np.divide(a, b), np.inf), shape)
+            root = np.cbrt(np.maximum((x + y * p) / (y * r), 0.0) / 2)
+            f = np.clip(np.broadcast_to(root, shape), low_hz, high_hz)
+            goal = 2 * root * root * root
+            for _ in range(60):
+                value = 2 * f**3 + 3 * slope * f**4 - goal
+                step = np.where(np.isfinite(value), value / (6 * f**2 + 12 * slope * f**3), 0.0)
+                step = np.clip(f - step, low_hz, high_hz) - f
+                f = f + step
+                if np.all(np.abs(step) <= 1e-15 * f):
+                    break
+        else:
+            f = np.sqrt((x + y * p) * b / (y * q * a))
+    return np.clip(np.where(np.isnan(f), low_hz, f), low_hz, high_hz)
+
+
+# ------------------------------------------------------------------------------------------------- profiles to arrays
+
+
+@dataclass(frozen=True)
+class ServerClocks:
+    """Where the server's clock may go. ``supported_hz`` (K,) is empty where any clock from F_min to F_max will do."""
+
+    f_min_hz: float
+    f_max_hz: float
+    supported_hz: Floats
+    known: bool = True
+
+    @property
+    def points_hz(self) -> Floats:
+        """Supported clocks, F_min and F_max, ascending."""
+        return np.unique(np.concatenate([self.supported_hz, [self.f_min_hz, self.f_max_hz]]))
+
+    def nearest(self, frequency_hz: Floats) -> Floats:
+        """The supported clocks nearest to ``frequency_hz`` (N,); of two equally near the lower; unchanged if any clock will do."""
+        if len(self.supported_hz) == 0:
+            return frequency_hz
+        above = np.clip(np.searchsorted(self.supported_hz, frequency_hz), 1, max(len(self.supported_hz) - 1, 1))
+        low = self.supported_hz[above - 1]
+        high = self.supported_hz[np.minimum(above, len(self.supported_hz) - 1)]
+        return np.where(frequency_hz - low <= high - frequency_hz, low, high)
+
+
+def operating_hz(profile: Profile) -> float:
+    """The clock at which a machine trains: its operating clock, else the one it was timed at, else a stand-in that cancels."""
+    if profile.hardware.clocks is not None:
+        return profile.hardware.clocks.operating_hz
+    for timing in profile.timings:
+        if timing.frequency_hz is not None:
+            return timing.frequency_hz
+    return UNKNOWN_CLOCK_HZ
+
+
+def _timed_hz(profile: Profile, timing: Timing) -> float:
+    return timing.frequency_hz if timing.frequency_hz is not None else operating_hz(profile)
+
+
+def _seconds(row: SegmentTime, optimizer: bool) -> float:
+    seconds = row.forward.median_s + row.backward.median_s
+    return seconds + row.optimizer.median_s if optimizer else seconds
+
+
+def _segment_seconds(profile: Profile, leave_out: frozenset[str]) -> tuple[Floats, Floats]:
+    """Clocks (K,) ascending and seconds (S, K) of a mini-batch through each segment; repeated clocks are averaged."""
+    kept = [t for t in profile.timings if t.frequency_hz is not None] or profile.timings[:1]
+    hz = np.array([_timed_hz(profile, t) for t in kept])
+    rows = np.array(
+        [
+            [
+                0.0 if segment.kind in leave_out else _seconds(row, "optimizer" not in leave_out)
+                for segment, row in zip(profile.segments, timing.segments, strict=True)
+            ]
+            for timing in kept
+        ]
+    )
+    clocks, group = np.unique(hz, return_inverse=True)
+    total = np.zeros((len(clocks), rows.shape[1]))
+    np.add.at(total, group, rows)
+    return clocks, (total / np.bincount(group)[:, None]).T
+
+
+def _tail_slopes(clocks_hz: Floats, seconds: Floats) -> Floats:
+    """(S,) b of the least squares t = a + b/f with a, b >= 0; t f where there is one clock (pure 1/f scaling)."""
+    x = 1.0 / clocks_hz
+    if len(x) == 1:
+        proportional: Floats = seconds[:, 0] * clocks_hz[0]
+        return proportional
+    dx = x - x.mean()
+    b = np.maximum((seconds * dx).sum(1) / (dx * dx).sum(), 0.0)
+    through_zero = (seconds * x).sum(1) / (x * x).sum()
+    slopes: Floats = np.where(seconds.mean(1) - b * x.mean() < 0, through_zero, b)
+    return slopes
+
+
+def _curve(clocks_hz: Floats, seconds: Floats) -> ServerTime:
+    """Seconds (S, K) at measured clocks -> curves over the clock: through every measured time and straight in 1/f between them.
+
+    Beyond the measured clocks the slope is that of a least squares t = a + b/f.
+    """
+    x, b = 1.0 / clocks_hz, _tail_slopes(clocks_hz, seconds)
+    if len(x) == 1:
+        return ServerTime(np.empty(0), np.zeros_like(b)[:, None], b[:, None])
+    inner = (seconds[:, :-1] - seconds[:, 1:]) / (x[:-1] - x[1:])
+    high = np.minimum(b, seconds[:, -1] * clocks_hz[-1])  # times must not fall below zero as the clock grows
+    slopes = np.column_stack([b, inner, high])
+    anchor = np.concatenate([[0], np.arange(len(x))])  # the point at which each piece begins
+    return ServerTime(clocks_hz, seconds[:, anchor] - slopes * x[anchor], slopes)
+
+
+def _prefix(profile: Profile, per_segment: Floats) -> Floats:
+    """(C, ...) sums over the segments that stand on the device at each cut: those with layer <= c."""
+    layers = np.array([s.layer for s in profile.segments])
+    upto = np.searchsorted(layers, np.arange(1, profile.workload.layers), side="right")
+    totals: Floats = np.cumsum(per_segment, axis=0)[upto - 1]
+    return totals
+
+
+def _suffix(profile: Profile, per_segment: Floats) -> Floats:
+    """(C, ...) sums over the segments that stand on the server: those with layer > c. Summed apart, so never negative."""
+    layers = np.array([s.layer for s in profile.segments])
+    upto = np.searchsorted(layers, np.arange(1, profile.workload.layers), side="right")
+    totals: Floats = np.cumsum(per_segment[::-1], axis=0)[::-1][upto]
+    return totals
+
+
+def _flops(profile: Profile) -> Floats:
+    return np.array([row.forward_flops + row.backward_flops for row in profile.flops.segments])
+
+
+def flops_per_cycle(profile: Profile) -> tuple[float, list[Assumption]]:
+    """delta sigma of Eq. 7 and 8: FLOPs that the machine completes in a clock cycle.
+
+    From timings where there are some: FLOPs / (f t), at the clock where a device trains or the server's highest measured one;
+    else cores x FLOPs per core and cycle of the hardware block. Raises BadInput where neither is there.
+    """
+    name, hardware = profile.name, profile.hardware
+    if profile.timings:
+        known = [t for t in profile.timings if t.frequency_hz is not None] or profile.timings[:1]
+        if profile.role == "server":
+            timing = max(known, key=lambda t: _timed_hz(profile, t))
+        else:
+            timing = min(known, key=lambda t: abs(_timed_hz(profile, t) - operating_hz(profile)))
+        total, seconds = float(_flops(profile).sum()), sum(_seconds(row, False) for row in timing.segments)
+        if not (total > 0 and seconds > 0):
+            raise BadInput(
+                f"profile {name}: flops and timings add up to {total:g} FLOPs in {seconds:g} s, expected both above 0"
+            )
+        effective = total / (_timed_hz(profile, timing) * seconds)
+        return effective, unmeasured(timing, **{f"{name}: effective FLOPs per cycle (delta sigma)": effective})
+    if hardware.cores is None or hardware.flops_per_core_cycle is None:
+        missing = "cores" if hardware.cores is None else "flops_per_core_cycle"
+        raise BadInput(
+            f"profile {name}: no timings, and field hardware.{missing} is empty: expected one of the two to know its speed"
+        )
+    listed = unmeasured(
+        hardware,
+        **{
+            f"{name}: cores (sigma)": hardware.cores,
+            f"{name}: FLOPs per core and cycle (delta)": hardware.flops_per_core_cycle,
+        },
+    )
+    return hardware.cores * hardware.flops_per_core_cycle, listed
+
+
+def _bits(
+    devices: Sequence[Profile], epochs: int, phi: Sequence[float]
+) -> tuple[Floats, Floats, Floats, list[Assumption]]:
+    """T phi S(c), T phi S~(c) and A(c) of Eq. 9 in bits, each (M, C). A(c) counts the adapters of layers 1..c."""
+    up, down, adapters, listed = [], [], [], []
+    for device, ratio in zip(devices, phi, strict=True):
+        sizes = device.sizes
+        up.append([epochs * ratio * 8.0 * row.smashed_bytes for row in sizes.cuts])
+        down.append([epochs * ratio * 8.0 * row.gradient_bytes for row in sizes.cuts])
+        inside = [
+            8.0 * row.adapter_bytes if 1 <= segment.layer <= device.workload.layers else 0.0
+            for segment, row in zip(device.segments, sizes.segments, strict=True)
+        ]
+        adapters.append(_prefix(device, np.array(inside)))
+        listed += unmeasured(
+            sizes,
+            **{
+                f"{device.name}: smashed data at cut 1 in bytes (S)": sizes.cuts[0].smashed_bytes,
+                f"{device.name}: adapters of one layer in bytes (A)": float(adapters[-1][0] / 8),
+            },
+        )
+    return np.array(up), np.array(down), np.array(adapters), listed
+
+
+def letter_model(
+    server: Profile, devices: Sequence[Profile], *, epochs: int, phi: Sequence[float]
+) -> tuple[CostModel, list[Assumption]]:
+    """Eq. 7-11 as printed. ``phi`` (M,). Returns the model and what it rests on that was not measured; raises BadInput."""
+    up, down, adapters, listed = _bits(devices, epochs, phi)
+    compute = []
+    for device in devices:
+        per_cycle, more = flops_per_cycle(device)
+        compute.append(epochs * _prefix(device, _flops(device)) / (operating_hz(device) * per_cycle))
+        listed += more
+        listed += unmeasured(
+            device.flops, **{f"{device.name}: FLOPs of a mini-batch (eta)": float(_flops(device).sum())}
+        )
+        clocks = device.hardware.clocks
+        if clocks is not None:
+            listed += unmeasured(clocks, **{f"{device.name}: clock in Hz (f^D)": clocks.operating_hz})
+        elif not device.timings:
+            raise BadInput(
+                f"profile {device.name}: field hardware.clocks is empty, expected the clock it trains at (no timings)"
+            )
+    per_cycle, more = flops_per_cycle(server)
+    listed += more
+    listed += unmeasured(server.flops, **{f"{server.name}: FLOPs of a mini-batch (eta)": float(_flops(server).sum())})
+    cycles = epochs * _suffix(server, _flops(server)) / per_cycle
+    power = None
+    if server.power_fit is not None:
+        power = ServerPower.cubic(server.power_fit.xi_w_per_hz3)
+        listed += unmeasured(server.power_fit, **{f"{server.name}: xi in W/Hz^3": server.power_fit.xi_w_per_hz3})
+    model = CostModel(
+        name="letter",
+        epochs=epochs,
+        device_compute_s=np.array(compute),
+        uplink_bits=up,
+        downlink_bits=down,
+        adapter_bits=adapters,
+        round_trip_s=np.zeros(len(devices)),
+        server_time=ServerTime(np.empty(0), np.zeros((len(cycles), 1)), cycles[:, None]),
+        server_power=power,
+    )
+    return model, listed
+
+
+def profile_model(
+    server: Profile,
+    devices: Sequence[Profile],
+    clocks: ServerClocks,
+    *,
+    epochs: int,
+    phi: Sequence[float],
+    round_trip_s: Floats,
+    leave_out: frozenset[str] = frozenset(),
+    count_idle: bool = False,
+) -> tuple[CostModel, list[Assumption]]:
+    """The measured tables. ``phi`` and ``round_trip_s`` are (M,). Returns the model and what it rests on that was not measured.
+
+    Every profile must have timings. Raises BadInput where ``count_idle`` asks for a figure that the server lacks.
+    """
+    up, down, adapters, listed = _bits(devices, epochs, phi)
+    compute = []
+    for device in devices:
+        hz, seconds = _segment_seconds(device, leave_out)
+        at = operating_hz(device)
+        compute.append(epochs * _prefix(device, _curve(hz, seconds).at(np.arange(len(seconds)), at)))
+        listed += [
+            item
+            for timing in device.timings
+            for item in unmeasured(timing, **{f"{device.name}: layer times": f"{len(device.timings)} clocks"})
+        ]
+        if not hz[0] * 0.999 <= at <= hz[-1] * 1.001:
+            listed.append(
+                assumed(
+                    f"{device.name}: layer times at {at / 1e6:.0f} MHz", "scaled from the measured clocks by a + b/f"
+                )
+            )
+    hz, seconds = _segment_seconds(server, leave_out)
+    pieces = _curve(hz, seconds)
+    curve = ServerTime(
+        pieces.breaks_hz, epochs * _suffix(server, pieces.a_s), epochs * _suffix(server, pieces.b_cycles)
+    )
+    listed += [
+        item
+        for timing in server.timings
+        for item in unmeasured(timing, **{f"{server.name}: layer times": f"{len(server.timings)} clocks"})
+    ]
+    if clocks.known and not (hz[0] * 0.999 <= clocks.f_min_hz and clocks.f_max_hz <= hz[-1] * 1.001):
+        how = "all of it scales as 1/f from the one clock measured" if len(hz) == 1 else "a + b/f by least squares"
+        listed.append(assumed(f"{server.name}: layer times beyond the measured clocks", how))
+    power, more = _power(server, clocks)
+    listed += more
+    idle_w = 0.0
+    if count_idle:
+        if server.power is None or server.power.idle_w is None:
+            raise BadInput(
+                f"--count-idle: profile {server.name} has no field power.idle_w, expected the idle power in W"
+            )
+        idle_w = server.power.idle_w
+        listed += unmeasured(server.power, **{f"{server.name}: idle power in W": idle_w})
+    model = CostModel(
+        name="profile",
+        epochs=epochs,
+        device_compute_s=np.array(compute),
+        uplink_bits=up,
+        downlink_bits=down,
+        adapter_bits=adapters,
+        round_trip_s=np.zeros(len(devices)) if "round-trip" in leave_out else round_trip_s,
+        server_time=curve,
+        server_power=power,
+        idle_w=idle_w,
+        clock_map=_clock_map(server) if len(clocks.supported_hz) else NO_MAP,
+    )
+    return model, listed
+
+
+def _power(server: Profile, clocks: ServerClocks) -> tuple[ServerPower | None, list[Assumption]]:
+    fit = server.power_fit
+    if fit is None:
+        return None, []
+    if not fit.predictions:
+        listed = unmeasured(fit, **{f"{server.name}: xi in W/Hz^3": fit.xi_w_per_hz3})
+        return ServerPower.cubic(fit.xi_w_per_hz3), listed
+    hz = [row.frequency_hz for row in fit.predictions]
+    listed = unmeasured(fit, **{f"{server.name}: power against clock": f"{fit.selected}, {fit.points} points"})
+    if clocks.f_min_hz < min(hz) * 0.999 or clocks.f_max_hz > max(hz) * 1.001:
+        listed.append(assumed(f"{server.name}: power beyond the fitted clocks", "constant beyond the last one"))
+    return ServerPower.table(hz, [row.power_w for row in fit.predictions]), listed
+
+
+def _clock_map(server: Profile) -> ClockMap:
+    pairs: dict[float, list[float]] = {}
+    for timing in server.timings:
+        if timing.requested_hz is not None and timing.frequency_hz is not None:
+            pairs.setdefault(timing.requested_hz, []).append(timing.frequency_hz)
+    for point in server.power.points if server.power is not None else []:
+        if point.requested_hz is not None:
+            pairs.setdefault(point.requested_hz, []).append(point.frequency_hz)
+    if all(found == asked for asked, many in pairs.items() for found in many):
+        return NO_MAP
+    asked = np.array(sorted(pairs))
+    return ClockMap(asked, np.array([float(np.mean(pairs[a])) / a for a in asked]))

@@ -1,0 +1,280 @@
+"""What a person reads: the decision table and the plots."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from profiler.profile import BadInput
+from solver.baselines import DEVICE_ONLY, SERVER_ONLY
+from solver.costs import Floats
+from solver.scenario import Decisions, Solution, ranges
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+MOST_ROWS = 40
+"""With more decisions than this the table sums up each device over its rounds."""
+
+
+def print_report(solution: Solution, console: Console) -> None:
+    """Print the decisions, what they save, the cuts that do not fit, the assumptions and the warnings."""
+    for part in renderables(solution):
+        console.print(part)
+
+
+def renderables(solution: Solution) -> list[RenderableType]:
+    """The report as rich renderables, for a terminal or a notebook."""
+    from rich.text import Text
+
+    parts: list[RenderableType] = [_heading(solution), _table(solution), _summary(solution)]
+    for e in solution.exclusions:
+        low, high = (_bytes(b) for b in e.needs_bytes)
+        needs = low if low == high else f"{low} to {high}"
+        parts.append(
+            Text(
+                f"{e.device}: cuts {ranges(e.cuts)} left out: they need {needs} on {e.machine}, which has {_bytes(e.limit_bytes)}"
+            )
+        )
+    parts.append(_assumptions(solution))
+    parts += [Text(f"warning: {line}", style="yellow") for line in solution.warnings]
+    return parts
+
+
+def _heading(solution: Solution) -> RenderableType:
+    from rich.text import Text
+
+    work, options = solution.server.workload, solution.options
+    figures = "the letter's model (Eq. 7-11)" if solution.model.name == "letter" else "the profiles' tables"
+    return Text.assemble(
+        (f"{work.model}", "bold"),
+        f" on {solution.server.name}: method {options.method}, w = {options.w:g}, T = {options.local_epochs} mini-batches a round; "
+        f"delay and energy from {figures}",
+    )
+
+
+def _table(solution: Solution) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    rounds, layers = len(solution.rates.rounds), solution.server.workload.layers
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    each = len(solution.decisions.cut) <= MOST_ROWS
+    table.add_column("device")
+    if rounds > 1:
+        table.add_column("round" if each else "rounds", justify="right")
+    for column in (
+        f"cut of {layers}",
+        "server clock",
+        "delay",
+        "energy",
+        "U",
+        "delay against\ndevice-only",
+        "energy against\nserver-only",
+    ):
+        table.add_column(column, justify="right")
+    groups = (
+        [[n] for n in range(len(solution.decisions.cut))]
+        if each
+        else [list(range(m, len(solution.decisions.cut), len(solution.devices))) for m in range(len(solution.devices))]
+    )
+    for group in groups:
+        table.add_row(*_row(solution, group, rounds > 1))
+    return table
+
+
+def _row(solution: Solution, group: Sequence[int], show_round: bool) -> list[str]:
+    ours, rows = solution.decisions, np.array(group)
+    round_index, m = divmod(group[0], len(solution.devices))
+    cells = [solution.devices[m].name]
+    if show_round:
+        cells.append(str(solution.rates.rounds[round_index]) if len(group) == 1 else str(len(group)))
+    counts = Counter(ours.cut[rows].tolist()).most_common(3)
+    several = len(set(ours.cut[rows].tolist())) > 1
+    cells.append(
+        ", ".join(f"{cut} ({100 * times / len(group):.0f} %)" if several else str(cut) for cut, times in counts)
+    )
+    cells.append(_span(ours.frequency_hz[rows] / 1e9, "GHz") if solution.clocks.known else "?")
+    cells.append(_quantity(float(ours.costs.delay_s[rows].mean()), "s"))
+    cells.append("?" if ours.costs.energy_j is None else _quantity(float(ours.costs.energy_j[rows].mean()), "J"))
+    cells.append(f"{float(ours.cost[rows].mean()):.4f}")
+    cells.append(_saving(ours.costs.delay_s, solution.baselines[DEVICE_ONLY], "delay", rows))
+    cells.append(_saving(ours.costs.energy_j, solution.baselines[SERVER_ONLY], "energy", rows))
+    return cells
+
+
+def _saving(ours: Floats | None, baseline: Decisions, figure: str, rows: Floats) -> str:
+    theirs = baseline.costs.delay_s if figure == "delay" else baseline.costs.energy_j
+    if ours is None or theirs is None:
+        return "?"
+    if not baseline.feasible[rows].all():
+        return "does not fit"
+    if not theirs[rows].mean() > 0:
+        return "?"
+    return _signed(100 * (1 - float(ours[rows].mean() / theirs[rows].mean())))
+
+
+def _signed(saved_pct: float) -> str:
+    if abs(saved_pct) < 0.05:
+        return "same"
+    return f"{abs(saved_pct):.1f} % {'less' if saved_pct > 0 else 'more'}"
+
+
+def _summary(solution: Solution) -> RenderableType:
+    from rich.text import Text
+
+    summary = solution.summary()
+    delay, energy = summary["mean_delay_s"], summary["mean_energy_j"]
+    text = Text("mean of a round: ", style="bold")
+    text.append("delay " + ("?" if delay is None else _quantity(delay, "s")))
+    text.append(", server's energy " + ("?" if energy is None else _quantity(energy, "J")))
+    against_device = summary["delay_reduction_vs_device_only_pct"]
+    against_server = summary["energy_reduction_vs_server_only_pct"]
+    if against_device is not None:
+        text.append(f"; delay {_signed(against_device)} against device-only")
+    if against_server is not None:
+        text.append(f"; energy {_signed(against_server)} against server-only")
+    return text
+
+
+def _assumptions(solution: Solution) -> RenderableType:
+    from rich.text import Text
+
+    if not solution.assumptions:
+        return Text("Every quantity used was measured.", style="green")
+    kinds: dict[str, list[str]] = {}
+    for item in solution.assumptions:
+        owner, _, what = item.quantity.partition(": ")
+        names = kinds.setdefault(item.provenance, [])
+        label = what if owner != "channel" else f"channel's {what}"
+        if label not in names:
+            names.append(label)
+    text = Text("Not measured", style="bold")
+    for provenance, names in kinds.items():
+        text.append(f"\n  {provenance}: ", style="cyan")
+        text.append("; ".join(names), style="not bold")
+    return text
+
+
+def _span(values: Floats, unit: str) -> str:
+    low, high = float(values.min()), float(values.max())
+    return f"{low:.3f} {unit}" if high - low < 5e-4 else f"{low:.3f}-{high:.3f} {unit}"
+
+
+def _quantity(value: float, unit: str) -> str:
+    for factor, prefix in ((1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u")):
+        if abs(value) >= factor and not (unit == "s" and factor > 1):
+            return f"{value / factor:.4g} {prefix}{unit}"
+    return f"{value:.4g} {unit}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+# -------------------------------------------------------------------------------------------------------------- plots
+
+
+def write_plots(solution: Solution, folder: Path) -> list[Path]:
+    """Write ``DEVICE.png`` for each device (its first round): delay and energy over the cuts, and U over cut and clock.
+
+    Raises BadInput where matplotlib is missing or the folder cannot be written.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+    except ImportError:
+        raise BadInput(
+            "--plot: matplotlib is not installed, expected it there: pip install 'card-profile[plot]'"
+        ) from None
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for m, device in enumerate(solution.devices):
+            figure = plt.figure(figsize=(11, 4.2), layout="constrained")
+            left, right = figure.subplots(1, 2)
+            _plot_cuts(solution, m, left)
+            _plot_cost(solution, m, figure, right)
+            figure.suptitle(
+                f"{device.name} with {solution.server.name}, w = {solution.options.w:g}, method {solution.options.method}"
+            )
+            path = folder / f"{device.name}.png"
+            figure.savefig(path, dpi=130)
+            plt.close(figure)
+            paths.append(path)
+    except OSError as error:
+        raise BadInput(f"--plot {folder}: cannot be written: {error.strerror or error}") from None
+    return paths
+
+
+def _plot_cuts(solution: Solution, m: int, axes: object) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axes, Axes)
+    ours, link = solution.decisions, solution.rates
+    cuts = np.arange(1, solution.model.cuts + 1)
+    costs = solution.model.at(m, link.uplink_bps[0, m], link.downlink_bps[0, m], cuts - 1, ours.frequency_hz[m])
+    bottom = np.zeros(len(cuts))
+    for label, part, color in (
+        ("device computes", costs.device_compute_s, "#4477aa"),
+        ("server computes", costs.server_compute_s, "#ee6677"),
+        ("smashed data and gradients", costs.uplink_s + costs.downlink_s, "#ccbb44"),
+        ("adapters", costs.adapters_s, "#bbbbbb"),
+    ):
+        axes.bar(cuts, part, bottom=bottom, label=label, color=color, width=0.85)
+        bottom = bottom + part
+    fits = solution.feasible[m]
+    if not fits.all():
+        axes.bar(
+            cuts[~fits], bottom[~fits], color="none", edgecolor="0.4", hatch="///", label="does not fit", width=0.85
+        )
+    chosen = int(ours.cut[m])
+    axes.axvline(chosen, color="black", linestyle="--", linewidth=1)
+    axes.annotate(f"cut {chosen}", (chosen, axes.get_ylim()[1]), ha="center", va="bottom", annotation_clip=False)
+    clock = f" at {ours.frequency_hz[m] / 1e9:.3f} GHz" if solution.clocks.known else ""
+    axes.set_xlabel(f"cut layer c: layers 1..c on the device{clock}")
+    axes.set_ylabel("delay of a round (s)")
+    axes.legend(fontsize=7, loc="best")
+    if costs.energy_j is not None:
+        twin = axes.twinx()
+        twin.plot(cuts, costs.energy_j, color="#228833", marker=".", linewidth=1.2)
+        twin.set_ylabel("server's energy (J)", color="#228833")
+        twin.set_ylim(bottom=0)
+
+
+def _plot_cost(solution: Solution, m: int, figure: object, axes: object) -> None:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    assert isinstance(axes, Axes)
+    assert isinstance(figure, Figure)
+    model, link, clocks = solution.model, solution.rates, solution.clocks
+    hz = clocks.supported_hz
+    if len(hz) == 0:
+        hz = (
+            np.linspace(clocks.f_min_hz, clocks.f_max_hz, 80)
+            if clocks.f_max_hz > clocks.f_min_hz
+            else np.array([clocks.f_min_hz])
+        )
+    cuts = np.arange(1, model.cuts + 1)
+    costs = model.at(m, link.uplink_bps[0, m], link.downlink_bps[0, m], (cuts - 1)[:, None], hz[None, :])
+    x, y = (weight[m] for weight in solution.extremes.weights(solution.options.w))
+    value = x * (costs.delay_s - solution.extremes.d_min_s[m])
+    if costs.energy_j is not None:
+        value = value + y * (costs.energy_j - solution.extremes.e_min_j[m])
+    value = np.where(solution.feasible[m][:, None], value, np.nan)
+    mesh = axes.pcolormesh(cuts, hz / 1e9, value.T, shading="nearest", cmap="viridis_r")
+    figure.colorbar(mesh, ax=axes, label="U (Eq. 12)")
+    axes.plot(
+        solution.decisions.cut[m], solution.decisions.frequency_hz[m] / 1e9, "r*", markersize=14, label="decision"
+    )
+    axes.set_xlabel("cut layer c")
+    axes.set_ylabel("server clock (GHz)" if clocks.known else "server clock (not known)")
+    axes.legend(fontsize=7, loc="best")
