@@ -53,10 +53,14 @@ def open_device(name: str) -> Device:
 
 def list_devices() -> list[Found]:
     """What this machine has: its GPUs, then its CPU. Boards that can only be emulated are in ``catalog.boards()``."""
-    from profiler.hardware.cuda import gpus_here, open_gpu
+    from profiler.hardware.cuda import gpus_here, open_gpu, why_no_gpu
 
     rows = []
-    for index in range(gpus_here()):
+    count = gpus_here()
+    if count == 0:
+        missing = {"layers": f"{why_no_gpu()}; emulated:BOARD simulates one"}
+        rows.append(Found("gpu", "NVIDIA GPU", "server", missing=missing))
+    for index in range(count):
         try:
             rows.append(_row(open_gpu(index)))
         except MissingHardware as error:

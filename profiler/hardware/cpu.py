@@ -10,7 +10,6 @@ import contextlib
 import os
 import platform
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,33 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading
+from profiler.hardware.host import read_number, read_text, sysfs_root, watching
 from profiler.profile import Clocks, Hardware, Provenance, Role
 
 _PROBE_S = 0.25
 """A living energy counter moves within a few milliseconds; one that stands still this long is not one."""
 _RAPL_PERIOD_S = 0.001
-
-
-def sysfs_root() -> Path:
-    """Where /sys and /proc lie: CARD_SYSFS_ROOT, else the root."""
-    return Path(os.environ.get("CARD_SYSFS_ROOT") or "/")
-
-
-def read_text(path: Path) -> str | None:
-    """The file's text without white space and NULs at its ends; None where it cannot be read (any read may fail on sysfs)."""
-    try:
-        return path.read_bytes().decode(errors="replace").strip().strip("\0").strip()
-    except OSError:
-        return None
-
-
-def read_number(path: Path) -> float | None:
-    """The file's text as a number, else None."""
-    text = read_text(path)
-    try:
-        return float(text) if text is not None else None
-    except ValueError:
-        return None
+_SPIN_S = 0.03
 
 
 def cgroup_limit_bytes(root: Path) -> int | None:
@@ -246,6 +225,9 @@ class CpuDevice:
         )
 
     def _clock_range(self) -> Clocks | None:
+        spin_until = time.perf_counter() + _SPIN_S  # the governor lets a resting processor sleep at its lowest clock
+        while time.perf_counter() < spin_until:
+            sum(range(1000))
         now = self.current_hz()
         low, high = self._cpufreq("cpuinfo_min_freq"), self._cpufreq("cpuinfo_max_freq")
         if now is None and high is None:
@@ -264,7 +246,7 @@ class CpuDevice:
         supported = sorted({int(khz) * 1e3 for khz in (listed or "").split() if khz.isdigit()})
         return Clocks(
             provenance="measured",
-            note="the governor chooses between these; the clock cannot be set by this version",
+            note="the governor chooses between these, this version cannot set one; operating: read under a short spin",
             supported_hz=supported,
             min_hz=low,
             max_hz=high,
@@ -291,36 +273,22 @@ class CpuDevice:
     @contextmanager
     def monitor(self, period_s: float) -> Iterator[list[Reading]]:
         """Readings from a thread. ``power_w`` is the energy counter's mean since the reading before."""
-        readings: list[Reading] = []
-        stop = threading.Event()
         meter = RaplMeter(self._meter.zones) if self._meter is not None else None
+        last_s, last_j = self.now_s(), 0.0
 
-        def watch() -> None:
-            last_s, last_j = self.now_s(), meter.energy_j() if meter else None
-            due = last_s + period_s
-            while not stop.wait(max(0.0, due - self.now_s())):
-                now = self.now_s()
-                joules = meter.energy_j() if meter else None
-                watts = None
-                if joules is not None and last_j is not None and now > last_s:
-                    watts = (joules - last_j) / (now - last_s)
-                readings.append(
-                    Reading(
-                        time_s=now,
-                        power_w=watts,
-                        energy_j=joules,
-                        frequency_hz=self.current_hz(),
-                        temperature_c=self.temperature_c(),
-                    )
-                )
-                if joules is not None:
-                    last_s, last_j = now, joules
-                due = max(due + period_s, now)
+        def read() -> Reading:
+            nonlocal last_s, last_j
+            now, joules, watts = self.now_s(), meter.energy_j() if meter else None, None
+            if joules is not None:
+                watts = (joules - last_j) / (now - last_s) if now > last_s else None
+                last_s, last_j = now, joules
+            return Reading(
+                time_s=now,
+                power_w=watts,
+                energy_j=joules,
+                frequency_hz=self.current_hz(),
+                temperature_c=self.temperature_c(),
+            )
 
-        thread = threading.Thread(target=watch, name="sensor", daemon=True)
-        thread.start()
-        try:
+        with watching(read, period_s) as readings:
             yield readings
-        finally:
-            stop.set()
-            thread.join()

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from profiler.hardware.catalog import Board
-from profiler.hardware.device import Absent, PowerSensor, Reading
+from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading
 from profiler.profile import BadInput, Clocks, Hardware, Provenance, Role
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class EmulatedDevice:
             averaging_s=self._traits.averaging_s,
         )
         self.absent = Absent()
-        self.clocks: EmulatedClocks = EmulatedClocks(self)
+        self.clocks: ClockControl | None = EmulatedClocks(self)
         self._physics = _Physics(board, ambient_c)
         start = zlib.crc32(board.name.encode()) + 2 * seed
         self._jitter = _Jitter(start)
@@ -269,7 +269,7 @@ class EmulatedDevice:
         self._history: deque[tuple[float, float]] = deque([(0.0, 0.0)])
         self._shown_w = self._mean_w
         self._shown_j = 0.0
-        self._next_sensor_s = 0.0
+        self._next_sensor_s = self._next_energy_s = 0.0
         self._recorders: list[_Recorder] = []
         self._capture: list[_Kernel] | None = None
         self._costs: dict[Any, _Kernel | None] = {}
@@ -434,6 +434,9 @@ class EmulatedDevice:
             self._history.append((self._now_s, self._energy_j))
             if self._now_s >= self._next_sensor_s:
                 self._renew_sensor(power)
+            if self._counts_energy and self._now_s >= self._next_energy_s:
+                self._next_energy_s = self._now_s + (self._traits.energy_step_s or 0.0)
+                self._shown_j = math.floor(self._energy_j * 1e3) / 1e3  # millijoules
             for recorder in self._recorders:
                 if self._now_s >= recorder.next_s:
                     recorder.readings.append(self._read())
@@ -453,7 +456,6 @@ class EmulatedDevice:
             mean = (self._energy_j - history[0][1]) / (self._now_s - history[0][0])
         noisy = mean * (1.0 + traits.noise * float(self._noise.standard_normal()))
         self._shown_w = max(0.0, round(noisy / traits.step_w) * traits.step_w)
-        self._shown_j = math.floor(self._energy_j * 1e3) / 1e3
 
     def _read(self) -> Reading:
         target = self._target_hz

@@ -1,0 +1,65 @@
+"""What devices of the real machine share: the kernel's files under one root, and a thread that reads sensors."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from profiler.hardware.device import Reading
+
+
+def sysfs_root() -> Path:
+    """Where /sys and /proc lie: the environment variable CARD_SYSFS_ROOT (a copied tree), else ``/``."""
+    return Path(os.environ.get("CARD_SYSFS_ROOT") or "/")
+
+
+def read_text(path: Path) -> str | None:
+    """The file's text without white space and NULs at its ends; None where it cannot be read (any read may fail on sysfs)."""
+    try:
+        return path.read_bytes().decode(errors="replace").strip("\0 \t\r\n")
+    except OSError:
+        return None
+
+
+def read_number(path: Path) -> float | None:
+    """The file's text as a number, else None."""
+    text = read_text(path)
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None
+
+
+@contextmanager
+def watching(read: Callable[[], Reading], period_s: float) -> Iterator[list[Reading]]:
+    """Call ``read`` every ``period_s`` of wall time in a thread while the body runs; the yielded list grows.
+
+    A fault in ``read`` ends the watching and is raised when the body has ended.
+    """
+    readings: list[Reading] = []
+    faults: list[Exception] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        due = time.perf_counter() + period_s
+        while not stop.wait(max(0.0, due - time.perf_counter())):
+            try:
+                readings.append(read())
+            except Exception as error:
+                faults.append(error)
+                return
+            due = max(due + period_s, time.perf_counter())
+
+    thread = threading.Thread(target=watch, name="sensors", daemon=True)
+    thread.start()
+    try:
+        yield readings
+    finally:
+        stop.set()
+        thread.join()
+    if faults:
+        raise faults[0]
