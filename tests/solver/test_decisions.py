@@ -1,0 +1,228 @@
+"""The printed algorithm and the exact optimum, held against plain loops on random instances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solver.card import best_cut, optimal_clock
+from solver.costs import (
+    CostModel,
+    Extremes,
+    Floats,
+    ServerPower,
+    ServerRange,
+    ServerTime,
+    box_extremes,
+    piece_edges,
+)
+from solver.exact import best_continuous, best_listed
+from tests.solver.reference import algorithm_1
+
+GHZ = 1e9
+
+
+@dataclass(frozen=True)
+class Instance:
+    """N decisions over C cuts: delay without the server (N, C), what fits (N, C), a server, its clocks' range, w."""
+
+    waiting_s: Floats
+    feasible: np.ndarray
+    time: ServerTime
+    power: ServerPower
+    f_min: float
+    f_max: float
+    w: float
+    idle_w: float = 0.0
+
+    @property
+    def model(self) -> CostModel:
+        cuts = len(self.time.a_s)
+        nothing = np.zeros((1, cuts))
+        return CostModel(
+            "profile", 1, nothing, nothing, nothing, nothing, np.zeros(1), self.time, self.power, self.idle_w
+        )
+
+    def cost(self, extremes: Extremes, clocks: Floats) -> Floats:
+        """U (N, C, K) by the definition, infinite for cuts that do not fit."""
+        seconds = self.model.server_s(clocks)[None]
+        delay = self.waiting_s[:, :, None] + seconds
+        energy = self.power.at(clocks)[None, None] * seconds + self.idle_w * self.waiting_s[:, :, None]
+        d, e = extremes, extremes
+        share_d = np.where(d.d_max_s > d.d_min_s, d.d_max_s - d.d_min_s, np.inf)[:, None, None]
+        share_e = np.where(e.e_max_j > e.e_min_j, e.e_max_j - e.e_min_j, np.inf)[:, None, None]
+        cost = self.w * (delay - d.d_min_s[:, None, None]) / share_d
+        cost = cost + (1 - self.w) * (energy - e.e_min_j[:, None, None]) / share_e
+        return np.where(self.feasible[:, :, None], cost, np.inf)
+
+    def regret(self, extremes: Extremes, clocks: Floats, cut: np.ndarray, clock: Floats) -> Floats:
+        """How much worse the decisions are than the best point of ``clocks``, (N,)."""
+        mine = np.array(
+            [
+                float(self.cost(extremes, clock[n : n + 1])[n, cut[n], 0]) for n in range(len(cut))
+            ]
+        )
+        return mine - self.cost(extremes, clocks).min((1, 2))
+
+
+@st.composite
+def instances(draw: st.DrawFn, *, cubic: bool) -> Instance:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n, cuts = draw(st.integers(1, 4)), draw(st.integers(1, 12))
+    work = rng.uniform(0.5, 1.5, cuts + 1) if draw(st.booleans()) else np.ones(cuts + 1)
+    cycles = 1e9 * np.cumsum(work[::-1])[::-1][1:] * 10 ** rng.uniform(-1, 1)
+    speed = 10 ** rng.uniform(-1.5, 0.5, (n, 1))
+    waiting = np.cumsum(work)[:-1] / speed + rng.uniform(0, 0.5, (n, cuts))
+    feasible = rng.random((n, cuts)) < 0.8
+    feasible[np.arange(n), rng.integers(0, cuts, n)] = True
+    f_min = rng.uniform(0.2, 1.2) * GHZ
+    f_max = f_min * rng.uniform(1.0, 4.0)
+    w = draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]))
+    if cubic:
+        time = ServerTime(np.empty(0), np.zeros((cuts, 1)), cycles[:, None])
+        power = ServerPower.cubic(float(10 ** rng.uniform(-27, -25)))
+        return Instance(waiting, feasible, time, power, f_min, f_max, w)
+    knots = np.sort(rng.uniform(0.1, 3.0, 4)) * GHZ
+    overhead = rng.uniform(0, 0.5, (cuts, 1)) * (cycles[:, None] / GHZ)
+    seconds = overhead + cycles[:, None] / knots
+    b = np.column_stack([cycles, (seconds[:, :-1] - seconds[:, 1:]) / (1 / knots[:-1] - 1 / knots[1:]), cycles])
+    anchor = np.concatenate([[0], np.arange(len(knots))])
+    time = ServerTime(knots, seconds[:, anchor] - b / knots[anchor], b)
+    at = np.linspace(0.1, 5.0, 12) * GHZ
+    watts = rng.uniform(5, 50) + np.cumsum(rng.uniform(0, 30, 12)) * rng.choice([1.0, 0.1])
+    power = ServerPower.table(at, watts)
+    return Instance(waiting, feasible, time, power, f_min, f_max, w, idle_w=float(rng.choice([0.0, 10.0])))
+
+
+@settings(max_examples=200, deadline=None)
+@given(instances(cubic=True))
+def test_the_vectorised_card_is_algorithm_1_of_the_letter(case: Instance) -> None:
+    cycles, xi = case.time.b_cycles[:, 0], float(case.power.r_w_per_hz3[0])
+    box = {"xi_w_per_hz3": xi, "w": case.w, "f_min_hz": case.f_min, "f_max_hz": case.f_max}
+    clock = optimal_clock(case.waiting_s, case.feasible, cycles, **box)
+    cut = best_cut(case.waiting_s, case.feasible, cycles, clock, **box)
+    span = ServerRange.over(case.model, np.array([case.f_min, case.f_max]))
+    extremes = box_extremes(case.model, case.waiting_s, case.feasible, span)
+    for n in range(len(cut)):
+        _, f, u = algorithm_1(
+            case.waiting_s[n].tolist(), case.feasible[n].tolist(), cycles.tolist(), xi, case.w, case.f_min, case.f_max
+        )
+        assert clock[n] == pytest.approx(f, rel=1e-12)
+        assert case.feasible[n, cut[n]]
+        # the cut may differ only where two cuts cost the same
+        assert float(case.cost(extremes, clock[n : n + 1])[n, cut[n], 0]) == pytest.approx(u, abs=1e-9)
+
+
+@settings(max_examples=150, deadline=None)
+@given(instances(cubic=True))
+def test_on_the_letters_cubic_law_card_is_the_joint_optimum(case: Instance) -> None:
+    cycles, xi = case.time.b_cycles[:, 0], float(case.power.r_w_per_hz3[0])
+    box = {"xi_w_per_hz3": xi, "w": case.w, "f_min_hz": case.f_min, "f_max_hz": case.f_max}
+    clock = optimal_clock(case.waiting_s, case.feasible, cycles, **box)
+    cut = best_cut(case.waiting_s, case.feasible, cycles, clock, **box)
+    span = ServerRange.over_interval(case.model, case.f_min, case.f_max)
+    extremes = box_extremes(case.model, case.waiting_s, case.feasible, span)
+    grid = np.linspace(case.f_min, case.f_max, 400)
+    assert case.regret(extremes, grid, cut, clock).max() <= 1e-9
+
+
+@settings(max_examples=150, deadline=None)
+@given(instances(cubic=False), st.integers(1, 9))
+def test_exact_over_listed_clocks_is_what_brute_force_finds(case: Instance, count: int) -> None:
+    clocks = np.linspace(case.f_min, case.f_max, count)
+    extremes = box_extremes(case.model, case.waiting_s, case.feasible, ServerRange.over(case.model, clocks))
+    cut, clock = best_listed(case.model, case.waiting_s, case.feasible, extremes, clocks, case.w)
+    assert np.isin(clock, clocks).all()
+    assert case.feasible[np.arange(len(cut)), cut].all()
+    assert abs(case.regret(extremes, clocks, cut, clock)).max() <= 1e-9
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.booleans().flatmap(lambda cubic: instances(cubic=cubic)))
+def test_exact_over_a_continuous_range_beats_every_clock_of_a_fine_grid(case: Instance) -> None:
+    span = ServerRange.over_interval(case.model, case.f_min, case.f_max)
+    extremes = box_extremes(case.model, case.waiting_s, case.feasible, span)
+    cut, clock = best_continuous(
+        case.model, case.waiting_s, case.feasible, extremes, case.f_min, case.f_max, case.w
+    )
+    assert ((clock >= case.f_min) & (clock <= case.f_max)).all()
+    grid = np.union1d(np.linspace(case.f_min, case.f_max, 1500), piece_edges(case.model, case.f_min, case.f_max))
+    regret = case.regret(extremes, grid, cut, clock)
+    assert regret.max() <= 1e-9
+    assert regret.min() >= -1e-2  # and it is no other quantity than the grid's
+
+
+@settings(max_examples=100, deadline=None)
+@given(instances(cubic=False))
+def test_no_point_of_the_box_lies_outside_the_extremes(case: Instance) -> None:
+    span = ServerRange.over_interval(case.model, case.f_min, case.f_max)
+    box = box_extremes(case.model, case.waiting_s, case.feasible, span)
+    cost = case.cost(box, np.linspace(case.f_min, case.f_max, 700))
+    finite = cost[np.isfinite(cost)]
+    assert finite.min() >= -1e-9
+    assert finite.max() <= 1 + 1e-9
+
+
+@settings(max_examples=100, deadline=None)
+@given(instances(cubic=True), st.floats(0.01, 100))
+def test_xi_cancels_out_of_the_letters_decision(case: Instance, factor: float) -> None:
+    cycles, xi = case.time.b_cycles[:, 0], float(case.power.r_w_per_hz3[0])
+    decided = []
+    for value in (xi, xi * factor):
+        box = {"xi_w_per_hz3": value, "w": case.w, "f_min_hz": case.f_min, "f_max_hz": case.f_max}
+        decided.append(optimal_clock(case.waiting_s, case.feasible, cycles, **box))
+    assert decided[0] == pytest.approx(decided[1], rel=1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_with_equal_layers_the_best_cut_is_the_first_or_the_last_by_the_letters_inequality(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    layers, epochs, rho = int(rng.integers(3, 40)), 5, 1e11
+    device_speed, server_per_hz = 10 ** rng.uniform(11, 13), 10 ** rng.uniform(2.5, 4.5)
+    adapter_bits, up, down = 8 * 10 ** rng.uniform(3, 6), 10 ** rng.uniform(6, 9), 10 ** rng.uniform(6, 9)
+    c = np.arange(1, layers)
+    waiting = (epochs * rho * c / device_speed + adapter_bits * c * (1 / up + 1 / down))[None, :] + 0.3
+    cycles = epochs * rho * (layers - c) / server_per_hz
+    f_min, f_max, w = 0.2e9, 6e9, float(rng.uniform(0.05, 0.95))
+    box = {"xi_w_per_hz3": 1e-26, "w": w, "f_min_hz": f_min, "f_max_hz": f_max}
+    feasible = np.ones((1, layers - 1), dtype=bool)
+    clock = optimal_clock(waiting, feasible, cycles, **box)
+    cut = int(best_cut(waiting, feasible, cycles, clock, **box)[0]) + 1
+    assert cut in (1, layers - 1)
+    if f_min < clock[0] < f_max:  # f* interior
+        own = epochs * rho / device_speed + adapter_bits * (1 / up + 1 / down)
+        other = 1.5 * epochs * rho / (server_per_hz * clock[0])
+        if abs(own - other) > 1e-6 * other:
+            assert cut == (layers - 1 if own < other else 1)
+
+
+def test_equation_16_gives_a_weaker_device_the_lower_clock_once_the_device_is_the_bottleneck() -> None:
+    """The text beside Fig. 3(b) says higher; both cannot hold, and the equation is what is implemented."""
+    c = np.arange(1, 32)
+    cycles = 1e10 * (32 - c)
+    slow = np.stack([c * seconds for seconds in (30.0, 40.0, 60.0, 120.0)])
+    fits = np.ones_like(slow, dtype=bool)
+    box = {"xi_w_per_hz3": 1e-25, "w": 0.2, "f_max_hz": 2.46e9}
+    clock = optimal_clock(slow, fits, cycles, f_min_hz=3.4e8, **box)
+    assert (np.diff(clock) < 0).all()
+    # Where even the last cut is faster than the server at F_min, D_max is the server's and the order turns round.
+    fast = np.stack([c * seconds for seconds in (1.0, 2.0, 4.0)])
+    assert (np.diff(optimal_clock(fast, fits[:3], cycles, f_min_hz=1e8, **box)) > 0).all()
+
+
+def test_at_w_1_the_clock_is_the_highest_and_at_w_0_the_lowest_and_xi_is_not_needed_for_delay_alone() -> None:
+    waiting, feasible, cycles = np.ones((2, 3)), np.ones((2, 3), dtype=bool), np.array([3e9, 2e9, 1e9])
+    low = optimal_clock(waiting, feasible, cycles, xi_w_per_hz3=1e-25, w=0.0, f_min_hz=1e9, f_max_hz=2e9)
+    high = optimal_clock(waiting, feasible, cycles, xi_w_per_hz3=None, w=1.0, f_min_hz=1e9, f_max_hz=2e9)
+    assert low.tolist() == [1e9, 1e9]
+    assert high.tolist() == [2e9, 2e9]
+
+
+def test_a_power_table_is_read_between_its_points_and_held_at_its_ends() -> None:
+    power = ServerPower.table([1e9, 2e9, 4e9], [10.0, 30.0, 40.0])
+    assert power.at(np.array([0.5e9, 1e9, 1.5e9, 2e9, 3e9, 4e9, 9e9])) == pytest.approx([10, 10, 20, 30, 35, 40, 40])
