@@ -61,11 +61,7 @@ class Instance:
 
     def regret(self, extremes: Extremes, clocks: Floats, cut: np.ndarray, clock: Floats) -> Floats:
         """How much worse the decisions are than the best point of ``clocks``, (N,)."""
-        mine = np.array(
-            [
-                float(self.cost(extremes, clock[n : n + 1])[n, cut[n], 0]) for n in range(len(cut))
-            ]
-        )
+        mine = np.array([float(self.cost(extremes, clock[n : n + 1])[n, cut[n], 0]) for n in range(len(cut))])
         return mine - self.cost(extremes, clocks).min((1, 2))
 
 
@@ -146,9 +142,7 @@ def test_exact_over_listed_clocks_is_what_brute_force_finds(case: Instance, coun
 def test_exact_over_a_continuous_range_beats_every_clock_of_a_fine_grid(case: Instance) -> None:
     span = ServerRange.over_interval(case.model, case.f_min, case.f_max)
     extremes = box_extremes(case.model, case.waiting_s, case.feasible, span)
-    cut, clock = best_continuous(
-        case.model, case.waiting_s, case.feasible, extremes, case.f_min, case.f_max, case.w
-    )
+    cut, clock = best_continuous(case.model, case.waiting_s, case.feasible, extremes, case.f_min, case.f_max, case.w)
     assert ((clock >= case.f_min) & (clock <= case.f_max)).all()
     grid = np.union1d(np.linspace(case.f_min, case.f_max, 1500), piece_edges(case.model, case.f_min, case.f_max))
     regret = case.regret(extremes, grid, cut, clock)
