@@ -133,8 +133,15 @@ class SplitModel:
         self._crossing_sizes: dict[int, tuple[int, int]] | None = None
         self._refuse_adapters_outside_layers()
         if structure is None:
-            self._stacks = stacks = tuple(self._observe(index) for index in range(len(stacks)))
-            structure = Structure(stacks, self._called_outside())
+            try:
+                self._stacks = stacks = tuple(self._observe(index) for index in range(len(stacks)))
+                structure = Structure(stacks, self._called_outside())
+            except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError) as error:
+                line = " ".join(str(error).split())[:300]
+                raise BadInput(
+                    f"{built.architecture}: cannot be cut: expected a forward pass that runs on {built.device} when its layers "
+                    f"are taken one by one, found {type(error).__name__}: {line}"
+                ) from error
         self.structure = structure
         self.segments: list[SegmentHandle] = self._handles()
 
@@ -320,8 +327,7 @@ class SplitModel:
         source = carried.get(ENCODER) if stack == 1 else None
         # Detached: what the forward does with these outside the gates has no part in the result.
         embeds = None if entering is None else entering.detach()
-        mark = source if (source is None or low == 0 == high == 0) else source
-        gates = _Gates(self._stacks[stack], self._layers[stack], stack, low, high, entering, stop, context, mark)
+        gates = _Gates(self._stacks[stack], self._layers[stack], stack, low, high, entering, stop, context, source)
         with gates.in_place(self._owner(self._stacks[stack])):
             try:
                 if len(self._stacks) == 1:
@@ -552,7 +558,7 @@ class _Gates:
 
         before = owner._modules[self.stack.attribute]
         owner._modules[self.stack.attribute] = nn.ModuleList(
-            _gate_class()(self, i, l) for i, l in enumerate(self.layers)
+            _gate_class()(self, at, layer) for at, layer in enumerate(self.layers)
         )
         try:
             yield
@@ -592,7 +598,7 @@ class _Gates:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], side: tuple[Any, ...]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A layer's arguments without the carried tensors; the first layer gets its position bias ready-made."""
-        values: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        values: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         for key, value in zip(self.stack.outputs or (), side, strict=True):
             if key is not None:
                 values[key] = value
@@ -639,7 +645,7 @@ class _Watch(_Gates):
             raise refuse(f"a first layer that returns {type(result).__name__}")
         if _hidden_of(args, kwargs) is not first:
             raise refuse("a second layer that is called on something else")
-        arguments: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        arguments: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         if isinstance(result, torch.Tensor):
             return self.stack
         outputs: list[int | str | None] = []
@@ -724,6 +730,8 @@ def _position_biases(stack: Stack, layer: Any, args: tuple[Any, ...], kwargs: di
         else:
             shape = (1, attention.n_heads, tokens, given[ENCODER].shape[1])
             bias = torch.zeros(shape, device=hidden.device, dtype=hidden.dtype)
+            # As the model does it: it decides which attention kernel runs, and so the last bits of the result.
+            bias.requires_grad_(attention.training and getattr(attention, "gradient_checkpointing", False))
             mask = given.get("encoder_attention_mask")
         biases.append(bias + mask if stack.masked and mask is not None else bias)
     return tuple(biases)
@@ -734,6 +742,7 @@ def _position_biases(stack: Stack, layer: Any, args: tuple[Any, ...], kwargs: di
 
 def _find_stacks(model: Any) -> tuple[Stack, ...]:
     """The rows of layers of a model: one, or an encoder's and a decoder's."""
+    rows: tuple[Stack, ...]
     if getattr(model.config, "is_encoder_decoder", False):
         rows = (
             _longest_row(model, model.get_encoder(), "encoder"),

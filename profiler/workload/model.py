@@ -393,11 +393,11 @@ def _empty_model(transformers: Any, config: Any, dtype: str, device: str) -> Any
     with torch.device(device), no_init_weights(), _quiet():
         try:
             model = auto.from_config(config, **options)
-        except ValueError:
+        except (ValueError, KeyError):
             if "attn_implementation" not in options:
                 raise
-            # An architecture with nothing but its own eager attention: that is what it would run with anywhere.
-            options["attn_implementation"] = "eager"
+            # An architecture with attention of its own only: that is what it runs with anywhere.
+            del options["attn_implementation"]
             model = auto.from_config(config, **options)
     model.tie_weights()
     return model

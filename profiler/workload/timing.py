@@ -1,0 +1,296 @@
+"""Time of every segment: forward, backward and optimizer step, all cuts in one pass.
+
+A *segmented step* is a real training step that is looked at from its segment boundaries: segments run forward one by one on the
+real output of the one before, and the one backward pass is noted when it crosses each boundary. So every figure is taken on the
+data, the memory and the caches of a real step, and the parts add up to the whole. It is interleaved with the plain step.
+
+    forward    | embedding | layer 1 | layer 2 | ...        | head |
+    backward     layer 1 | layer 2 |            ... | layer I | head |    (from right to left)
+                         ^         ^                ^         ^
+                         the gradient of the hidden states is complete here, and everything after it in the model is done:
+                         autograd takes the nodes that were recorded last first
+
+    round r:   plain step, segmented step;   round r+1: the other way round, so that a drift of the machine falls on both alike
+
+Cutting the graph at every boundary instead would add a call into autograd for each layer (2 to 3 % of a small layer).
+
+On Linux freed memory is kept in the process while we time (see ``keep_memory``).
+
+Nothing here knows what kind of machine it runs on: time is what a ``Stopwatch`` says.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from profiler.profile import SegmentTime, Stat
+from profiler.workload.cuts import Batch, SplitModel
+
+if TYPE_CHECKING:
+    import torch
+
+LEARNING_RATE = 2e-4
+
+
+class Stopwatch(Protocol):
+    """A clock that can be trusted around work submitted to the machine."""
+
+    def now_s(self) -> float:
+        """Seconds, after all work submitted so far has ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class TimingOptions:
+    """How long to measure. A round is one plain and one segmented step.
+
+    After ``warmup_rounds`` (the first calls are many times slower) rounds go on until the 95 % interval of the median step is
+    within ``target_relative`` of it, at least ``min_rounds``, at most ``max_rounds``, and no longer than ``budget_s`` of wall
+    time (None: no bound; ``min_rounds`` are always taken).
+    """
+
+    warmup_rounds: int = 3
+    min_rounds: int = 12
+    max_rounds: int = 60
+    target_relative: float = 0.01
+    budget_s: float | None = None
+
+
+@dataclass
+class TimingResult:
+    """``segments`` in the order of ``SplitModel.segments``; ``step`` is the plain step; ``samples`` every single reading.
+
+    ``stopped_by`` says what ended it: ``steady``, ``max_rounds`` or ``budget``.
+    """
+
+    segments: list[SegmentTime]
+    step: Stat
+    rounds: int
+    stopped_by: str
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def measure(
+    split: SplitModel,
+    stopwatch: Stopwatch,
+    options: TimingOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    batch: Batch | None = None,
+) -> TimingResult:
+    """Time all segments of ``split`` in seconds for one mini-batch.
+
+    ``progress(done, most)`` is called after every round. The adapters are trained on along the way, as in real use.
+    """
+    options = options or TimingOptions()
+    steps = Steps(split, batch or split.batch())
+    most = options.warmup_rounds + options.max_rounds
+    samples: list[dict[str, Any]] = []
+    plain: list[float] = []
+    total: list[float] = []
+    began = time.monotonic()
+    stopped_by = "max_rounds"
+    with undisturbed():
+        for number in range(most):
+            warm = number >= options.warmup_rounds
+            for kind in ("plain", "segmented") if number % 2 == 0 else ("segmented", "plain"):
+                rows = steps.plain(stopwatch) if kind == "plain" else steps.segmented(stopwatch)
+                if warm:
+                    (plain if kind == "plain" else total).append(math.fsum(seconds for _, _, seconds in rows))
+                    samples += [
+                        {
+                            "round": number - options.warmup_rounds,
+                            "segment": segment,
+                            "phase": phase,
+                            "seconds_s": seconds,
+                        }
+                        for segment, phase, seconds in rows
+                    ]
+            gc.collect(0)  # between rounds, where it costs no reading
+            if progress is not None:
+                progress(number + 1, most)
+            if len(total) >= options.min_rounds:
+                if max(_relative_interval(plain), _relative_interval(total)) <= options.target_relative:
+                    stopped_by = "steady"
+                    break
+                if options.budget_s is not None and time.monotonic() - began > options.budget_s:
+                    stopped_by = "budget"
+                    break
+    return TimingResult(_by_segment(split, samples), stat(plain), len(total), stopped_by, samples)
+
+
+class Steps:
+    """Training steps of one model: the plain one, the segmented one and its two halves at a cut, with AdamW on the adapters."""
+
+    def __init__(self, split: SplitModel, batch: Batch) -> None:
+        from torch.optim import AdamW
+
+        self.split, self.batch = split, batch
+        self._whole = AdamW(split.adapters(), lr=LEARNING_RATE)
+        self._single = [AdamW(s.adapters, lr=LEARNING_RATE) if s.adapters else None for s in split.segments]
+        self._halves: dict[tuple[str, int], torch.optim.Optimizer] = {}
+        self._begin = -1
+        keep_memory()
+
+    def plain(self, stopwatch: Stopwatch) -> list[tuple[str, str, float]]:
+        """One unsegmented training step: a row ("", "step", seconds)."""
+        start = stopwatch.now_s()
+        self.split.whole(self.batch).backward()
+        self._whole.step()
+        self._whole.zero_grad(set_to_none=True)
+        return [("", "step", stopwatch.now_s() - start)]
+
+    def segmented(self, stopwatch: Stopwatch) -> list[tuple[str, str, float]]:
+        """One segmented training step: rows (segment, phase, seconds) for forward, backward and optimizer."""
+        split, now = self.split, stopwatch.now_s
+        names = [segment.name for segment in split.segments]
+        rows: list[tuple[str, str, float]] = []
+        passed: dict[int, float] = {}  # boundary -> when the backward pass crossed it
+        hooked: set[int] = set()
+        state = split.start(self.batch)
+        for index, name in enumerate(names):
+            start = now()
+            state = split.forward(index, state)
+            rows.append((name, "forward", now() - start))
+            for tensor in state.carried.values():
+                if tensor.requires_grad and id(tensor) not in hooked:
+                    hooked.add(id(tensor))
+                    tensor.register_hook(lambda _gradient, at=index: passed.__setitem__(at, now()))
+        loss = state.loss
+        assert loss is not None
+        del state
+        start = now()
+        loss.backward()
+        end = now()
+        del loss  # the graph goes with it, which takes a moment for every layer
+        release = (now() - end) / split.layers
+        for index in reversed(range(len(names))):
+            # Where no gradient crosses (frozen embeddings), the segment ends where the next lower one would begin.
+            until = next((passed[at] for at in range(index - 1, -1, -1) if at in passed), end)
+            seconds = until - start + (release if split.segments[index].kind == "layer" else 0.0)
+            rows.append((names[index], "backward", seconds))
+            start = until
+        return rows + self._optimizer_steps(now)
+
+    def _optimizer_steps(self, now: Callable[[], float]) -> list[tuple[str, str, float]]:
+        """AdamW on each segment's adapters. The first of a round is cold: what it takes more than when it is warm is what a
+        half's optimizer costs once, beyond its layers. Every device half has the embedding and every server half the head, so
+        these two bear it. Another segment begins in each round."""
+        order = [i for i, optimizer in enumerate(self._single) if optimizer is not None]
+        self._begin = (self._begin + 1) % len(order)
+        rows: list[tuple[str, str, float]] = []
+        for place, index in enumerate(order[self._begin :] + order[: self._begin]):
+            optimizer = self._single[index]
+            assert optimizer is not None
+            start = now()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            rows.append((self.split.segments[index].name, "optimizer" if place else "optimizer-cold", now() - start))
+        return rows
+
+    def halves(self, stopwatch: Stopwatch, cut: int) -> tuple[float, float]:
+        """Seconds that the device half and the server half of a real split at ``cut`` take, forward to optimizer step."""
+        split, now = self.split, stopwatch.now_s
+        start = now()
+        device = split.device_half(self.batch, cut)
+        device_forward = now() - start
+        crossed, leaves = split.cut_state(device)
+        start = now()
+        split.backward(split.server_half(self.batch, cut, crossed.carried))
+        self._optimizer("server", cut).step()
+        self._optimizer("server", cut).zero_grad(set_to_none=True)
+        server = now() - start
+        gradients = split.gradients(leaves)
+        start = now()
+        split.backward(device, gradients)
+        del device
+        self._optimizer("device", cut).step()
+        self._optimizer("device", cut).zero_grad(set_to_none=True)
+        return device_forward + now() - start, server
+
+    def _optimizer(self, side: str, cut: int) -> torch.optim.Optimizer:
+        from torch.optim import AdamW
+
+        key = (side, cut)
+        if key not in self._halves:
+            split = self.split
+            indices = split.device_segments(cut) if side == "device" else split.server_segments(cut)
+            self._halves[key] = AdamW([p for i in indices for p in split.segments[i].adapters], lr=LEARNING_RATE)
+        return self._halves[key]
+
+
+def predict(segments: Sequence[SegmentTime], first_server: int) -> tuple[float, float]:
+    """Seconds of the device half and the server half of one mini-batch: the sums of their segments' medians.
+
+    ``first_server`` is the index of the first segment on the server.
+    """
+    each = [s.forward.median_s + s.backward.median_s + s.optimizer.median_s for s in segments]
+    return math.fsum(each[:first_server]), math.fsum(each[first_server:])
+
+
+def stat(seconds: Sequence[float]) -> Stat:
+    """Median, interquartile range and number of repeated readings in seconds."""
+    import numpy as np
+
+    low, middle, high = np.percentile(np.asarray(seconds, dtype=float), [25, 50, 75])
+    return Stat(median_s=float(middle), iqr_s=float(high - low), samples=len(seconds))
+
+
+def keep_memory() -> bool:
+    """Have the C library keep freed memory in this process; False where there is no glibc to ask.
+
+    By default glibc gives large blocks back to the kernel and takes them again, thousands of page faults in one step and none
+    in the next, by the accidents of its heap. That spread (a third of the head's time on a small model) is no property of a
+    layer. A process that really trains does well to do the same, and its times are those of a profile only if it does.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+        ctypes.CDLL(None).gnu_get_libc_version  # noqa: B018  (musl has mallopt too, without effect)
+    except (OSError, AttributeError, TypeError):
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_... of malloc.h
+    return all((mallopt(trim_threshold, -1), mallopt(top_pad, 64 * 2**20), mallopt(mmap_max, 0)))
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """No garbage collection while something is timed."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _relative_interval(seconds: Sequence[float]) -> float:
+    """Half width of the median's 95 % interval over the median, by the interquartile range (McGill's notch)."""
+    figures = stat(seconds)
+    if figures.median_s <= 0:
+        return 0.0
+    return 1.57 * figures.iqr_s / math.sqrt(figures.samples) / figures.median_s
+
+
+def _by_segment(split: SplitModel, samples: Sequence[dict[str, Any]]) -> list[SegmentTime]:
+    readings: dict[tuple[str, str], list[float]] = {}
+    for row in samples:
+        readings.setdefault((row["segment"], row["phase"]), []).append(max(row["seconds_s"], 0.0))
+    warm = {name: stat(seconds).median_s for (name, phase), seconds in readings.items() if phase == "optimizer"}
+    once = stat([max(r["seconds_s"] - warm[r["segment"]], 0.0) for r in samples if r["phase"] == "optimizer-cold"])
+    return [
+        SegmentTime(
+            forward=stat(readings[s.name, "forward"]),
+            backward=stat(readings[s.name, "backward"]),
+            optimizer=once if s.kind in ("embedding", "head") else stat(readings.get((s.name, "optimizer"), [0.0])),
+        )
+        for s in split.segments
+    ]
