@@ -1,0 +1,507 @@
+"""Peak memory of either half at every cut, predicted from one pass, and really measured for a few cuts as a check.
+
+**Prediction.** One mini-batch runs forward and backward, segment by segment, under a dispatch mode that sees every tensor's
+storage when it is made and when it dies. It works alike on the meta device (nothing is allocated) and on a real one. The half at
+cut c holds what was born in its own segments, so the same record gives every cut:
+
+    device half   F0 ... Fc | smashed data kept | gradient arrives | Bc ... B0 | optimizer
+    server half   smashed data kept | Fc+1 ... head | head's B ... Bc+1 | its gradient kept | optimizer
+
+    peak(c) = weights + adapters + 2 x adapters (AdamW's moments) + batch + context
+              + max over time of (saved tensors + transients + adapters' gradients)  + library workspace
+
+A storage counts once however many tensors share it, so a saved parameter or a saved view costs nothing twice. The output
+projection and the loss are in the record like everything else: about 3 to 4 x batch x tokens x vocabulary x 4 bytes.
+
+**What a dispatch mode cannot see** is memory that kernels take for themselves: packed copies of matrices, casts inside an operator,
+code paged in on first use. ``library_workspace`` runs every distinct operator of the step by itself in a fresh process and measures that.
+
+**Measurement.** ``measure_half`` really trains one half for two steps in a process of its own and reads the operating system's
+high-water mark (VmHWM) over the resident size from before the model was built; on CUDA torch's own peak of allocated bytes. The
+mark is made exact by two settings of glibc's malloc that give freed memory back at once; a usual process may hold more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from profiler.profile import BadInput, CutMemory, MemoryBlock, MemoryCheck, Provenance, Role
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from profiler.workload.cuts import Batch, SplitModel
+    from profiler.workload.model import WorkloadSpec
+
+MOMENTS = 2
+"""Tensors of an adapter's own size and dtype that AdamW keeps: exp_avg and exp_avg_sq."""
+
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+_CUDA_BLOCK_BYTES = 512  # torch's caching allocator rounds up to this
+
+
+class NotMeasurable(Exception):
+    """This machine does not let a process read its own peak. The message says what is missing (exit 3)."""
+
+
+# --- the record of one step -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class AllocationRecord:
+    """Lives of the storages of one step. Times are event numbers: every birth and every death is one event.
+
+    ``phases`` are in the order of time; ``birth_phase`` indexes them; ``death`` is -1 for a storage that outlived the record.
+    """
+
+    block_bytes: int = 1
+    phases: list[tuple[str, int]] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    births: list[int] = field(default_factory=list)
+    deaths: list[int] = field(default_factory=list)
+    birth_phases: list[int] = field(default_factory=list)
+    death_phases: list[int] = field(default_factory=list)
+    events: int = 0
+    context_bytes: dict[int, int] = field(default_factory=dict)
+    """Masks, position embeddings and biases by stack: made with the stack's embedding, needed by each half with a layer of it."""
+
+    def enter(self, kind: str, segment: int) -> None:
+        """A new phase begins: everything from here on belongs to ``kind`` ("forward", ...) of ``segment``."""
+        self.phases.append((kind, segment))
+
+    def born(self, size: int) -> int:
+        """A storage of ``size`` bytes; the number by which it is known."""
+        self.sizes.append(-(-size // self.block_bytes) * self.block_bytes)
+        self.births.append(self.events)
+        self.deaths.append(-1)
+        self.birth_phases.append(len(self.phases) - 1)
+        self.death_phases.append(-1)
+        self.events += 1
+        return len(self.sizes) - 1
+
+    def died(self, number: int) -> None:
+        """That storage was freed."""
+        if self.deaths[number] < 0:
+            self.deaths[number] = self.events
+            self.death_phases[number] = len(self.phases) - 1
+            self.events += 1
+
+    def timeline(self, segments: Iterable[int]) -> NDArray[np.int64]:
+        """Bytes alive after each event [events] if only ``segments`` had run.
+
+        A storage that another segment would have freed is a tensor at the boundary: its half holds it to the end.
+        """
+        inside = np.isin(np.array([s for _, s in self.phases]), list(segments))
+        sizes, births, deaths = (np.array(x, dtype=np.int64) for x in (self.sizes, self.births, self.deaths))
+        delta = np.zeros(self.events + 1, dtype=np.int64)
+        if len(sizes):
+            own = inside[np.array(self.birth_phases)]
+            freed = own & (deaths >= 0) & inside[np.array(self.death_phases)]
+            np.add.at(delta, births[own], sizes[own])
+            np.subtract.at(delta, deaths[freed], sizes[freed])
+        return np.cumsum(delta)
+
+    def event_of(self, kind: str, segment: int) -> int:
+        """First event of a phase or, where nothing happened in it, of the next one; ``events`` if there is none."""
+        for number, phase in enumerate(self.phases):
+            if phase == (kind, segment):
+                starts = [b for b, p in zip(self.births, self.birth_phases, strict=True) if p >= number]
+                starts += [d for d, p in zip(self.deaths, self.death_phases, strict=True) if p >= number]
+                return min(starts, default=self.events)
+        return self.events
+
+
+@lru_cache(maxsize=1)
+def _tracker_class() -> Any:
+    """The dispatch mode (made on first use: torch is imported late)."""
+    import weakref
+
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Tracker(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
+        """Notes every new storage that an operator returns in ``record``, and when it dies.
+
+        ``seen`` gets every operator with its arguments (a hook for ``library_workspace``).
+        """
+
+        def __init__(
+            self, record: AllocationRecord, existing: Iterable[torch.Tensor], seen: Callable[..., None] | None = None
+        ) -> None:
+            super().__init__()
+            self.record, self.seen = record, seen
+            # Keyed by address. An entry goes when its storage dies, so that an address used again is a new storage.
+            self.known: dict[int, weakref.ref[Any]] = {}
+            for tensor in existing:
+                storage = tensor.untyped_storage()
+                self.known.setdefault(storage._cdata, weakref.ref(storage))
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            output = func(*args, **(kwargs or {}))
+            if self.seen is not None:
+                self.seen(func, args, kwargs or {}, output)
+            for leaf in tree_leaves(output):
+                if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
+                    self._note(leaf.untyped_storage())
+            return output
+
+        def _note(self, storage: Any) -> None:
+            address = storage._cdata
+            known = self.known.get(address)
+            if known is not None and known() is not None:
+                return
+            number = self.record.born(storage.nbytes())
+            entry: list[Any] = []
+
+            def dead(_: Any) -> None:
+                if self.known.get(address) is entry[0]:
+                    del self.known[address]
+                self.record.died(number)
+
+            entry.append(weakref.ref(storage, dead))
+            self.known[address] = entry[0]
+
+    return Tracker
+
+
+def record_step(split: SplitModel, batch: Batch, seen: Callable[..., None] | None = None) -> AllocationRecord:
+    """Run one forward and backward of the unsplit model, one segment after the other, and record every storage.
+
+    Phases are ("forward", i) and ("backward", i) of segment index i. Adapters' gradients are dropped afterwards; no parameter
+    changes. Raises BadInput where the loss does not depend on any adapter.
+    """
+    import gc
+
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    record = AllocationRecord(_CUDA_BLOCK_BYTES if str(split.device).startswith("cuda") else 1)
+    existing = [*split.model.parameters(), *split.model.buffers(), batch.inputs, batch.labels]
+    lowest = [len(split.segments)]
+
+    def backward_of(segment: int) -> None:
+        if segment < lowest[0]:
+            lowest[0] = segment
+            record.enter("backward", segment)
+
+    def hook(segment: int) -> Callable[[Any], None]:
+        return lambda _gradient: backward_of(segment)
+
+    for adapter in split.adapters():
+        adapter.grad = None
+    gc.collect()
+    try:
+        with _tracker_class()(record, existing, seen):
+            state = split.start(batch)
+            marked: set[int] = set()
+            for index in range(len(split.segments)):
+                record.enter("forward", index)
+                state = split.forward(index, state)
+                for tensor in state.carried.values():
+                    # A carried tensor that only passes through keeps the hook of the segment that made it.
+                    if tensor.requires_grad and tensor.grad_fn is not None and id(tensor.grad_fn) not in marked:
+                        marked.add(id(tensor.grad_fn))
+                        tensor.register_hook(hook(index))
+            tensor = None
+            if state.loss is None or not state.loss.requires_grad:
+                raise BadInput(f"{split.built.name}: its loss does not depend on any adapter, nothing can be trained")
+            backward_of(len(split.segments) - 1)
+            state.loss.backward()
+            record.enter("end", -1)
+            for stack, calls in state.context.calls.items():
+                found = tree_leaves((calls, state.context.side.get(stack)))
+                storages = [x.untyped_storage() for x in found if isinstance(x, torch.Tensor)]
+                record.context_bytes[stack] = sum({st._cdata: st.nbytes() for st in storages}.values())
+    finally:
+        for adapter in split.adapters():
+            adapter.grad = None
+    return record
+
+
+# --- prediction -------------------------------------------------------------------------------------------------------
+
+
+def predict(
+    split: SplitModel,
+    batch: Batch,
+    *,
+    provenance: Provenance,
+    workspace: Workspace | None = None,
+    checks: Sequence[MemoryCheck] = (),
+    note: str | None = None,
+) -> MemoryBlock:
+    """Peak bytes of the device half and the server half at every cut 1..I-1, and of the unsplit step, from one pass.
+
+    ``workspace`` (see ``library_workspace``) is added to each half; without it the figures are those of tensors alone.
+    ``split`` may be on the meta device. Raises BadInput where no adapter can be trained.
+    """
+    record = record_step(split, batch)
+    none = Workspace(0, 0)
+    extra = workspace or none
+    cuts = [
+        CutMemory(
+            cut=cut,
+            device_peak_bytes=_half_peak(split, batch, record, cut, "device") + extra.layers_bytes,
+            server_peak_bytes=_half_peak(split, batch, record, cut, "server") + extra.head_bytes,
+        )
+        for cut in split.cuts
+    ]
+    whole = _half_peak(split, batch, record, None, "device") + extra.head_bytes
+    return MemoryBlock(provenance=provenance, cuts=cuts, whole_peak_bytes=whole, checks=list(checks), note=note)
+
+
+def _half_peak(split: SplitModel, batch: Batch, record: AllocationRecord, cut: int | None, side: Role) -> int:
+    """Peak bytes of tensors in one half (``cut`` None: of the whole model), in the steady state from the second step on."""
+    if cut is None:
+        indices, names = list(range(len(split.segments))), None
+    else:
+        indices = split.device_segments(cut) if side == "device" else split.server_segments(cut)
+        names = split.half_parameters(side, cut)
+    resident, adapters = _resident_bytes(split, names)
+    resident += sum(t.untyped_storage().nbytes() for t in (batch.inputs, batch.labels))
+    alive = record.timeline(indices)
+    if cut is not None and side == "device":
+        alive[record.event_of("backward", indices[-1]) :] += split.gradient_bytes(cut)
+    elif cut is not None:
+        alive += split.smashed_bytes(cut)
+        own = {0} if cut < (split.encoder_layers or split.layers) else {1}
+        alive += sum(record.context_bytes.get(stack, 0) for stack in own)
+    # AdamW steps through the adapters one by one on a CPU, and all at once on a GPU, with two tensors of scratch for each.
+    scratch = 2 * (sum(adapters) if str(split.device).startswith("cuda") else max(adapters, default=0))
+    peak = max(int(alive.max()), int(alive[-1]) + scratch)
+    return resident + MOMENTS * sum(adapters) + peak
+
+
+def _resident_bytes(split: SplitModel, names: set[str] | None) -> tuple[int, list[int]]:
+    """(bytes of parameters and buffers, bytes of each adapter) of those ``names`` (None: all); a shared storage once."""
+    parameters = {n: p for n, p in split.model.named_parameters(remove_duplicate=False) if names is None or n in names}
+    tensors = [*parameters.values(), *split.model.buffers()]
+    total = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+    unique = {id(p): p for p in parameters.values()}.values()
+    return total, [p.untyped_storage().nbytes() for p in unique if p.requires_grad]
+
+
+# --- what the libraries take for themselves ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Bytes that a process holds beside its tensors: for a half with layers only, and for one with the head."""
+
+    layers_bytes: int
+    head_bytes: int
+
+
+# --- measurement ------------------------------------------------------------------------------------------------------
+
+
+def measure_half(
+    spec: WorkloadSpec,
+    cut: int | None,
+    side: Role,
+    *,
+    device: str = "cpu",
+    steps: int = 2,
+    threads: int | None = None,
+    timeout_s: float = 900.0,
+) -> int:
+    """Train one half (``cut`` None: the whole model) for ``steps`` mini-batches in a fresh process; its peak bytes.
+
+    The peak is over the resident size before the model is built, everything imported. ``threads`` None: torch's default.
+    Raises BadInput for a workload that cannot be built, NotMeasurable where the system does not tell, RuntimeError with the
+    child's last line if it fails.
+    """
+    task = {"spec": asdict(spec), "cut": cut, "side": side, "device": device, "steps": steps, "threads": threads}
+    answer = _in_fresh_process("half", task, timeout_s)
+    return int(answer["peak_bytes"])
+
+
+def check(
+    spec: WorkloadSpec,
+    block: MemoryBlock,
+    cuts: Iterable[int],
+    *,
+    sides: Sequence[Role] = ("device", "server"),
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[MemoryCheck]:
+    """Really run the halves at ``cuts`` and hold each against ``block``. Raises as ``measure_half``."""
+    rows = {row.cut: row for row in block.cuts}
+    done = []
+    for cut in cuts:
+        if cut not in rows:
+            raise BadInput(f"memory check at cut {cut}: expected 1..{len(rows)}")
+        for side in sides:
+            if progress is not None:
+                progress(f"memory of the {side} half at cut {cut}")
+            measured = measure_half(spec, cut, side, device=device, threads=threads)
+            predicted = rows[cut].device_peak_bytes if side == "device" else rows[cut].server_peak_bytes
+            done.append(MemoryCheck(cut=cut, side=side, predicted_bytes=predicted, measured_bytes=measured))
+    return done
+
+
+def _in_fresh_process(what: str, task: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    """Run this module as a program: JSON in on standard input, JSON out on the last line of standard output."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, **_MALLOC, "PYTHONPATH": os.pathsep.join(paths)}
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "profiler.workload.memory", what],
+            input=json.dumps(task),
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"measuring memory: no result within {timeout_s:.0f} s") from None
+    last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+    if child.returncode == 2:
+        raise BadInput(last)
+    if child.returncode == 3:
+        raise NotMeasurable(last)
+    if child.returncode != 0:
+        raise RuntimeError(f"measuring memory: the process ended with {child.returncode}: {last}")
+    answer: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
+    return answer
+
+
+class _Peak:
+    """The process's own memory: resident bytes now, and the highest since the last reset."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device.startswith("cuda")
+
+    def reset(self) -> None:
+        if self.cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        except OSError as error:
+            raise NotMeasurable(
+                f"measuring memory needs Linux and a writable /proc/self/clear_refs ({error.strerror}); "
+                "leave the memory checks out, the prediction needs neither"
+            ) from None
+
+    def now(self) -> int:
+        if self.cuda:
+            import torch
+
+            return int(torch.cuda.memory_allocated())
+        return _status_bytes("VmRSS")
+
+    def highest(self) -> int:
+        if self.cuda:
+            import torch
+
+            torch.cuda.synchronize()
+            return int(torch.cuda.max_memory_allocated())
+        return _status_bytes("VmHWM")
+
+
+def _status_bytes(key: str) -> int:
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        raise NotMeasurable("measuring memory needs Linux: there is no /proc/self/status here") from None
+    for line in text.splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise NotMeasurable(f"measuring memory: this kernel's /proc/self/status has no {key}")
+
+
+def _measure_here(task: dict[str, Any]) -> dict[str, Any]:
+    """The child's part of ``measure_half``."""
+    import gc
+
+    import torch
+
+    from profiler.workload.cuts import SplitModel
+    from profiler.workload.model import WorkloadSpec, build
+
+    if task["threads"]:
+        torch.set_num_threads(task["threads"])
+    fields = dict(task["spec"])
+    fields["lora_targets"] = tuple(fields["lora_targets"]) if fields["lora_targets"] is not None else None
+    spec, cut, side, device = WorkloadSpec(**fields), task["cut"], task["side"], task["device"]
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise NotMeasurable(f"{device}: torch finds no CUDA device; install NVIDIA's driver and a CUDA build of torch")
+
+    # Shapes alone: which parameters the half needs, and what crosses. This imports all there is to import.
+    outline = SplitModel(build(spec, "meta"))
+    structure, kept, crossing = outline.structure, None, {}
+    if cut is not None:
+        kept = outline.half_parameters(side, cut)
+        carried = outline.device_half(outline.batch(), cut).carried
+        crossing = {name: (tuple(t.shape), t.dtype, t.requires_grad) for name, t in carried.items()}
+        del carried
+    del outline
+    gc.collect()
+
+    peak = _Peak(device)
+    before = peak.now()
+    split = SplitModel(build(spec, device, only=kept), structure)
+    batch = split.batch(spec.seed)
+    adapters = [p for p in split.adapters() if not p.is_meta]
+    optimizer = torch.optim.AdamW(adapters, lr=1e-4)
+
+    def made(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, device=device, dtype=dtype).normal_(0.0, 0.02)
+
+    def step() -> None:
+        if cut is None:
+            split.whole(batch).backward()
+        elif side == "device":
+            state = split.device_half(batch, cut)
+            gradients = {name: made(shape, dtype) for name, (shape, dtype, needed) in crossing.items() if needed}
+            split.backward(state, gradients)
+        else:
+            leaves = {n: made(shape, dtype).requires_grad_(needed) for n, (shape, dtype, needed) in crossing.items()}
+            split.backward(split.server_half(batch, cut, leaves))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    gc.collect()
+    built = peak.now()
+    peak.reset()
+    for _ in range(task["steps"]):
+        step()
+    highest = peak.highest()
+    return {"peak_bytes": highest - before, "built_bytes": built - before, "before_bytes": before}
+
+
+def _main(what: str) -> int:
+    """The program behind ``_in_fresh_process``; exit codes as in the rest of the toolkit."""
+    tasks = {"half": _measure_here}
+    try:
+        answer = tasks[what](json.load(sys.stdin))
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    except NotMeasurable as error:
+        print(error, file=sys.stderr)
+        return 3
+    print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1]))
