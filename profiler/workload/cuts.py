@@ -112,6 +112,8 @@ class Structure:
     stacks: tuple[Stack, ...]
     outside: tuple[tuple[str, ...], ...] = ()
     """For each segment the paths of the modules outside the layers that it calls."""
+    give_mask: bool = False
+    """On the meta device this model needs a mask given: making one would ask for values."""
 
 
 class SplitModel:
@@ -131,17 +133,13 @@ class SplitModel:
         self.encoder_layers: int | None = stacks[0].length if len(stacks) == 2 else None
         self.layers: int = sum(s.length for s in stacks)
         self._crossing_sizes: dict[int, tuple[int, int]] | None = None
+        self._give_mask = False
         self._refuse_adapters_outside_layers()
         if structure is None:
-            try:
-                self._stacks = stacks = tuple(self._observe(index) for index in range(len(stacks)))
-                structure = Structure(stacks, self._called_outside())
-            except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError) as error:
-                line = " ".join(str(error).split())[:300]
-                raise BadInput(
-                    f"{built.architecture}: cannot be cut: expected a forward pass that runs on {built.device} when its layers "
-                    f"are taken one by one, found {type(error).__name__}: {line}"
-                ) from error
+            structure = self._find_out()
+            stacks = structure.stacks
+        else:
+            self._give_mask = structure.give_mask and self.device == "meta"
         self.structure = structure
         self.segments: list[SegmentHandle] = self._handles()
 
@@ -227,7 +225,8 @@ class SplitModel:
 
     def whole(self, batch: Batch) -> Tensor:
         """Loss of the plain, unsplit model."""
-        loss: Tensor = self.model(input_ids=batch.inputs, labels=batch.labels, use_cache=False).loss
+        mask = self._mask(batch)
+        loss: Tensor = self.model(input_ids=batch.inputs, **mask, labels=batch.labels, use_cache=False).loss
         return loss
 
     def device_half(self, batch: Batch, cut: int) -> State:
@@ -333,7 +332,7 @@ class SplitModel:
                 if len(self._stacks) == 1:
                     what = {"input_ids": batch.inputs} if embeds is None else {"inputs_embeds": embeds}
                     labels = None if stop is not None else batch.labels
-                    output = self.model(**what, labels=labels, use_cache=False)
+                    output = self.model(**what, **self._mask(batch), labels=labels, use_cache=False)
                 elif stack == 0:
                     what = {"input_ids": batch.inputs} if embeds is None else {"inputs_embeds": embeds}
                     output = self.model.get_encoder()(**what)
@@ -346,6 +345,24 @@ class SplitModel:
         return output.logits, output.loss
 
     # --- finding out --------------------------------------------------------------------------------------------------
+
+    def _find_out(self) -> Structure:
+        """Run the model in pieces on a few tokens. Raises BadInput where it does not run so."""
+        found = self._stacks
+        while True:
+            try:
+                self._stacks = tuple(self._observe(index) for index in range(len(found)))
+                return Structure(self._stacks, self._called_outside(), self._give_mask)
+            except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError) as error:
+                self._stacks = found
+                if self.device == "meta" and not self._give_mask and self.encoder_layers is None:
+                    self._give_mask = True
+                    continue
+                line = " ".join(str(error).split())[:300]
+                raise BadInput(
+                    f"{self.built.architecture}: cannot be cut: expected a forward pass that runs on {self.device} when its "
+                    f"layers are taken one by one, found {type(error).__name__}: {line}"
+                ) from error
 
     def _observe(self, index: int) -> Stack:
         """Run the first two layers of a stack on a few tokens and see how the model hands tensors from one to the next."""
@@ -361,7 +378,7 @@ class SplitModel:
         with watch.in_place(self._owner(stack)):
             try:
                 if index == 0 and len(self._stacks) == 1:
-                    self.model(input_ids=batch.inputs, use_cache=False)
+                    self.model(input_ids=batch.inputs, **self._mask(batch), use_cache=False)
                 elif index == 0:
                     self.model.get_encoder()(input_ids=batch.inputs)
                 else:
@@ -470,6 +487,16 @@ class SplitModel:
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and id(parameter) not in inside:
                 raise BadInput(f"--lora-targets: {name} is outside the transformer layers; adapters belong inside them")
+
+    def _mask(self, batch: Batch) -> dict[str, Tensor]:
+        """No mask: nothing is padded, and the model makes its own. Where that asks for values, which meta has not, a ready one."""
+        import torch
+
+        if not self._give_mask:
+            return {}
+        size, tokens = batch.inputs.shape
+        one = torch.zeros((1, 1, 1, 1), device="meta", dtype=self._base_dtype())
+        return {"attention_mask": one.expand(size, 1, tokens, tokens)}
 
     def _small_batch(self) -> Batch:
         # Two sequences: with one a batch dimension could not be told from a broadcast one.

@@ -319,21 +319,23 @@ def _libraries() -> tuple[Any, Any]:
             f"profiling layers needs the package {error.name}: pip install 'card-profile[profile]' "
             "(on a Jetson keep NVIDIA's torch: use a virtual environment with --system-site-packages)"
         ) from None
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        transformers.utils.logging.set_verbosity_error()
     return torch, transformers
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The library's own warnings and progress bars are not part of our output."""
+    """The library's progress bars are not part of our output."""
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
 
 
 # --- architecture and weights -----------------------------------------------------------------------------------------
@@ -386,19 +388,15 @@ def _empty_model(transformers: Any, config: Any, dtype: str, device: str) -> Any
     except ImportError:  # transformers 4
         from transformers.modeling_utils import no_init_weights
 
-    options = _dtype_argument(transformers, dtype)
-    if device == "meta":
-        options["attn_implementation"] = FUSED_ATTENTION
     auto = _auto_class(transformers, config, type(config).__name__)
     with torch.device(device), no_init_weights(), _quiet():
-        try:
-            model = auto.from_config(config, **options)
-        except (ValueError, KeyError):
-            if "attn_implementation" not in options:
-                raise
-            # An architecture with attention of its own only: that is what it runs with anywhere.
-            del options["attn_implementation"]
-            model = auto.from_config(config, **options)
+        model = auto.from_config(config, **_dtype_argument(transformers, dtype))
+    if device == "meta":
+        # An encoder and a decoder have a configuration each. Attention that is not sdpa stays what it is anywhere.
+        for module in model.modules():
+            part = getattr(module, "config", None)
+            if part is not None and getattr(part, "_attn_implementation", None) == "sdpa":
+                part._attn_implementation = FUSED_ATTENTION
     model.tie_weights()
     return model
 
