@@ -438,9 +438,9 @@ class EmulatedDevice:
                 self._next_energy_s = self._now_s + (self._traits.energy_step_s or 0.0)
                 self._shown_j = math.floor(self._energy_j * 1e3) / 1e3  # millijoules
             for recorder in self._recorders:
-                if self._now_s >= recorder.next_s:
+                if self._now_s >= recorder.next_s - 1e-9:
                     recorder.readings.append(self._read())
-                    missed = math.floor((self._now_s - recorder.next_s) / recorder.period_s)
+                    missed = math.floor((self._now_s - recorder.next_s) / recorder.period_s + 1e-9)
                     recorder.next_s += (missed + 1) * recorder.period_s
 
     # ---- sensors ----
@@ -496,28 +496,28 @@ class EmulatedDevice:
             raise ValueError("true_steady: no load was captured; call load(step) first")
         twin = EmulatedDevice(self.board, seed=self.seed, **{**self._options, "lock_offset_hz": 0.0})
         twin._target_hz = frequency_hz
-        steps = 1
-        power = hertz = 0.0
-        # Long steps hold a whole mean in one; of short ones take at least two seconds' worth.
+        # Short steps are laid end to end, which is faster, until each run is long enough to hold a mean.
+        row = max(1, math.ceil(0.1 / chosen.full_clock_s))
+        run, repeats = _Load(twin, chosen.kernels * row), 1
+        power = hertz = seconds = 0.0
         for _ in range(6):
-            for _ in range(3):  # lets cap and heat regulators settle at this temperature
-                for _ in range(steps):
-                    twin._replay(chosen)
+            for _ in range(3 * repeats):  # lets the regulators settle at this temperature
+                run()
             start_s, start_j, cycles = twin._now_s, twin._energy_j, 0.0
-            for _ in range(steps):
+            for _ in range(repeats):
                 before = twin._now_s
-                twin._replay(chosen)
+                run()
                 cycles += twin._hz * (twin._now_s - before)
             spent = twin._now_s - start_s
             power, hertz = (twin._energy_j - start_j) / spent, cycles / spent
-            seconds = spent / steps
-            steps = max(1, math.ceil(2.0 / seconds))
+            seconds = spent / (repeats * row)
+            repeats = max(1, math.ceil(2.0 * repeats / spent))
             settled = self._physics.ambient_c + self._physics.kelvin_per_w * power
             if settled <= self.board.silicon.throttle_c:
                 twin._celsius = settled
             else:  # heat limits the clock: only time finds where
-                for _ in range(math.ceil(8 * self.board.silicon.thermal_time_s / (6 * seconds))):
-                    twin._replay(chosen)
+                for _ in range(math.ceil(8 * self.board.silicon.thermal_time_s / (6 * seconds * row))):
+                    run()
         short = hertz < 0.995 * frequency_hz
         return Truth(
             frequency_hz=hertz,
@@ -534,9 +534,11 @@ class _Load:
 
     def __init__(self, device: EmulatedDevice, kernels: Sequence[_Kernel]) -> None:
         self._device = device
+        self.kernels = list(kernels)
         cycles = np.array([k.cycles for k in kernels])
         transferred = np.array([k.bytes for k in kernels])
         seconds, _ = device._physics.kernels(device._physics.max_hz, cycles, transferred)
+        self.full_clock_s = float(seconds.sum())
         group = np.floor(np.cumsum(seconds) / _GROUP_S)
         bounds = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(kernels)]
         self.groups = [

@@ -1,0 +1,245 @@
+"""The processor as a device, on trees that look like /sys and /proc of other machines."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from profiler.hardware import open_device
+from profiler.hardware.cpu import CpuDevice, RaplMeter, cgroup_limit_bytes, find_rapl
+
+CPUINFO = """processor\t: 0
+model name\t: Imagined 4-core
+cpu MHz\t\t: 3100.500
+physical id\t: 0
+core id\t\t: 0
+
+processor\t: 1
+model name\t: Imagined 4-core
+physical id\t: 0
+core id\t\t: 0
+
+processor\t: 2
+model name\t: Imagined 4-core
+physical id\t: 0
+core id\t\t: 1
+"""
+
+
+def put(root: Path, files: dict[str, object]) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+
+
+def rapl(root: Path, zone: int = 0, energy_uj: int = 5_000_000, name: str | None = None) -> Path:
+    folder = f"sys/class/powercap/intel-rapl:{zone}"
+    put(
+        root,
+        {
+            f"{folder}/name": name or f"package-{zone}",
+            f"{folder}/energy_uj": energy_uj,
+            f"{folder}/max_energy_range_uj": 262_143_328_850,
+        },
+    )
+    return root / folder / "energy_uj"
+
+
+@contextmanager
+def counting(file: Path, watts: float, wrap_uj: float = 262_143_328_850) -> Iterator[None]:
+    """A counter that grows as under this power. A reader may see it empty for a moment, as a real file may fail."""
+    stop = threading.Event()
+    start_s, start_uj = time.perf_counter(), float(file.read_text())
+
+    def count() -> None:
+        while not stop.wait(0.001):
+            value = (start_uj + 1e6 * watts * (time.perf_counter() - start_s)) % wrap_uj
+            fresh = file.with_suffix(".new")
+            fresh.write_text(f"{value:.0f}\n")
+            fresh.replace(file)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A virtual machine: no clock, no watts, no temperature."""
+    put(
+        tmp_path,
+        {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Imagined virtual", "proc/meminfo": "MemTotal: 2048 kB"},
+    )
+    return tmp_path
+
+
+def test_a_machine_without_sensors_says_so_in_plain_words(bare: Path) -> None:
+    device = CpuDevice(bare)
+    assert device.power is None
+    assert device.clocks is None
+    assert device.current_hz() is None
+    assert set(device.absent.reasons) == {"clocks", "power", "temperature", "clock"}
+    assert "virtual machine" in device.absent.reasons["power"]
+    hardware = device.describe()
+    assert hardware.clocks is None
+    assert hardware.description == "Imagined virtual"
+    assert hardware.memory_bytes == 2048 * 1024
+    with device.monitor(0.01) as readings:
+        device.wait(0.05)
+    assert readings
+    assert readings[0].power_w is None
+    assert readings[0].frequency_hz is None
+
+
+def test_the_root_is_taken_from_the_environment(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(bare))
+    assert open_device("cpu").describe().description == "Imagined virtual"
+
+
+def test_the_clock_of_cpufreq_wins_over_cpuinfo_and_brings_limits(tmp_path: Path) -> None:
+    put(tmp_path, {"proc/cpuinfo": CPUINFO})
+    device = CpuDevice(tmp_path)
+    assert device.current_hz() == 3_100_500_000
+    clocks = device.describe().clocks
+    assert clocks is not None
+    assert clocks.min_hz == clocks.max_hz == clocks.operating_hz == 3_100_500_000
+    folder = "sys/devices/system/cpu/cpu0/cpufreq"
+    put(
+        tmp_path,
+        {
+            f"{folder}/scaling_cur_freq": 2_000_000,
+            f"{folder}/cpuinfo_min_freq": 800_000,
+            f"{folder}/cpuinfo_max_freq": 4_000_000,
+            f"{folder}/scaling_governor": "powersave",
+        },
+    )
+    device = CpuDevice(tmp_path)
+    hardware = device.describe()
+    assert device.current_hz() == 2e9
+    assert hardware.clocks is not None
+    assert (hardware.clocks.min_hz, hardware.clocks.max_hz, hardware.clocks.operating_hz) == (8e8, 4e9, 2e9)
+    assert hardware.conditions["governor"] == "powersave"
+    assert hardware.conditions["physical cores"] == "2"
+    assert hardware.conditions["threads"] == "3"
+
+
+def test_a_counter_of_zero_joules_is_refused(tmp_path: Path) -> None:
+    rapl(tmp_path, energy_uj=0)
+    meter, why = find_rapl(tmp_path, probe_s=0.02)
+    assert meter is None
+    assert "0.00 J" in why
+
+
+def test_a_counter_that_stands_still_is_refused(tmp_path: Path) -> None:
+    rapl(tmp_path, energy_uj=123_000_000)
+    assert find_rapl(tmp_path, probe_s=0.02)[0] is None
+
+
+def test_other_zones_are_no_package(tmp_path: Path) -> None:
+    rapl(tmp_path, name="psys")
+    assert "no RAPL energy counter" in find_rapl(tmp_path, probe_s=0.02)[1]
+
+
+def test_an_unreadable_counter_names_the_command_that_opens_it(tmp_path: Path) -> None:
+    file = rapl(tmp_path)
+    file.unlink()
+    file.mkdir()  # a read fails for root too
+    meter, why = find_rapl(tmp_path, probe_s=0.02)
+    assert meter is None
+    assert "sudo chmod a+r" in why
+
+
+def test_watts_are_the_counters_slope_summed_over_packages(tmp_path: Path) -> None:
+    first, second = rapl(tmp_path, 0), rapl(tmp_path, 1, energy_uj=262_143_328_850 - 300_000)  # the second wraps
+    with counting(first, 20.0), counting(second, 22.0):
+        device = CpuDevice(tmp_path)
+        assert device.power is not None
+        assert device.power.scope == "2 CPU packages"
+        begin = time.perf_counter()
+        with device.monitor(0.05) as readings:
+            device.wait(0.6)
+        spent = time.perf_counter() - begin
+    watts = [r.power_w for r in readings if r.power_w is not None]
+    assert len(watts) >= 4
+    energy = readings[-1].energy_j
+    assert energy is not None
+    assert energy == pytest.approx(42.0 * spent, rel=0.3)
+    assert all(0 <= w < 500 for w in watts)
+
+
+def test_a_counter_that_wraps_loses_nothing(tmp_path: Path) -> None:
+    file = rapl(tmp_path, energy_uj=262_143_328_000)
+    with counting(file, 100.0):
+        meter, _ = find_rapl(tmp_path)
+    assert meter is not None
+    file.write_text("262143328000")
+    meter = RaplMeter(meter.zones)
+    file.write_text("150")
+    assert meter.energy_j() == pytest.approx((262_143_328_850 - 262_143_328_000 + 150) / 1e6)
+
+
+def test_a_temperature_is_read_where_a_zone_names_the_processor(bare: Path) -> None:
+    put(bare, {"sys/class/thermal/thermal_zone0/type": "acpitz", "sys/class/thermal/thermal_zone0/temp": 20_000})
+    put(bare, {"sys/class/thermal/thermal_zone1/type": "x86_pkg_temp", "sys/class/thermal/thermal_zone1/temp": 47_500})
+    device = CpuDevice(bare)
+    assert device.temperature_c() == 47.5
+    assert "temperature" not in device.absent.reasons
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/b/memory.max": "max"}, None),
+        (
+            {"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/memory.max": 1000, "sys/fs/cgroup/a/b/memory.max": 3000},
+            1000,
+        ),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/memory.max": 5000}, 5000),
+        ({"proc/self/cgroup": "4:memory:/x", "sys/fs/cgroup/memory/x/memory.limit_in_bytes": 7000}, 7000),
+        ({"proc/self/cgroup": "4:memory:/x", "sys/fs/cgroup/memory/x/memory.limit_in_bytes": 2**63 - 4096}, None),
+    ],
+)
+def test_the_smallest_memory_limit_of_the_control_groups_counts(
+    tmp_path: Path, files: dict[str, object], limit: int | None
+) -> None:
+    put(tmp_path, files)
+    assert cgroup_limit_bytes(tmp_path) == limit
+    put(tmp_path, {"proc/meminfo": "MemTotal:       8 kB"})
+    assert CpuDevice(tmp_path).describe().memory_bytes == min(8192, limit or 8192)
+
+
+def test_this_machine_can_be_described_and_watched() -> None:
+    device = open_device("cpu")
+    hardware = device.describe()
+    assert hardware.kind == "cpu"
+    assert hardware.provenance == "measured"
+    assert hardware.memory_bytes
+    assert hardware.memory_bytes > 2**28
+    assert hardware.cores
+    begin = device.now_s()
+    with device.monitor(0.02) as readings, device.executing():
+        device.wait(0.1)
+    assert device.now_s() - begin >= 0.1
+    assert 1 <= len(readings) <= 6
+
+
+def test_a_fault_while_reading_is_not_swallowed(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = CpuDevice(bare)
+
+    def broken() -> float:
+        raise RuntimeError("sensor broke")
+
+    monkeypatch.setattr(device, "current_hz", broken)
+    with pytest.raises(RuntimeError, match="sensor broke"), device.monitor(0.01):
+        time.sleep(0.05)
