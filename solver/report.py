@@ -216,6 +216,7 @@ def write_plots(solution: Solution, folder: Path) -> list[Path]:
 
 def _plot_cuts(solution: Solution, m: int, axes: object) -> None:
     from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator
 
     assert isinstance(axes, Axes)
     ours, link = solution.decisions, solution.rates
@@ -237,11 +238,13 @@ def _plot_cuts(solution: Solution, m: int, axes: object) -> None:
         )
     chosen = int(ours.cut[m])
     axes.axvline(chosen, color="black", linestyle="--", linewidth=1)
-    axes.annotate(f"cut {chosen}", (chosen, axes.get_ylim()[1]), ha="center", va="bottom", annotation_clip=False)
     clock = f" at {ours.frequency_hz[m] / 1e9:.3f} GHz" if solution.clocks.known else ""
     axes.set_xlabel(f"cut layer c: layers 1..c on the device{clock}")
     axes.set_ylabel("delay of a round (s)")
-    axes.legend(fontsize=7, loc="best")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
+    axes.annotate(f"cut {chosen}", (chosen, axes.get_ylim()[1]), ha="center", va="bottom", annotation_clip=False)
+    axes.legend(fontsize=7, loc="upper center", ncols=2)
     if costs.energy_j is not None:
         twin = axes.twinx()
         twin.plot(cuts, costs.energy_j, color="#228833", marker=".", linewidth=1.2)
@@ -252,6 +255,7 @@ def _plot_cuts(solution: Solution, m: int, axes: object) -> None:
 def _plot_cost(solution: Solution, m: int, figure: object, axes: object) -> None:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     assert isinstance(axes, Axes)
     assert isinstance(figure, Figure)
@@ -276,5 +280,6 @@ def _plot_cost(solution: Solution, m: int, figure: object, axes: object) -> None
         solution.decisions.cut[m], solution.decisions.frequency_hz[m] / 1e9, "r*", markersize=14, label="decision"
     )
     axes.set_xlabel("cut layer c")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("server clock (GHz)" if clocks.known else "server clock (not known)")
     axes.legend(fontsize=7, loc="best")

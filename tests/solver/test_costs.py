@@ -251,5 +251,5 @@ def test_a_machine_without_a_readable_clock_has_one_operating_point_and_no_watts
     assert row["delay_s"] > 0
     with pytest.raises(BadInput, match="no field power_fit"):
         solve([server, device], SolveOptions())
-    with pytest.raises(BadInput, match="--f-max-ghz: .*cannot be read"):
+    with pytest.raises(BadInput, match=r"--f-max-ghz: .*cannot be read"):
         solve([server, device], SolveOptions(w=1.0, f_max_ghz=1.0))

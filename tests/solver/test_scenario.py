@@ -311,7 +311,7 @@ def test_profiles_of_different_workloads_are_refused_naming_both_and_the_fields(
 
 def test_a_server_without_power_can_decide_by_delay_alone() -> None:
     blind = fleet(power_fit=None)
-    with pytest.raises(BadInput, match="no field power_fit, expected .*card-profile fit-power"):
+    with pytest.raises(BadInput, match=r"no field power_fit, expected .*card-profile fit-power"):
         solve(blind, SolveOptions())
     for method in METHODS:
         answer = solve(blind, SolveOptions(method=method, w=1.0)).as_json()

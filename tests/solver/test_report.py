@@ -1,0 +1,71 @@
+"""What a person reads says what was decided, what it saves, what did not fit and what was not measured."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from profiler.profile import BadInput
+from solver.report import print_report, write_plots
+from solver.scenario import Solution, SolveOptions, ranges, solve
+from tests.solver.test_scenario import fleet, letterlike, limited
+
+
+def printed(solution: Solution) -> str:
+    out = io.StringIO()
+    print_report(solution, Console(file=out, width=400))
+    return out.getvalue()
+
+
+def test_the_table_has_a_row_for_every_device_with_its_cut_and_clock() -> None:
+    solution = solve(fleet(), SolveOptions(method="exact"))
+    lines = printed(solution).splitlines()
+    for m, device in enumerate(solution.devices):
+        (line,) = [text for text in lines if text.lstrip().startswith(device.name + " ")]
+        cells = line.split()
+        assert cells[1] == str(solution.decisions.cut[m])
+        assert cells[2] == f"{solution.decisions.frequency_hz[m] / 1e9:.3f}"
+
+
+def test_many_rounds_are_summed_up_by_device() -> None:
+    text = printed(solve(fleet(), SolveOptions(rounds=200, channel="poor")))
+    rows = [line.split() for line in text.splitlines() if line.lstrip().startswith(("fast ", "slow "))]
+    assert [(row[0], row[1]) for row in rows] == [("fast", "200"), ("slow", "200")]
+
+
+def test_cuts_left_out_for_memory_are_named_with_what_they_need() -> None:
+    server, fast, slow = fleet()
+    text = printed(solve([server, limited(fast, 150_000_000), slow], SolveOptions()))
+    assert "fast: cuts 2-3 left out: they need 200.0 MB to 300.0 MB on fast, which has 150.0 MB" in text
+    assert "does not fit" in text
+    assert "warning: device-only does not fit in memory for fast" in text
+
+
+def test_what_was_not_measured_is_said_and_so_is_that_all_was() -> None:
+    assert "assumed: channel state" in printed(solve(fleet(), SolveOptions()))
+    sure = SolveOptions(uplink_mbps=1, downlink_mbps=1, compression=1.0)
+    assert "Every quantity used was measured" in printed(solve(fleet(), sure))
+
+
+def test_unknown_energy_is_shown_as_unknown() -> None:
+    assert "energy ?" in printed(solve(fleet(power_fit=None), SolveOptions(w=1.0)))
+
+
+def test_there_is_a_plot_for_every_device(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for make in (fleet, letterlike):
+        paths = write_plots(solve(make(), SolveOptions(rounds=2)), tmp_path / "plots")
+        assert [p.name for p in paths] == ["fast.png", "slow.png"]
+        assert all(p.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for p in paths)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(BadInput, match=r"--plot .*cannot be written"):
+        write_plots(solve(fleet(), SolveOptions()), blocked)
+
+
+def test_runs_of_numbers_are_written_short() -> None:
+    assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
+    assert ranges([]) == ""
