@@ -51,12 +51,14 @@ class TimingOptions:
     """How long to measure. A round is one plain and one segmented step.
 
     After ``warmup_rounds`` (the first calls are many times slower) rounds go on until the 95 % interval of the median step is
-    within ``target_relative`` of it, at least ``min_rounds``, at most ``max_rounds``, and no longer than ``budget_s`` of wall
-    time (None: no bound; ``min_rounds`` are always taken).
+    within ``target_relative`` of it, at least ``min_rounds`` and ``min_s`` on the stopwatch (a machine has slow seconds, which
+    a few quick rounds could all fall into), at most ``max_rounds``, and no longer than ``budget_s`` of wall time (None: no
+    bound; ``min_rounds`` are always taken).
     """
 
     warmup_rounds: int = 3
-    min_rounds: int = 12
+    min_rounds: int = 8
+    min_s: float = 8.0
     max_rounds: int = 60
     target_relative: float = 0.01
     budget_s: float | None = None
@@ -94,6 +96,7 @@ def measure(
     plain: list[float] = []
     total: list[float] = []
     began = time.monotonic()
+    began_s = stopwatch.now_s()
     stopped_by = "max_rounds"
     with undisturbed():
         for number in range(most):
@@ -115,7 +118,8 @@ def measure(
             if progress is not None:
                 progress(number + 1, most)
             if len(total) >= options.min_rounds:
-                if max(_relative_interval(plain), _relative_interval(total)) <= options.target_relative:
+                steady = max(_relative_interval(plain), _relative_interval(total)) <= options.target_relative
+                if steady and stopwatch.now_s() - began_s >= options.min_s:
                     stopped_by = "steady"
                     break
                 if options.budget_s is not None and time.monotonic() - began > options.budget_s:

@@ -1,0 +1,97 @@
+"""What does profiling cost beside plain training?
+
+    python -m benchmarks.profiling_cost [--model NAME] [--steps N] [--blocks N]
+
+The timing phase (plain and segmented steps, with all its bookkeeping) and the same number of plain training steps take turns in
+blocks. Then the whole of `card-profile run --device cpu --measure layers` is timed from start to exit, imports included.
+
+Ends with 1 when a bound is missed: 1.15 times the plain steps; 30 s for the whole run on the tiny preset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from profiler.workload.cuts import SplitModel
+from profiler.workload.model import WorkloadSpec, build
+from profiler.workload.timing import LEARNING_RATE, TimingOptions, measure
+
+RATIO, RUN_S = 1.15, 30.0
+TINY = "tiny-llama-test"
+
+
+class WallClock:
+    """Time as it passes; on the CPU work has ended when a call returns."""
+
+    def now_s(self) -> float:
+        return time.perf_counter()
+
+
+def compare(model: str, steps: int, blocks: int) -> tuple[float, float]:
+    """Seconds of the timing phase and of plain training, each ``blocks`` times ``steps`` steps."""
+    from torch.optim import AdamW
+
+    split = SplitModel(build(WorkloadSpec(model)))
+    batch = split.batch()
+    optimizer = AdamW(split.adapters(), lr=LEARNING_RATE)
+    # A round is two steps; the bounds of both are equal, so that this many are taken.
+    options = TimingOptions(warmup_rounds=0, min_rounds=steps // 2, max_rounds=steps // 2, min_s=0)
+
+    def profiled() -> None:
+        measure(split, WallClock(), options, batch=batch)
+
+    def plain() -> None:
+        for _ in range(steps):
+            split.whole(batch).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    profiled()  # warm up: both kinds of step
+    total = {"profiled": 0.0, "plain": 0.0}
+    for block in range(blocks):
+        pair = [("profiled", profiled), ("plain", plain)]
+        for name, run in pair if block % 2 == 0 else reversed(pair):
+            start = time.perf_counter()
+            run()
+            total[name] += time.perf_counter() - start
+    return total["profiled"], total["plain"]
+
+
+def whole_run(model: str) -> float:
+    """Seconds of the whole command, from start to exit."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", "import cli; cli.profile_main()", "run", "--device", "cpu"]
+        command += ["--measure", "layers", "--model", model, "--fresh", "--output", str(Path(folder) / "cpu.json")]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=TINY)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--blocks", type=int, default=6)
+    arguments = parser.parse_args()
+
+    run_s = whole_run(arguments.model)
+    profiled_s, plain_s = compare(arguments.model, arguments.steps, arguments.blocks)
+    count = arguments.steps * arguments.blocks
+    print(
+        f"{arguments.model}: {count} steps while profiling {profiled_s:.2f} s, {count} plain training steps {plain_s:.2f} s"
+    )
+    print(f"timing phase: {profiled_s / plain_s:.3f} x plain training (at most {RATIO:g})")
+    bound = f"at most {RUN_S:g}" if arguments.model == TINY else "no bound for this model"
+    print(f"card-profile run --device cpu --measure layers: {run_s:.1f} s ({bound})")
+    missed = profiled_s / plain_s > RATIO or (arguments.model == TINY and run_s > RUN_S)
+    print("MISSED" if missed else "kept")
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
