@@ -1,0 +1,865 @@
+"""Laws of power against clock, P(f), and how they are fitted.
+
+Every law is an entry of ``MODELS``; adding one there is all it takes to have it fitted, compared and offered to ``--model``.
+A law answers one question: given the sweep, what does it predict with all clocks, with each clock left out, and with each
+pair of clocks left out (``CrossFit``)? Selection, averaging, errors and intervals are all built from these predictions.
+
+Fitting is relative least squares: the sum of ((P(f) - y) / y)^2 is smallest, with a constant P0 >= 0 and a factor >= 0. For
+given *shape* parameters theta (an exponent, a ridge clock) a law P = P0 + c g(f; theta) is linear in (P0, c). So theta is
+scanned on a grid for all left-out sets at once and then refined by Levenberg-Marquardt steps on theta alone (variable
+projection: Golub and Pereyra, 1973).
+
+Nothing here depends on the units of the input: clocks are divided by the highest clock of the domain, and multiplying all watts
+multiplies all predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A sweep reduced to its distinct clocks, ascending.
+
+    Rows measured at one clock are replaced by the target t = sum(1/y) / sum(1/y^2) with weight a = sum(1/y^2): the sum of
+    squared relative errors differs from a (P - t)^2 by a constant only, so nothing is lost for relative least squares.
+
+    ``low_hz`` and ``high_hz`` bound the domain on which the curve will be asked; the scans of shape parameters are laid
+    over the domain and never over the points, so that leaving a point out changes nothing but the data.
+    """
+
+    frequency_hz: Array
+    target_w: Array
+    weight: Array
+    rows: NDArray[np.int64]
+    low_hz: float
+    high_hz: float
+
+    @classmethod
+    def of(cls, frequency_hz: Array, power_w: Array, domain_hz: tuple[float, float]) -> Curve:
+        """Gather rows (n,) of clocks in Hz and positive watts by clock."""
+        clocks, where = np.unique(frequency_hz, return_inverse=True)
+        rows = np.bincount(where, minlength=len(clocks))
+        inverse = np.bincount(where, weights=1 / power_w, minlength=len(clocks))
+        weight = np.bincount(where, weights=1 / power_w**2, minlength=len(clocks))
+        low = float(min(domain_hz[0], clocks[0]))
+        high = float(max(domain_hz[1], clocks[-1]))
+        return cls(clocks, inverse / weight, weight, rows, low, high)
+
+    def __len__(self) -> int:
+        return len(self.frequency_hz)
+
+    @property
+    def x(self) -> Array:
+        """Clocks over the highest clock of the domain, in (0, 1]."""
+        return self.frequency_hz / self.high_hz
+
+    @property
+    def x_low(self) -> float:
+        return self.low_hz / self.high_hz
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How uncertain a law itself holds a new measurement to be, as standard deviations in watts: only their proportions are used.
+
+    ``pair_w`` (n, n) belongs to ``CrossFit.pair_w``; ``at(f)`` (m,) at clocks f (m,) in Hz, fitted to all clocks.
+    """
+
+    pair_w: Array
+    at: Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """What one law predicts from a curve of n clocks.
+
+    ``loo_w`` (n,): at clock i, fitted without clock i. ``pair_w`` (n, n): at clock j, fitted without clocks i and j (its
+    diagonal is ``loo_w``). NaN where the law cannot be fitted to what is left. ``curves(f)``: watts (1 + n, m) at clocks f
+    (m,) in Hz, row 0 fitted to all clocks, row 1 + i without clock i. ``parameters``: name -> (1 + n,), in the same order.
+    """
+
+    loo_w: Array
+    pair_w: Array
+    curves: Callable[[Array], Array]
+    parameters: Mapping[str, Array]
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    spread: Spread | None = None
+
+
+class PowerModel(Protocol):
+    """One law of P(f). ``minimum_clocks``: distinct clocks below which it is not fitted. ``degrees``: free parameters for
+    AICc (None: it has no fixed number). ``summary``: the law in one line."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def minimum_clocks(self) -> int: ...
+    @property
+    def degrees(self) -> int | None: ...
+    @property
+    def summary(self) -> str: ...
+    def cross_fit(self, curve: Curve) -> CrossFit: ...
+
+
+def _left_out(n: int) -> tuple[Array, NDArray[np.int64]]:
+    """Masks (1 + n + n(n-1)/2, n) of what is kept, and the row (n, n) at which clocks i and j are both left out."""
+    pairs = list(combinations(range(n), 2))
+    mask = np.ones((1 + n + len(pairs), n))
+    row = np.zeros((n, n), dtype=np.int64)
+    for i in range(n):
+        mask[1 + i, i] = 0
+        row[i, i] = 1 + i
+    for k, (i, j) in enumerate(pairs, start=1 + n):
+        mask[k, [i, j]] = 0
+        row[i, j] = row[j, i] = k
+    return mask, row
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parametric laws: P = P0 + c g(x; theta)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Shape parameters to scan, (s, k), and the box (k,), (k,) in which they are refined."""
+
+    theta: Array
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True)
+class Law:
+    """P = P0 + c g(x; theta), x the clock over the domain's highest clock.
+
+    ``shape(x (n,), theta (s, k)) -> (s, n)``; ``scan(x_low) -> Scan``; ``to_si(p0 (b,), c (b,), theta (b, k), high_hz)`` names
+    the parameters in SI units.
+    """
+
+    name: str
+    summary: str
+    shape: Callable[[Array, Array], Array]
+    scan: Callable[[float], Scan]
+    to_si: Callable[[Array, Array, Array, float], dict[str, Array]]
+    constant: bool = True
+    shape_parameters: int = 0
+    minimum_clocks: int = 1
+
+    @property
+    def degrees(self) -> int | None:
+        return 1 + int(self.constant) + self.shape_parameters
+
+    def cross_fit(self, curve: Curve) -> CrossFit:
+        n = len(curve)
+        mask, row = _left_out(n)
+        kept = mask.sum(axis=1)
+        p0, c, theta = self._fit(curve, mask)
+        at_points = p0[:, None] + c[:, None] * self.shape(curve.x, theta)
+        at_points[kept < self.minimum_clocks] = np.nan
+        pair = at_points[row, np.arange(n)[None, :]]
+        few = slice(0, 1 + n)
+
+        def curves(frequency_hz: Array) -> Array:
+            watts = p0[few, None] + c[few, None] * self.shape(frequency_hz / curve.high_hz, theta[few])
+            watts[kept[few] < self.minimum_clocks] = np.nan
+            return watts
+
+        parameters = self.to_si(p0[few], c[few], theta[few], curve.high_hz)
+        for values in parameters.values():
+            values[kept[few] < self.minimum_clocks] = np.nan
+        scan = self.scan(curve.x_low)
+        unit = np.ones(1)
+        bounds = {name: (0.0, np.inf) for name in parameters}
+        low = self.to_si(0 * unit, 0 * unit, scan.low[None], curve.high_hz)
+        high = self.to_si(0 * unit, 0 * unit, scan.high[None], curve.high_hz)
+        for name in parameters:
+            if low[name][0] < high[name][0]:
+                bounds[name] = (float(low[name][0]), float(high[name][0]))
+        return CrossFit(np.diag(pair).copy(), pair, curves, parameters, bounds)
+
+    def _fit(self, curve: Curve, mask: Array) -> tuple[Array, Array, Array]:
+        """P0 (b,), c (b,) and theta (b, k) for every row of ``mask`` (b, n)."""
+        x, target, weights = curve.x, curve.target_w, mask * curve.weight
+        scan = self.scan(curve.x_low)
+        k = scan.theta.shape[1]
+        theta = np.zeros((len(mask), k))
+        if k:
+            g = self.shape(x, scan.theta)
+            sums = _Sums(
+                np.broadcast_to(weights.sum(1), (len(g), len(mask))),
+                g @ weights.T,
+                (g * g) @ weights.T,
+                np.broadcast_to(weights @ target, (len(g), len(mask))),
+                (g * target) @ weights.T,
+            )
+            p0, c = sums.solve(self.constant)
+            theta = scan.theta[np.argmin(sums.excess(p0, c), axis=0)]
+
+        def solve(theta: Array) -> tuple[Array, Array, Array]:
+            g = self.shape(x, theta)
+            wg = weights * g
+            p0, c = _Sums(weights.sum(1), wg.sum(1), (wg * g).sum(1), weights @ target, wg @ target).solve(
+                self.constant
+            )
+            return p0, c, np.sqrt(weights) * (p0[:, None] + c[:, None] * g - target)
+
+        p0, c, residual = solve(theta)
+        error = (residual**2).sum(1)
+        damping = np.full(len(mask), 1e-3)
+        step = 1e-6 * (scan.high - scan.low)
+        for _ in range(_REFINEMENTS if k else 0):
+            jacobian = np.empty((*residual.shape, k))
+            for q in range(k):
+                moved = theta.copy()
+                h = np.where(theta[:, q] + step[q] <= scan.high[q], step[q], -step[q])
+                moved[:, q] += h
+                jacobian[:, :, q] = (solve(moved)[2] - residual) / h[:, None]
+            normal = np.einsum("bnk,bnl->bkl", jacobian, jacobian)
+            diagonal = np.einsum("bkk->bk", normal)
+            # A parameter without any effect here (a ridge above all kept clocks) must not make the system singular.
+            floor = 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-200
+            normal = normal + (damping[:, None] * diagonal + floor)[:, :, None] * np.eye(k)
+            move = np.linalg.solve(normal, -np.einsum("bnk,bn->bk", jacobian, residual)[:, :, None])[:, :, 0]
+            trial = np.clip(theta + np.nan_to_num(move), scan.low, scan.high)
+            trial_p0, trial_c, trial_residual = solve(trial)
+            trial_error = (trial_residual**2).sum(1)
+            better = trial_error < error
+            theta = np.where(better[:, None], trial, theta)
+            p0, c = np.where(better, trial_p0, p0), np.where(better, trial_c, c)
+            residual = np.where(better[:, None], trial_residual, residual)
+            error = np.where(better, trial_error, error)
+            damping = np.where(better, damping * 0.2, damping * 6)
+        return p0, c, theta
+
+
+_REFINEMENTS = 14
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Weighted sums of 1, g, g^2, t, g t: all that weighted least squares in (P0, c) needs. Any common shape."""
+
+    one: Array
+    g: Array
+    gg: Array
+    t: Array
+    gt: Array
+
+    def solve(self, constant: bool) -> tuple[Array, Array]:
+        """P0 >= 0 and c >= 0 of least error (with ``constant`` false, P0 = 0)."""
+        with np.errstate(all="ignore"):
+            alone = np.maximum(self.gt / self.gg, 0)
+            if not constant:
+                return np.zeros_like(alone), alone
+            determinant = self.one * self.gg - self.g**2
+            c = (self.one * self.gt - self.g * self.t) / determinant
+            p0 = (self.t - self.g * c) / self.one
+            # Of a convex problem in two unknowns >= 0 the optimum is inside, or on one of the two edges.
+            flat = (c < 0) | ~(determinant > 1e-14 * self.one * self.gg)
+            c, p0 = np.where(flat, 0.0, c), np.where(flat, self.t / self.one, p0)
+            without = p0 < 0
+            return np.where(without, 0.0, p0), np.where(without, alone, c)
+
+    def excess(self, p0: Array, c: Array) -> Array:
+        """Weighted squared error, less the part that does not depend on (P0, c)."""
+        return p0 * p0 * self.one + 2 * p0 * c * self.g + c * c * self.gg - 2 * p0 * self.t - 2 * c * self.gt
+
+
+def _grid(*axes: Array) -> Array:
+    return np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
+
+
+def _no_scan(x_low: float) -> Scan:
+    return Scan(np.zeros((1, 0)), np.zeros(0), np.zeros(0))
+
+
+def _cubic_shape(x: Array, theta: Array) -> Array:
+    return np.broadcast_to(x**3, (len(theta), len(x)))
+
+
+def _power_shape(x: Array, theta: Array) -> Array:
+    return np.asarray(x[None, :] ** theta[:, :1])
+
+
+def _power_scan(x_low: float) -> Scan:
+    return Scan(np.geomspace(0.2, 12, 80)[:, None], np.array([0.1]), np.array([16.0]))
+
+
+def _ridge_shape(x: Array, theta: Array) -> Array:
+    volts = 1 + theta[:, 1:2] * np.maximum(0, x[None, :] - theta[:, :1])
+    return np.asarray(x[None, :] * volts**2)
+
+
+def _span(x_low: float) -> float:
+    """Width of the domain in x; a domain of one clock is given the width of that clock."""
+    return 1 - x_low if x_low < 1 else 1.0
+
+
+def _ridge_axes(x_low: float) -> tuple[Array, Array]:
+    """Ridge clocks over the domain, and rises of V over the whole domain from 2.5 % to fifteen-fold."""
+    span = _span(x_low)
+    return x_low + span * np.linspace(0, 0.98, 25), np.geomspace(0.025, 15, 16) / span
+
+
+def _ridge_scan(x_low: float) -> Scan:
+    ridge, slope = _ridge_axes(x_low)
+    return Scan(_grid(ridge, slope), np.array([x_low, 0.0]), np.array([1.0, 2 * slope[-1]]))
+
+
+def _soft_ridge_shape(x: Array, theta: Array) -> Array:
+    width = theta[:, 2:3]
+    volts = 1 + theta[:, 1:2] * width * np.logaddexp(0, (x[None, :] - theta[:, :1]) / width)
+    return np.asarray(x[None, :] * volts**2)
+
+
+def _soft_ridge_scan(x_low: float) -> Scan:
+    span = _span(x_low)
+    ridge, slope = _ridge_axes(x_low)
+    width = span * np.geomspace(0.01, 0.3, 6)
+    return Scan(
+        _grid(ridge[::2], slope[::2], width),
+        np.array([x_low, 0.0, width[0] / 2]),
+        np.array([1.0, 2 * slope[-1], width[-1] * 1.5]),
+    )
+
+
+def _cubic_si(p0: Array, c: Array, theta: Array, high_hz: float) -> dict[str, Array]:
+    return {"xi_w_per_hz3": c / high_hz**3}
+
+
+def _affine_si(p0: Array, c: Array, theta: Array, high_hz: float) -> dict[str, Array]:
+    return {"p0_w": p0.copy(), "xi_w_per_hz3": c / high_hz**3}
+
+
+def _power_si(p0: Array, c: Array, theta: Array, high_hz: float) -> dict[str, Array]:
+    # xi in W/Hz^a would be 1e-10 or 1e-40 depending on a; the watts at a stated clock say the same and can be read.
+    return {"p0_w": p0.copy(), "dynamic_w_at_max": c.copy(), "exponent": theta[:, 0].copy()}
+
+
+def _ridge_si(p0: Array, c: Array, theta: Array, high_hz: float) -> dict[str, Array]:
+    parameters = {
+        "p0_w": p0.copy(),
+        "c_w_per_hz": c / high_hz,
+        "ridge_hz": theta[:, 0] * high_hz,
+        "voltage_slope_per_hz": theta[:, 1] / high_hz,
+    }
+    if theta.shape[1] > 2:
+        parameters["knee_hz"] = theta[:, 2] * high_hz
+    return parameters
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Monotone interpolation
+
+
+def _pchip(knots: Array, values: Array, at: Array) -> Array:
+    """Monotone cubic interpolation (Fritsch and Carlson, 1980, with Fritsch and Butland's slopes), one curve a row.
+
+    ``knots`` (b, k) ascending, ``values`` (b, k), ``at`` (b, m) -> (b, m); straight lines through the two outermost knots beyond.
+    """
+    b, k = knots.shape
+    if k == 1:
+        return np.repeat(values, at.shape[1], axis=1)
+    h = np.diff(knots, axis=1)
+    secant = np.diff(values, axis=1) / h
+    slope = np.empty_like(values)
+    if k == 2:
+        slope[:] = secant
+    else:
+        left, right = secant[:, :-1], secant[:, 1:]
+        w_left, w_right = 2 * h[:, 1:] + h[:, :-1], h[:, 1:] + 2 * h[:, :-1]
+        with np.errstate(all="ignore"):
+            mean = (w_left + w_right) / (w_left / left + w_right / right)
+        slope[:, 1:-1] = np.where(left * right > 0, mean, 0.0)
+        for end, near, far in ((0, 0, 1), (-1, -1, -2)):
+            h0, h1, s0, s1 = h[:, near], h[:, far], secant[:, near], secant[:, far]
+            d = ((2 * h0 + h1) * s0 - h0 * s1) / (h0 + h1)
+            d = np.where(d * s0 <= 0, 0.0, d)
+            slope[:, end] = np.where((s0 * s1 <= 0) & (abs(d) > 3 * abs(s0)), 3 * s0, d)
+    cell = np.clip((at[:, :, None] >= knots[:, None, 1:-1]).sum(axis=2), 0, k - 2)
+    rows = np.arange(b)[:, None]
+    width, y0, y1 = h[rows, cell], values[rows, cell], values[rows, cell + 1]
+    t = (at - knots[rows, cell]) / width
+    inside = (
+        (1 + 2 * t) * (1 - t) ** 2 * y0
+        + t * (1 - t) ** 2 * width * slope[rows, cell]
+        + t * t * (3 - 2 * t) * y1
+        + t * t * (t - 1) * width * slope[rows, cell + 1]
+    )
+    line = y0 + secant[rows, cell] * (at - knots[rows, cell])
+    return np.where((t < 0) | (t > 1), line, inside)
+
+
+def _isotonic(values: Array, weights: Array) -> Array:
+    """The non-decreasing sequence nearest to ``values`` by weighted squares (pool adjacent violators)."""
+    if np.all(np.diff(values) >= 0):
+        return values
+    level: list[float] = []
+    mass: list[float] = []
+    size: list[int] = []
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        level.append(value)
+        mass.append(weight)
+        size.append(1)
+        while len(level) > 1 and level[-2] > level[-1]:
+            total = mass[-2] + mass[-1]
+            level[-2:] = [(level[-2] * mass[-2] + level[-1] * mass[-1]) / total]
+            mass[-2:] = [total]
+            size[-2:] = [size[-2] + size[-1]]
+    return np.repeat(level, size)
+
+
+@dataclass(frozen=True)
+class Monotone:
+    """The points themselves: pooled until they do not fall, joined by monotone cubics, continued by straight lines."""
+
+    name: str = "monotone"
+    summary: str = "non-decreasing interpolation of the points, straight beyond the ends"
+    minimum_clocks: int = 2
+
+    @property
+    def degrees(self) -> int | None:
+        return None
+
+    def cross_fit(self, curve: Curve) -> CrossFit:
+        n = len(curve)
+        x = curve.x
+
+        def fitted(kept: NDArray[np.int64], at: Array) -> Array:
+            """Rows of kept clocks (b, k) -> watts (b, m) at x (b, m)."""
+            if kept.shape[1] < self.minimum_clocks:
+                return np.full(at.shape, np.nan)
+            level = np.array([_isotonic(curve.target_w[row], curve.weight[row]) for row in kept])
+            return np.maximum(_pchip(x[kept], level, at), 0.0)
+
+        everything = np.arange(n)[None, :]
+        without_one = np.array([np.delete(everything[0], i) for i in range(n)]).reshape(n, n - 1)
+        pair = np.full((n, n), np.nan)
+        pairs = np.array(list(combinations(range(n), 2))).reshape(-1, 2)
+        if n - 2 >= self.minimum_clocks:
+            left = np.array([np.delete(everything[0], p) for p in pairs])
+            both = fitted(left, x[pairs])
+            pair[pairs[:, 1], pairs[:, 0]] = both[:, 0]
+            pair[pairs[:, 0], pairs[:, 1]] = both[:, 1]
+        loo = fitted(without_one, x[:, None])[:, 0]
+        pair[np.arange(n), np.arange(n)] = loo
+
+        def curves(frequency_hz: Array) -> Array:
+            at = np.broadcast_to(frequency_hz / curve.high_hz, (n, len(frequency_hz)))
+            return np.concatenate([fitted(everything, at[:1]), fitted(without_one, at)])
+
+        level = _isotonic(curve.target_w, curve.weight)
+        knots = {}
+        for i, clock in enumerate(curve.frequency_hz):
+            # Without clock i its knot is what the others say there; the other knots hardly move.
+            knots[f"w_at_{clock:.0f}_hz"] = np.full(1 + n, level[i])
+            knots[f"w_at_{clock:.0f}_hz"][1 + i] = loo[i]
+        return CrossFit(loo, pair, curves, knots, {name: (0.0, np.inf) for name in knots})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A ridge trend with a correlated rest, all shape parameters integrated out
+
+
+_LENGTHS = (0.15, 0.4, 1.0)  # correlation lengths over the width of the domain
+_NOISE = tuple(np.geomspace(1e-4, 1.0, 5))  # variance of the noise over that of the rest
+_CEILINGS = ((1.0, 0.9), (0.95, 0.05), (0.9, 0.05))  # where V stops rising, and how likely before any data are seen
+_RIDGES = tuple(np.linspace(0, 0.9, 10))
+_RISES = tuple(np.geomspace(0.1, 8, 7))
+
+
+@dataclass(frozen=True)
+class Kriged:
+    """P = P0 + c f V(f)^2 + r(f): V flat below a ridge clock, rising linearly, flat again above a ceiling clock; r a smooth
+    Gaussian process (Matern 5/2) for what this form cannot follow, noise proportional to the watts.
+
+    P0 and c are integrated out (universal kriging; the restricted likelihood of Harville, 1974), and so are, on a grid, ridge,
+    rise, ceiling, correlation length and noise, each weighted by its restricted likelihood given the points that are kept. Nothing is
+    tuned: no single shape has to be right. A left-out clock is removed in closed form: with Q the precision matrix
+    after the trend is projected out, its residual is (Q y)_S solved by Q_SS.
+    """
+
+    name: str = "kriged"
+    summary: str = "ridge with a ceiling plus a smooth correlated rest, averaged over shapes by likelihood"
+    minimum_clocks: int = 3
+
+    @property
+    def degrees(self) -> int | None:
+        return None
+
+    def cross_fit(self, curve: Curve) -> CrossFit:
+        n = len(curve)
+        span_hz = curve.high_hz - curve.low_hz
+        if span_hz <= 0 or n < self.minimum_clocks:
+            nothing = np.full((n, n), np.nan)
+            return CrossFit(nothing.diagonal().copy(), nothing, lambda f: np.full((1 + n, len(f)), np.nan), {})
+        y = curve.target_w
+        # Noise is proportional to watts, its grid relative to the sweep's own level. That level must not know a left-out point:
+        # the lower median takes few values over all left-out sets, and each value is one pass.
+        mask, row = _left_out(n)
+        order = np.argsort(y, kind="stable")
+        ranked = mask[:, order].cumsum(axis=1)
+        middle = np.argmax(ranked >= np.ceil(mask.sum(1) / 2)[:, None], axis=1)
+        level = y[order][middle]
+        passes = [_KrigingPass(curve, float(value)) for value in np.unique(level)]
+        of_row = np.searchsorted(np.unique(level), level)
+
+        ii, jj = np.triu_indices(n, 1)
+        pair, spread = np.full((n, n), np.nan), np.full((n, n), np.nan)
+        single = np.full((1 + n, 1), 0)
+        single[:, 0] = of_row[: 1 + n]
+        for which, kriging in enumerate(passes):
+            ones = np.flatnonzero(single[1:, 0] == which)
+            if n - 1 >= self.minimum_clocks and len(ones):
+                pair[ones, ones], spread[ones, ones] = kriging.without_one(ones)
+            twos = np.flatnonzero(of_row[1 + n :] == which)
+            if n - 2 >= self.minimum_clocks and len(twos):
+                at_i, at_j = kriging.without_two(ii[twos], jj[twos])
+                pair[jj[twos], ii[twos]], spread[jj[twos], ii[twos]] = at_i
+                pair[ii[twos], jj[twos]], spread[ii[twos], jj[twos]] = at_j
+
+        def curves(frequency_hz: Array) -> Array:
+            watts = np.full((1 + n, len(frequency_hz)), np.nan)
+            for which, kriging in enumerate(passes):
+                rows = np.flatnonzero(single[:, 0] == which)
+                if n - 1 < self.minimum_clocks:
+                    rows = rows[rows == 0]
+                if len(rows):
+                    watts[rows] = kriging.curves(rows, frequency_hz)
+            return np.maximum(watts, 0.0)
+
+        names = ("ridge_hz", "ceiling_hz", "voltage_rise", "length_hz", "noise_ratio")
+        values = np.full((1 + n, len(names)), np.nan)
+        for which, kriging in enumerate(passes):
+            rows = np.flatnonzero(single[:, 0] == which)
+            if n - 1 < self.minimum_clocks:
+                rows = rows[rows == 0]
+            if len(rows):
+                values[rows] = kriging.shape_means(rows)
+        parameters = {name: values[:, k] for k, name in enumerate(names)}
+        bounds = {
+            "ridge_hz": (curve.low_hz, curve.high_hz),
+            "ceiling_hz": (curve.low_hz, curve.high_hz),
+            "voltage_rise": (0.0, _RISES[-1]),
+            "length_hz": (0.0, _LENGTHS[-1] * span_hz),
+            "noise_ratio": (0.0, _NOISE[-1]),
+        }
+        pair = np.maximum(pair, 0.0)
+        whole = passes[of_row[0]]
+        return CrossFit(np.diag(pair).copy(), pair, curves, parameters, bounds, Spread(spread, whole.spread))
+
+
+class _KrigingPass:
+    """All shapes of the trend (s) and all (length, noise) pairs (h) for one reference level of the noise, in watts."""
+
+    def __init__(self, curve: Curve, level_w: float) -> None:
+        self.curve = curve
+        self.level_w = level_w
+        self.u = (curve.frequency_hz - curve.low_hz) / (curve.high_hz - curve.low_hz)
+        table = [
+            (ridge, ceiling, rise, prior)
+            for ceiling, prior in _CEILINGS
+            for ridge in _RIDGES
+            for rise in _RISES
+            if ridge < ceiling - 0.02
+        ]
+        self.shapes = np.array(table)[:, :3]
+        self.log_prior = np.log(np.array(table)[:, 3])
+        self.trend = self._trend(self.u)
+        # One row of a repeated clock is as noisy as any other, so the mean of r rows has 1/r of the variance.
+        self.noise = 1 / (curve.weight * level_w**2)
+        y = curve.target_w
+        self.y = y
+        n = len(y)
+        count, hyper = len(self.shapes), [(length, noise) for length in _LENGTHS for noise in _NOISE]
+        self.hyper = hyper
+        self.q = np.empty((len(hyper), count, n, n))
+        self.kernel_inverse = np.empty((len(hyper), n, n))
+        self.half_log_det = np.empty((len(hyper), count))
+        for h, (length, noise) in enumerate(hyper):
+            inverse = np.linalg.inv(_matern(self.u[:, None] - self.u[None, :], length) + noise * np.diag(self.noise))
+            inverse = (inverse + inverse.T) / 2
+            weighted = inverse @ self.trend  # (s, n, 2)
+            gram = self.trend.transpose(0, 2, 1) @ weighted
+            self.q[h] = inverse - weighted @ np.linalg.solve(gram, weighted.transpose(0, 2, 1))
+            self.kernel_inverse[h] = inverse
+            self.half_log_det[h] = (np.linalg.slogdet(gram)[1] - np.linalg.slogdet(inverse)[1]) / 2
+        self.qy = self.q @ y  # (h, s, n)
+        self.rss = self.qy @ y  # (h, s)
+        self.q_diagonal = np.einsum("hsii->hsi", self.q)
+
+    def _trend(self, u: Array) -> Array:
+        """(s, m, 2): a constant, and f V(f)^2 scaled to rise from 0 to 1 over the domain."""
+
+        def raw(u: Array) -> Array:
+            ridge, ceiling, rise = (self.shapes[:, k : k + 1] for k in range(3))
+            volts = 1 + rise * (np.clip(u[None, :], ridge, ceiling) - ridge)
+            clock = self.curve.low_hz + u * (self.curve.high_hz - self.curve.low_hz)
+            return np.asarray(clock[None, :] * volts**2)
+
+        ends = raw(np.array([0.0, 1.0]))
+        g = (raw(u) - ends[:, :1]) / (ends[:, 1:] - ends[:, :1])
+        return np.stack([np.ones_like(g), g], axis=2)
+
+    def _weights(self, log_det: Array, rss: Array, kept: int) -> Array:
+        """Posterior weight (h, s, b) of every shape; ``log_det`` adds to the determinant, ``rss`` (h, s, b) is what is left."""
+        freedom = kept - 2
+        # Rounding leaves a floor in rss that must not decide between shapes that all fit exactly.
+        floor = 1e-20 * float(self.y @ self.y)
+        log_weight = (
+            self.log_prior[None, :, None]
+            - self.half_log_det[:, :, None]
+            - log_det / 2
+            - freedom / 2 * np.log(np.maximum(rss, floor) + floor)
+        )
+        weight = np.exp(log_weight - log_weight.max(axis=(0, 1)))
+        return np.asarray(weight / weight.sum(axis=(0, 1)))
+
+    def _single(self, rows: NDArray[np.int64]) -> Array:
+        """Weights (h, s, b) for rows of ``CrossFit``: 0 is all clocks, 1 + i without clock i."""
+        n = len(self.y)
+        weights = np.empty((*self.rss.shape, len(rows)))
+        whole = rows == 0
+        if whole.any():
+            zero = np.zeros((*self.rss.shape, 1))
+            weights[:, :, whole] = self._weights(zero, self.rss[:, :, None], n)
+        i = rows[~whole] - 1
+        if len(i):
+            q = self.q_diagonal[:, :, i]
+            weights[:, :, ~whole] = self._weights(np.log(q), self.rss[:, :, None] - self.qy[:, :, i] ** 2 / q, n - 1)
+        return weights
+
+    def without_one(self, i: NDArray[np.int64]) -> tuple[Array, Array]:
+        """Watts (b,) at clocks i, each left out alone, and their standard deviations for a new measurement."""
+        q, weights = self.q_diagonal[:, :, i], self._single(1 + i)
+        residual = self.qy[:, :, i] / q
+        left = np.maximum(self.rss[:, :, None] - self.qy[:, :, i] * residual, 0) / max(len(self.y) - 3, 1)
+        mean = np.einsum("hsb,hsb->b", weights, residual)
+        return self.y[i] - mean, _mixture_sd(weights, residual - mean, left / q)
+
+    def without_two(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> tuple[Array, Array]:
+        """Watts and their standard deviations (2, b) at clocks i and (2, b) at clocks j, left out together."""
+        a, d, b = self.q_diagonal[:, :, i], self.q_diagonal[:, :, j], self.q[:, :, i, j]
+        det = np.maximum(a * d - b * b, 1e-300)
+        qi, qj = self.qy[:, :, i], self.qy[:, :, j]
+        ri, rj = (d * qi - b * qj) / det, (a * qj - b * qi) / det
+        rss = np.maximum(self.rss[:, :, None] - qi * ri - qj * rj, 0)
+        weights = self._weights(np.log(det), rss, len(self.y) - 2)
+        variance = rss / max(len(self.y) - 4, 1) / det
+        mean_i, mean_j = np.einsum("hsb,hsb->b", weights, ri), np.einsum("hsb,hsb->b", weights, rj)
+        sd_i = _mixture_sd(weights, ri - mean_i, variance * d)
+        sd_j = _mixture_sd(weights, rj - mean_j, variance * a)
+        return np.stack([self.y[i] - mean_i, sd_i]), np.stack([self.y[j] - mean_j, sd_j])
+
+    def curves(self, rows: NDArray[np.int64], frequency_hz: Array) -> Array:
+        """Watts (b, m). A prediction is linear in y, and leaving clock i out is replacing y_i by its left-out prediction."""
+        u = (frequency_hz - self.curve.low_hz) / (self.curve.high_hz - self.curve.low_hz)
+        weights = self._single(rows)
+        trend = self._trend(u)
+        watts = np.zeros((len(rows), len(u)))
+        i = rows - 1
+        for h, (length, _) in enumerate(self.hyper):
+            matter = np.flatnonzero(weights[h].max(axis=1) > 1e-9)
+            if not len(matter):
+                continue
+            inverse, at_points = self.kernel_inverse[h], self.trend[matter]
+            weighted = inverse @ at_points
+            gram = at_points.transpose(0, 2, 1) @ weighted
+            cross = _matern(u[:, None] - self.u[None, :], length)
+            plain = cross @ inverse  # (m, n)
+            gain = (trend[matter] - plain @ at_points) @ np.linalg.solve(gram, weighted.transpose(0, 2, 1)) + plain
+            full = gain @ self.y  # (s, m)
+            w = weights[h, matter]
+            watts += w.T @ full
+            left = np.flatnonzero(i >= 0)
+            if len(left):
+                residual = self.qy[h][matter][:, i[left]] / self.q_diagonal[h][matter][:, i[left]]
+                watts[left] -= np.einsum("sb,smb->bm", w[:, left] * residual, gain[:, :, i[left]])
+        return watts
+
+    def spread(self, frequency_hz: Array) -> Array:
+        """Standard deviation (m,) of a new measurement at clocks (m,), fitted to all clocks."""
+        u = (frequency_hz - self.curve.low_hz) / (self.curve.high_hz - self.curve.low_hz)
+        weights = self._single(np.zeros(1, dtype=np.int64))[:, :, 0]
+        trend = self._trend(u)
+        first, second = np.zeros(len(u)), np.zeros(len(u))
+        for h, (length, noise) in enumerate(self.hyper):
+            matter = np.flatnonzero(weights[h] > 1e-9)
+            if not len(matter):
+                continue
+            inverse, at_points = self.kernel_inverse[h], self.trend[matter]
+            weighted = inverse @ at_points
+            gram = at_points.transpose(0, 2, 1) @ weighted
+            cross = _matern(u[:, None] - self.u[None, :], length)
+            plain = cross @ inverse
+            off = trend[matter] - plain @ at_points  # (s, m, 2)
+            projected = off @ np.linalg.inv(gram)
+            full = (projected @ weighted.transpose(0, 2, 1) + plain) @ self.y
+            variance = 1 - np.einsum("mn,mn->m", plain, cross) + np.einsum("smk,smk->sm", projected, off)
+            variance = np.maximum(variance, 0) + noise * (full / self.level_w) ** 2
+            scale = self.rss[h, matter] / max(len(self.y) - 2, 1)
+            w = weights[h, matter]
+            first += w @ full
+            second += w @ (full**2 + scale[:, None] * variance)
+        return np.asarray(np.sqrt(np.maximum(second - first**2, 0)))
+
+    def shape_means(self, rows: NDArray[np.int64]) -> Array:
+        """Posterior means (b, 5): ridge and ceiling in Hz, rise of V over the domain, length in Hz, noise ratio."""
+        weights = self._single(rows)
+        span = self.curve.high_hz - self.curve.low_hz
+        by_shape, by_hyper = weights.sum(axis=0), weights.sum(axis=1)
+        shape = by_shape.T @ self.shapes
+        hyper = by_hyper.T @ np.array(self.hyper)
+        clock = self.curve.low_hz + span * shape[:, :2]
+        return np.column_stack([clock, shape[:, 2], hyper[:, 0] * span, hyper[:, 1]])
+
+
+def _mixture_sd(weights: Array, offset: Array, variance: Array) -> Array:
+    """Standard deviation (b,) of a mixture (h, s, b) whose parts lie ``offset`` from its mean."""
+    return np.asarray(np.sqrt(np.einsum("hsb,hsb->b", weights, offset**2 + variance)))
+
+
+def _matern(distance: Array, length: float) -> Array:
+    """Matern 5/2 correlation."""
+    d = np.sqrt(5) * np.abs(distance) / length
+    return np.asarray((1 + d + d * d / 3) * np.exp(-d))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The average
+
+
+@dataclass(frozen=True)
+class Average:
+    """Average of ``members``, each weighted by one over its mean squared relative leave-one-clock-out error.
+
+    Nested: the weights used at a left-out clock i come from errors of fits that had never seen clock i. So ``loo_w`` is exactly
+    what the average would have said had clock i not been measured. In ``pair_w[i, j]`` the weights are those without i.
+    """
+
+    members: Sequence[PowerModel]
+    name: str = "auto"
+    summary: str = "average by weights that fall with the leave-one-clock-out error"
+    minimum_clocks: int = 1
+
+    @property
+    def degrees(self) -> int | None:
+        return None
+
+    def cross_fit(self, curve: Curve) -> CrossFit:
+        return self.average(curve, {m.name: m.cross_fit(curve) for m in self.members})
+
+    def average(self, curve: Curve, fits: Mapping[str, CrossFit]) -> CrossFit:
+        """As ``cross_fit``, from fits of the members (by name) that exist already; others are ignored."""
+        n = len(curve)
+        able = [m for m in self.members if n >= m.minimum_clocks] or list(self.members[-1:])
+        loo = np.stack([fits[m.name].loo_w for m in able])
+        pair = np.stack([fits[m.name].pair_w for m in able])
+        full_weights = self._weights(loo, curve)
+        weights = np.empty((len(able), 1 + n))
+        weights[:, 0] = full_weights
+        for i in range(n):
+            others = np.delete(np.arange(n), i)
+            weights[:, 1 + i] = self._weights(pair[:, i, others], curve, others)
+            # A member that n - 1 clocks cannot carry has no say without clock i.
+            for k, m in enumerate(able):
+                if n - 1 < m.minimum_clocks:
+                    weights[k, 1 + i] = 0
+        total = weights.sum(axis=0)
+        weights = np.divide(weights, total, out=np.full_like(weights, np.nan), where=total > 0)
+        averaged_pair = _weighted(weights[:, 1:, None], pair)
+        averaged_loo = np.diag(averaged_pair).copy()
+
+        def curves(frequency_hz: Array) -> Array:
+            watts = np.stack([fits[m.name].curves(frequency_hz) for m in able])
+            return _weighted(weights[:, :, None], watts)
+
+        parameters = {f"weight_{m.name.replace('-', '_')}": weights[k] for k, m in enumerate(able)}
+        return CrossFit(averaged_loo, averaged_pair, curves, parameters, {name: (0.0, 1.0) for name in parameters})
+
+    @staticmethod
+    def _weights(predicted: Array, curve: Curve, clocks: NDArray[np.int64] | None = None) -> Array:
+        """Weights (members,) from left-out predictions (members, k) at ``clocks``; equal ones where there are no errors."""
+        clocks = np.arange(len(curve)) if clocks is None else clocks
+        error = curve.weight[clocks] * (predicted - curve.target_w[clocks]) ** 2
+        known = np.isfinite(error).all(axis=1) if error.shape[1] else np.zeros(len(error), dtype=bool)
+        if not known.any():
+            return np.full(len(error), 1 / len(error))
+        squares = np.where(known, error.sum(axis=1) / curve.rows[clocks].sum(), np.inf)
+        # Below one part in a million of the watts, models that are all exact share the weight.
+        inverse = 1 / (squares + 1e-12)
+        return np.asarray(inverse / inverse.sum())
+
+
+def _weighted(weights: Array, values: Array) -> Array:
+    """Sum over members; a member of weight 0 may be NaN."""
+    return np.where(weights > 0, weights * values, 0.0).sum(axis=0) + np.where(
+        np.isnan(weights).any(axis=0), np.nan, 0.0
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The registry
+
+CUBIC = Law("cubic", "xi f^3 (the letter)", _cubic_shape, _no_scan, _cubic_si, constant=False)
+AFFINE_CUBIC = Law("affine-cubic", "P0 + xi f^3", _cubic_shape, _no_scan, _affine_si, minimum_clocks=2)
+POWER_LAW = Law(
+    "power-law", "P0 + d (f / f_max)^a", _power_shape, _power_scan, _power_si, shape_parameters=1, minimum_clocks=3
+)
+RIDGE = Law(
+    "ridge",
+    "P0 + c f V(f)^2, V flat below the ridge clock, then linear",
+    _ridge_shape,
+    _ridge_scan,
+    _ridge_si,
+    shape_parameters=2,
+    minimum_clocks=4,
+)
+SOFT_RIDGE = Law(
+    "soft-ridge",
+    "P0 + c f V(f)^2, V bending softly at the ridge clock",
+    _soft_ridge_shape,
+    _soft_ridge_scan,
+    _ridge_si,
+    shape_parameters=3,
+    minimum_clocks=5,
+)
+MONOTONE = Monotone()
+KRIGED = Kriged()
+AUTO = Average(members=(RIDGE, KRIGED, MONOTONE))
+
+MODELS: dict[str, PowerModel] = {
+    model.name: model for model in (CUBIC, AFFINE_CUBIC, POWER_LAW, RIDGE, SOFT_RIDGE, MONOTONE, KRIGED, AUTO)
+}
+"""Every law that can be fitted, by the name used in JSON and by ``--model``. The members of an average stand before it."""
+
+
+def cross_fit_all(curve: Curve, models: Mapping[str, PowerModel] | None = None) -> dict[str, CrossFit]:
+    """Fit every law that the number of distinct clocks can carry; averages reuse the fits of their members."""
+    fits: dict[str, CrossFit] = {}
+    for name, model in (MODELS if models is None else models).items():
+        if len(curve) < model.minimum_clocks:
+            continue
+        if isinstance(model, Average):
+            for member in model.members:
+                if member.name not in fits and len(curve) >= member.minimum_clocks:
+                    fits[member.name] = member.cross_fit(curve)
+            fits[name] = model.average(curve, fits)
+        else:
+            fits[name] = model.cross_fit(curve)
+    return fits
+
+
+def describe() -> list[dict[str, Any]]:
+    """Name, formula and needed clocks of every law, for help texts and documents."""
+    return [{"name": m.name, "law": m.summary, "minimum_clocks": m.minimum_clocks} for m in MODELS.values()]
