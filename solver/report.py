@@ -249,7 +249,7 @@ def _plot_cuts(solution: Solution, m: int, axes: object) -> None:
         twin = axes.twinx()
         twin.plot(cuts, costs.energy_j, color="#228833", marker=".", linewidth=1.2)
         twin.set_ylabel("server's energy (J)", color="#228833")
-        twin.set_ylim(bottom=0)
+        twin.set_ylim(0, 1.25 * twin.get_ylim()[1])
 
 
 def _plot_cost(solution: Solution, m: int, figure: object, axes: object) -> None:

@@ -204,7 +204,12 @@ class Solution:
         """
         if limit < 1:
             raise BadInput(f"--tables-limit {limit}: expected a number of rows above 0")
-        total = sum(len(self.table_clocks_hz(n)) for n in range(len(self.decisions.cut))) * self.model.cuts
+        count, cuts = len(self.decisions.cut), self.model.cuts
+        total = (
+            count * cuts * (len(self.clocks.points_hz) + len(self.extra_clocks_hz) + 2)
+        )  # clocks may coincide: at most
+        if total > limit and count <= limit:
+            total = sum(len(self.table_clocks_hz(n)) for n in range(count)) * cuts
         if total > limit:
             raise BadInput(
                 f"--tables: costs.csv would have {total} rows, more than {limit}; allow it with --tables-limit {total}"
