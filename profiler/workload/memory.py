@@ -176,11 +176,17 @@ def _tracker_class() -> Any:
     return Tracker
 
 
-def record_step(split: SplitModel, batch: Batch, seen: Callable[..., None] | None = None) -> AllocationRecord:
+def record_step(
+    split: SplitModel,
+    batch: Batch,
+    seen: Callable[..., None] | None = None,
+    begin: Callable[[AllocationRecord], None] | None = None,
+) -> AllocationRecord:
     """Run one forward and backward of the unsplit model, one segment after the other, and record every storage.
 
     Phases are ("forward", i) and ("backward", i) of segment index i. Adapters' gradients are dropped afterwards; no parameter
-    changes. Raises BadInput where the loss does not depend on any adapter.
+    changes. ``seen`` gets every operator (function, args, kwargs, output), ``begin`` the record before the first.
+    Raises BadInput where the loss does not depend on any adapter.
     """
     import gc
 
@@ -189,6 +195,8 @@ def record_step(split: SplitModel, batch: Batch, seen: Callable[..., None] | Non
 
     record = AllocationRecord(_CUDA_BLOCK_BYTES if str(split.device).startswith("cuda") else 1)
     existing = [*split.model.parameters(), *split.model.buffers(), batch.inputs, batch.labels]
+    if begin is not None:
+        begin(record)
     lowest = [len(split.segments)]
 
     def backward_of(segment: int) -> None:
@@ -298,10 +306,116 @@ def _resident_bytes(split: SplitModel, names: set[str] | None) -> tuple[int, lis
 
 @dataclass(frozen=True)
 class Workspace:
-    """Bytes that a process holds beside its tensors: for a half with layers only, and for one with the head."""
+    """Bytes that a CPU process holds beside its tensors: in a half with layers only, and in one with the head.
+
+    Buffers into which matrices are packed (kept by the library for the next product, one for each thread) and kernels' code.
+    They do not depend on the cut. ``skipped``: operators that could not be run by themselves.
+    """
 
     layers_bytes: int
     head_bytes: int
+    skipped: tuple[str, ...] = ()
+
+
+def library_workspace(
+    split: SplitModel, batch: Batch, *, threads: int | None = None, timeout_s: float = 300.0
+) -> Workspace:
+    """Measure what the CPU libraries hold for this workload: every distinct operator of a step, run once in a fresh process.
+
+    Operators, shapes, strides and dtypes come from one recorded step (``split`` may be on the meta device); their values are
+    made up. The result is the growth of the resident size when all tensors are gone again. Takes a few seconds and as much
+    memory as the largest operator. Scratch that a kernel gives back at its end is not in it (a few MB in bfloat16).
+    On CUDA there is no need: torch's allocator counts its own workspaces. Raises NotMeasurable off Linux.
+    """
+    layers: dict[str, None] = {}
+    head: dict[str, None] = {}
+    skipped: dict[str, None] = {}
+    record: list[AllocationRecord] = []
+    last = len(split.segments) - 1
+
+    def seen(func: Any, args: Any, kwargs: Any, _output: Any) -> None:
+        if func.is_view or func.namespace != "aten":
+            return
+        try:
+            operator = json.dumps([str(func), _encode(args), {k: _encode(v) for k, v in kwargs.items()}])
+        except TypeError:
+            skipped[str(func)] = None
+            return
+        phases = record[0].phases
+        (head if phases and phases[-1][1] == last else layers)[operator] = None
+
+    record_step(split, batch, seen, record.append)
+    task = {
+        "layers": [json.loads(operator) for operator in layers],
+        "head": [json.loads(operator) for operator in head if operator not in layers],
+        "threads": threads,
+    }
+    answer = _in_fresh_process("workspace", task, timeout_s)
+    return Workspace(
+        int(answer["layers_bytes"]), int(answer["head_bytes"]), tuple(sorted({*skipped, *answer["skipped"]}))
+    )
+
+
+def _encode(value: Any) -> Any:
+    """An operator's argument as JSON; a tensor by shape, strides and dtype. Raises TypeError for what has no such form."""
+    import torch
+
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_encode(v) for v in value]
+    if isinstance(value, torch.Tensor):
+        return {"tensor": [list(value.shape), list(value.stride()), str(value.dtype).partition(".")[2]]}
+    if isinstance(value, torch.device):
+        return {"device": "cpu"}
+    if isinstance(value, (torch.dtype, torch.memory_format, torch.layout)):
+        return {"constant": str(value).partition(".")[2]}
+    raise TypeError(type(value).__name__)
+
+
+def _decode(value: Any) -> Any:
+    """The reverse of ``_encode``, on the CPU; integers are zeros (valid as an index), all else is small and positive."""
+    import torch
+
+    if isinstance(value, list):
+        return [_decode(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "device" in value:
+        return torch.device("cpu")
+    if "constant" in value:
+        return getattr(torch, value["constant"])
+    shape, strides, name = value["tensor"]
+    dtype = getattr(torch, name)
+    elements = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if all(shape) else 0
+    # Filled: pages that were never written are not resident.
+    return torch.empty(elements, dtype=dtype).fill_(1e-3 if dtype.is_floating_point else 0).as_strided(shape, strides)
+
+
+def _workspace_here(task: dict[str, Any]) -> dict[str, Any]:
+    """The child's part of ``library_workspace``."""
+    import torch
+
+    if task["threads"]:
+        torch.set_num_threads(task["threads"])
+    # Two rows of one number, so that threads and allocator are up before the count begins.
+    torch.ones(2, 1).add(1)
+    before = _status_bytes("VmRSS")
+    skipped: set[str] = set()
+
+    def run(operators: list[Any]) -> int:
+        for name, args, kwargs in operators:
+            try:
+                _, packet, overload = name.split(".")
+                function = getattr(getattr(torch.ops.aten, packet), overload)
+                with torch.no_grad():
+                    function(*_decode(args), **{k: _decode(v) for k, v in kwargs.items()})
+            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError):
+                skipped.add(name)
+        return max(_status_bytes("VmRSS") - before, 0)
+
+    layers = run(task["layers"])
+    return {"layers_bytes": layers, "head_bytes": run(task["head"]), "skipped": sorted(skipped)}
 
 
 # --- measurement ------------------------------------------------------------------------------------------------------
@@ -490,7 +604,7 @@ def _measure_here(task: dict[str, Any]) -> dict[str, Any]:
 
 def _main(what: str) -> int:
     """The program behind ``_in_fresh_process``; exit codes as in the rest of the toolkit."""
-    tasks = {"half": _measure_here}
+    tasks = {"half": _measure_here, "workspace": _workspace_here}
     try:
         answer = tasks[what](json.load(sys.stdin))
     except BadInput as error:
