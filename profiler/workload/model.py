@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -397,8 +397,25 @@ def _empty_model(transformers: Any, config: Any, dtype: str, device: str) -> Any
             part = getattr(module, "config", None)
             if part is not None and getattr(part, "_attn_implementation", None) == "sdpa":
                 part._attn_implementation = FUSED_ATTENTION
+            if hasattr(module, "inv_freq"):
+                module.forward = _without_autocast(module.forward)
     model.tie_weights()
     return model
+
+
+def _without_autocast(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Position embeddings switch autocast off while they are computed. In transformers 4 they ask for it by the device's name,
+    and torch knows no autocast for meta; where none is on, leaving it out is the same."""
+    import torch
+
+    def quietly(*args: Any, **kwargs: Any) -> Any:
+        before, torch.autocast = torch.autocast, lambda *_args, **_kwargs: nullcontext()
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            torch.autocast = before
+
+    return quietly
 
 
 def _fill(model: nn.Module, seed: int) -> None:
