@@ -220,11 +220,13 @@ def fit_sweep(
     rows = _Rows(f, p, at_cap, np.searchsorted(curve.frequency_hz, f))
 
     at = _clocks_to_predict(f, domain, supported_hz)
-    curves = {key: cap.limit(fit.curves(at)[0]) for key, fit in fits.items()}
-    models = {key: _model_fit(key, fit, curve, rows, cap) for key, fit in fits.items()}
+    bare = {key: fit.curve(at) for key, fit in fits.items()}
+    curves = {key: cap.limit(watts) for key, watts in bare.items()}
+    in_table = np.searchsorted(at, f)
+    models = {key: _model_fit(key, fit, bare[key][in_table], curve, rows, cap) for key, fit in fits.items()}
     chosen = fits[name]
     residuals = _Calibration(curve, rows, chosen, fits.get("kriged"), fits["cubic"])
-    low, high = residuals.interval(at, chosen.curves(at)[0])
+    low, high = residuals.interval(at, bare[name])
     low, high = cap.interval(low, high)
     power = curves[name]
     low, high = np.clip(np.minimum(low, power), 0, None), np.clip(np.maximum(high, power), None, _WATTS_LIMIT)
@@ -313,18 +315,13 @@ class _Cap:
         return np.minimum(low, self.power_w - self.half_w), np.minimum(high, self.power_w + self.half_w)
 
 
-def _model_fit(name: str, fit: CrossFit, curve: Curve, rows: _Rows, cap: _Cap) -> ModelFit:
+def _model_fit(name: str, fit: CrossFit, uncapped_w: Array, curve: Curve, rows: _Rows, cap: _Cap) -> ModelFit:
+    """Parameters, intervals and errors of one law; ``uncapped_w`` (rows,) is the law at every row, cap not applied."""
     n = len(curve)
-    distinct = np.unique(rows.frequency_hz)
-    whole = dict(zip(distinct.tolist(), fit.curves(distinct)[0].tolist(), strict=True))
-    predicted, left_out = np.empty(len(rows.power_w)), np.empty(len(rows.power_w))
-    for k, (clock, at_cap) in enumerate(zip(rows.frequency_hz.tolist(), rows.capped.tolist(), strict=True)):
-        limit = math.inf if cap.power_w is None else cap.power_w
-        predicted[k] = min(whole[clock], limit)
-        if at_cap:
-            left_out[k] = min(whole[clock], cap.leave_out_w.get(clock, math.inf))
-        else:
-            left_out[k] = np.minimum(fit.loo_w[rows.clock[k]], limit)
+    predicted = cap.limit(uncapped_w)
+    left_out = np.where(rows.capped, uncapped_w, cap.limit(fit.loo_w)[np.minimum(rows.clock, n - 1)])
+    for row in np.flatnonzero(rows.capped).tolist():
+        left_out[row] = min(left_out[row], cap.leave_out_w.get(float(rows.frequency_hz[row]), math.inf))
     relative = predicted / rows.power_w - 1
     aicc = None
     degrees = MODELS[name].degrees

@@ -48,9 +48,9 @@ class Curve:
     def of(cls, frequency_hz: Array, power_w: Array, domain_hz: tuple[float, float]) -> Curve:
         """Gather rows (n,) of clocks in Hz and positive watts by clock."""
         clocks, where = np.unique(frequency_hz, return_inverse=True)
-        rows = np.bincount(where, minlength=len(clocks))
+        rows = np.bincount(where, minlength=len(clocks)).astype(np.int64)
         inverse = np.bincount(where, weights=1 / power_w, minlength=len(clocks))
-        weight = np.bincount(where, weights=1 / power_w**2, minlength=len(clocks))
+        weight = np.bincount(where, weights=1 / power_w**2, minlength=len(clocks)).astype(np.float64)
         low = float(min(domain_hz[0], clocks[0]))
         high = float(max(domain_hz[1], clocks[-1]))
         return cls(clocks, inverse / weight, weight, rows, low, high)
@@ -84,13 +84,13 @@ class CrossFit:
     """What one law predicts from a curve of n clocks.
 
     ``loo_w`` (n,): at clock i, fitted without clock i. ``pair_w`` (n, n): at clock j, fitted without clocks i and j (its
-    diagonal is ``loo_w``). NaN where the law cannot be fitted to what is left. ``curves(f)``: watts (1 + n, m) at clocks f
-    (m,) in Hz, row 0 fitted to all clocks, row 1 + i without clock i. ``parameters``: name -> (1 + n,), in the same order.
+    diagonal is ``loo_w``). NaN where the law cannot be fitted to what is left. ``curve(f)``: watts (m,) at clocks f (m,) in
+    Hz, fitted to all clocks. ``parameters``: name -> (1 + n,), first fitted to all clocks, then without clock i each.
     """
 
     loo_w: Array
     pair_w: Array
-    curves: Callable[[Array], Array]
+    curve: Callable[[Array], Array]
     parameters: Mapping[str, Array]
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     spread: Spread | None = None
@@ -169,23 +169,21 @@ class Law:
         pair = at_points[row, np.arange(n)[None, :]]
         few = slice(0, 1 + n)
 
-        def curves(frequency_hz: Array) -> Array:
-            watts = p0[few, None] + c[few, None] * self.shape(frequency_hz / curve.high_hz, theta[few])
-            watts[kept[few] < self.minimum_clocks] = np.nan
-            return watts
+        def whole(frequency_hz: Array) -> Array:
+            return np.asarray(p0[0] + c[0] * self.shape(frequency_hz / curve.high_hz, theta[:1])[0])
 
         parameters = self.to_si(p0[few], c[few], theta[few], curve.high_hz)
         for values in parameters.values():
             values[kept[few] < self.minimum_clocks] = np.nan
         scan = self.scan(curve.x_low)
         unit = np.ones(1)
-        bounds = {name: (0.0, np.inf) for name in parameters}
+        bounds = dict.fromkeys(parameters, (0.0, np.inf))
         low = self.to_si(0 * unit, 0 * unit, scan.low[None], curve.high_hz)
         high = self.to_si(0 * unit, 0 * unit, scan.high[None], curve.high_hz)
         for name in parameters:
             if low[name][0] < high[name][0]:
                 bounds[name] = (float(low[name][0]), float(high[name][0]))
-        return CrossFit(np.diag(pair).copy(), pair, curves, parameters, bounds)
+        return CrossFit(np.diag(pair).copy(), pair, whole, parameters, bounds)
 
     def _fit(self, curve: Curve, mask: Array) -> tuple[Array, Array, Array]:
         """P0 (b,), c (b,) and theta (b, k) for every row of ``mask`` (b, n)."""
@@ -397,7 +395,7 @@ def _pchip(knots: Array, values: Array, at: Array) -> Array:
         + t * t * (t - 1) * width * slope[rows, cell + 1]
     )
     line = y0 + secant[rows, cell] * (at - knots[rows, cell])
-    return np.where((t < 0) | (t > 1), line, inside)
+    return np.asarray(np.where((t < 0) | (t > 1), line, inside))
 
 
 def _isotonic(values: Array, weights: Array) -> Array:
@@ -454,9 +452,8 @@ class Monotone:
         loo = fitted(without_one, x[:, None])[:, 0]
         pair[np.arange(n), np.arange(n)] = loo
 
-        def curves(frequency_hz: Array) -> Array:
-            at = np.broadcast_to(frequency_hz / curve.high_hz, (n, len(frequency_hz)))
-            return np.concatenate([fitted(everything, at[:1]), fitted(without_one, at)])
+        def whole(frequency_hz: Array) -> Array:
+            return np.asarray(fitted(everything, (frequency_hz / curve.high_hz)[None, :])[0])
 
         level = _isotonic(curve.target_w, curve.weight)
         knots = {}
@@ -464,7 +461,7 @@ class Monotone:
             # Without clock i its knot is what the others say there; the other knots hardly move.
             knots[f"w_at_{clock:.0f}_hz"] = np.full(1 + n, level[i])
             knots[f"w_at_{clock:.0f}_hz"][1 + i] = loo[i]
-        return CrossFit(loo, pair, curves, knots, {name: (0.0, np.inf) for name in knots})
+        return CrossFit(loo, pair, whole, knots, dict.fromkeys(knots, (0.0, np.inf)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -502,11 +499,11 @@ class Kriged:
         span_hz = curve.high_hz - curve.low_hz
         if span_hz <= 0 or n < self.minimum_clocks:
             nothing = np.full((n, n), np.nan)
-            return CrossFit(nothing.diagonal().copy(), nothing, lambda f: np.full((1 + n, len(f)), np.nan), {})
+            return CrossFit(nothing.diagonal().copy(), nothing, lambda f: np.full(len(f), np.nan), {})
         y = curve.target_w
         # Noise is proportional to watts, its grid relative to the sweep's own level. That level must not know a left-out point:
         # the lower median takes few values over all left-out sets, and each value is one pass.
-        mask, row = _left_out(n)
+        mask, _ = _left_out(n)
         order = np.argsort(y, kind="stable")
         ranked = mask[:, order].cumsum(axis=1)
         middle = np.argmax(ranked >= np.ceil(mask.sum(1) / 2)[:, None], axis=1)
@@ -528,16 +525,6 @@ class Kriged:
                 pair[jj[twos], ii[twos]], spread[jj[twos], ii[twos]] = at_i
                 pair[ii[twos], jj[twos]], spread[ii[twos], jj[twos]] = at_j
 
-        def curves(frequency_hz: Array) -> Array:
-            watts = np.full((1 + n, len(frequency_hz)), np.nan)
-            for which, kriging in enumerate(passes):
-                rows = np.flatnonzero(single[:, 0] == which)
-                if n - 1 < self.minimum_clocks:
-                    rows = rows[rows == 0]
-                if len(rows):
-                    watts[rows] = kriging.curves(rows, frequency_hz)
-            return np.maximum(watts, 0.0)
-
         names = ("ridge_hz", "ceiling_hz", "voltage_rise", "length_hz", "noise_ratio")
         values = np.full((1 + n, len(names)), np.nan)
         for which, kriging in enumerate(passes):
@@ -556,7 +543,14 @@ class Kriged:
         }
         pair = np.maximum(pair, 0.0)
         whole = passes[of_row[0]]
-        return CrossFit(np.diag(pair).copy(), pair, curves, parameters, bounds, Spread(spread, whole.spread))
+        return CrossFit(
+            np.diag(pair).copy(),
+            pair,
+            lambda f: np.maximum(whole.predict(f)[0], 0.0),
+            parameters,
+            bounds,
+            Spread(spread, lambda f: whole.predict(f)[1]),
+        )
 
 
 class _KrigingPass:
@@ -661,40 +655,14 @@ class _KrigingPass:
         sd_j = _mixture_sd(weights, rj - mean_j, variance * a)
         return np.stack([self.y[i] - mean_i, sd_i]), np.stack([self.y[j] - mean_j, sd_j])
 
-    def curves(self, rows: NDArray[np.int64], frequency_hz: Array) -> Array:
-        """Watts (b, m). A prediction is linear in y, and leaving clock i out is replacing y_i by its left-out prediction."""
-        u = (frequency_hz - self.curve.low_hz) / (self.curve.high_hz - self.curve.low_hz)
-        weights = self._single(rows)
-        trend = self._trend(u)
-        watts = np.zeros((len(rows), len(u)))
-        i = rows - 1
-        for h, (length, _) in enumerate(self.hyper):
-            matter = np.flatnonzero(weights[h].max(axis=1) > 1e-9)
-            if not len(matter):
-                continue
-            inverse, at_points = self.kernel_inverse[h], self.trend[matter]
-            weighted = inverse @ at_points
-            gram = at_points.transpose(0, 2, 1) @ weighted
-            cross = _matern(u[:, None] - self.u[None, :], length)
-            plain = cross @ inverse  # (m, n)
-            gain = (trend[matter] - plain @ at_points) @ np.linalg.solve(gram, weighted.transpose(0, 2, 1)) + plain
-            full = gain @ self.y  # (s, m)
-            w = weights[h, matter]
-            watts += w.T @ full
-            left = np.flatnonzero(i >= 0)
-            if len(left):
-                residual = self.qy[h][matter][:, i[left]] / self.q_diagonal[h][matter][:, i[left]]
-                watts[left] -= np.einsum("sb,smb->bm", w[:, left] * residual, gain[:, :, i[left]])
-        return watts
-
-    def spread(self, frequency_hz: Array) -> Array:
-        """Standard deviation (m,) of a new measurement at clocks (m,), fitted to all clocks."""
+    def predict(self, frequency_hz: Array) -> tuple[Array, Array]:
+        """Watts (m,) at clocks (m,), fitted to all clocks, and their standard deviation for a new measurement."""
         u = (frequency_hz - self.curve.low_hz) / (self.curve.high_hz - self.curve.low_hz)
         weights = self._single(np.zeros(1, dtype=np.int64))[:, :, 0]
         trend = self._trend(u)
         first, second = np.zeros(len(u)), np.zeros(len(u))
         for h, (length, noise) in enumerate(self.hyper):
-            matter = np.flatnonzero(weights[h] > 1e-9)
+            matter = np.flatnonzero(weights[h] > 1e-7)
             if not len(matter):
                 continue
             inverse, at_points = self.kernel_inverse[h], self.trend[matter]
@@ -711,7 +679,7 @@ class _KrigingPass:
             w = weights[h, matter]
             first += w @ full
             second += w @ (full**2 + scale[:, None] * variance)
-        return np.asarray(np.sqrt(np.maximum(second - first**2, 0)))
+        return first, np.sqrt(np.maximum(second - first**2, 0))
 
     def shape_means(self, rows: NDArray[np.int64]) -> Array:
         """Posterior means (b, 5): ridge and ceiling in Hz, rise of V over the domain, length in Hz, noise ratio."""
@@ -780,12 +748,11 @@ class Average:
         averaged_pair = _weighted(weights[:, 1:, None], pair)
         averaged_loo = np.diag(averaged_pair).copy()
 
-        def curves(frequency_hz: Array) -> Array:
-            watts = np.stack([fits[m.name].curves(frequency_hz) for m in able])
-            return _weighted(weights[:, :, None], watts)
+        def whole(frequency_hz: Array) -> Array:
+            return _weighted(weights[:, :1], np.stack([fits[m.name].curve(frequency_hz) for m in able]))
 
         parameters = {f"weight_{m.name.replace('-', '_')}": weights[k] for k, m in enumerate(able)}
-        return CrossFit(averaged_loo, averaged_pair, curves, parameters, {name: (0.0, 1.0) for name in parameters})
+        return CrossFit(averaged_loo, averaged_pair, whole, parameters, dict.fromkeys(parameters, (0.0, 1.0)))
 
     @staticmethod
     def _weights(predicted: Array, curve: Curve, clocks: NDArray[np.int64] | None = None) -> Array:
@@ -803,9 +770,8 @@ class Average:
 
 def _weighted(weights: Array, values: Array) -> Array:
     """Sum over members; a member of weight 0 may be NaN."""
-    return np.where(weights > 0, weights * values, 0.0).sum(axis=0) + np.where(
-        np.isnan(weights).any(axis=0), np.nan, 0.0
-    )
+    unknown = np.isnan(weights).any(axis=0)
+    return np.asarray(np.where(unknown, np.nan, np.where(weights > 0, weights * values, 0.0).sum(axis=0)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
