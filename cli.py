@@ -120,7 +120,7 @@ def run_command(
             if lora_targets is None
             else tuple(t.strip() for t in lora_targets.split(",") if t.strip()),
             gradient_checkpointing=gradient_checkpointing,
-            measure=None if measure is None else tuple(m.strip() for m in measure.split(",") if m.strip()),
+            measure=_names(measure),
             clocks=clocks,
             load_command=load_command,
             output=output,
@@ -219,7 +219,9 @@ def solve_command(
     ] = None,
     f_min_ghz: Annotated[float | None, typer.Option(help="Lowest server clock allowed.", metavar="X")] = None,
     f_max_ghz: Annotated[float | None, typer.Option(help="Highest server clock allowed.", metavar="X")] = None,
-    rounds: Annotated[int, typer.Option(help="Training rounds.", metavar="N")] = 1,
+    rounds: Annotated[
+        int | None, typer.Option(help="Training rounds. Default: those of the channel's CSV, else 1.", metavar="N")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the channel's fading.", metavar="N")] = 0,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print the decisions as JSON on standard output.")
@@ -232,15 +234,72 @@ def solve_command(
     require_measured: Annotated[
         bool, typer.Option("--require-measured", help="Fail if any quantity used was not measured.")
     ] = False,
+    leave_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Measured terms that the letter does not have and that shall not count, by comma: optimizer, embedding, "
+            "head, round-trip.",
+            metavar="A,B",
+        ),
+    ] = None,
+    count_idle: Annotated[
+        bool, typer.Option("--count-idle", help="Count the energy of the server while it waits; the letter does not.")
+    ] = False,
 ) -> None:
     """Decide, for each device and round, the cut layer and the server's clock that cost least (Eq. 12).
 
     Example: card-solve --profiles profiles/letter --method card
     """
-    raise NotImplementedError
+    from profiler.store import load_fleet
+    from solver.scenario import SolveOptions, solve
+
+    solution = solve(
+        load_fleet(profiles),
+        SolveOptions(
+            method=method,
+            server=server,
+            evaluate=evaluate,
+            w=w,
+            local_epochs=local_epochs,
+            compression=compression,
+            uplink_mbps=uplink_mbps,
+            downlink_mbps=downlink_mbps,
+            channel=channel,
+            f_min_ghz=f_min_ghz,
+            f_max_ghz=f_max_ghz,
+            rounds=rounds,
+            seed=seed,
+            leave_out=_names(leave_out) or (),
+            count_idle=count_idle,
+            require_measured=require_measured,
+        ),
+    )
+    written = []
+    if tables is not None:
+        written.append(solution.write_tables(tables, limit=tables_limit))
+    if plot is not None:
+        from solver.report import write_plots
+
+        written += write_plots(solution, plot)
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr)
+    if json_output:
+        import json
+
+        print(json.dumps(solution.as_json(), indent=1, allow_nan=False))
+    else:
+        from rich.console import Console
+
+        from solver.report import print_report
+
+        print_report(solution, Console())
 
 
 # -------------------------------------------------------------------------------------------------------- running
+
+
+def _names(by_comma: str | None) -> tuple[str, ...] | None:
+    return None if by_comma is None else tuple(name.strip() for name in by_comma.split(",") if name.strip())
 
 
 def _stop(signum: int, frame: object) -> None:

@@ -94,17 +94,22 @@ def load(path: Path) -> Profile:
         raise BadInput(f"{path}: field {where}: {first['msg']}{tail}") from None
 
 
-def load_fleet(folder: Path) -> list[Profile]:
-    """Read every profile of a folder (not of its subfolders), by file name. Raises BadInput for other JSON and for names used twice."""
+def profile_paths(folder: Path) -> list[Path]:
+    """The profiles of a folder (not of its subfolders), by file name. Raises BadInput where there are none."""
     if not folder.is_dir():
-        raise BadInput(f"{folder}: not a folder; --profiles expects a folder of profiles")
+        raise BadInput(f"{folder}: not a folder; expected a folder of profiles")
     paths = sorted(p for p in folder.glob("*.json") if not p.name.startswith("."))
     if not paths:
         below = sorted({str(p.parent) for p in folder.glob("*/*.json")})
         hint = f"; there are fleets in {', '.join(below)}" if below else ""
         raise BadInput(f"{folder}: no profiles here{hint}; make one with 'card-profile run --device cpu'")
+    return paths
+
+
+def load_fleet(folder: Path) -> list[Profile]:
+    """Read every profile of a folder. Raises BadInput for other JSON in it and for a name used twice."""
     fleet: dict[str, tuple[Path, Profile]] = {}
-    for path in paths:
+    for path in profile_paths(folder):
         profile = load(path)
         if profile.name in fleet:
             raise BadInput(f"{path}: field name: {profile.name!r} is already used by {fleet[profile.name][0]}")
