@@ -513,7 +513,11 @@ def _fvcore(
     names = list(state.carried)
 
     class Traced(nn.Module):  # type: ignore[misc, unused-ignore]
-        """The segment as a module with tensors in and out."""
+        """The segment as a module with tensors in and out; its parameters are the trace's own inputs, not constants."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(split.segments[index].modules)
 
         def forward(self, *tensors: Any) -> Any:
             carried = dict(zip(names, tensors, strict=False)) if names else {}
@@ -556,18 +560,19 @@ def _fvcore_handles(extra: dict[str, FlopHandler]) -> dict[str, Any]:
 
         return counted
 
-    handles: dict[str, Any] = {
-        name: attention
-        for name in (
+    handles: dict[str, Any] = dict.fromkeys(
+        (
             "aten::scaled_dot_product_attention",
             "aten::_scaled_dot_product_flash_attention_for_cpu",
             "aten::_scaled_dot_product_flash_attention",
             "aten::_scaled_dot_product_efficient_attention",
             "aten::_scaled_dot_product_cudnn_attention",
-        )
-    }
+        ),
+        attention,
+    )
     handles["aten::baddbmm"] = baddbmm
-    handles.update(dict.fromkeys(("aten::layer_norm", "aten::group_norm", "aten::batch_norm")))
+    # Not None: that would leave fvcore's own handler in its place.
+    handles.update(dict.fromkeys(("aten::layer_norm", "aten::group_norm", "aten::batch_norm"), lambda *_: 0.0))
     handles.update({name: by_shapes(handler) for name, handler in extra.items()})
     return handles
 
