@@ -22,6 +22,8 @@ MARKS = {
 
 def quantity(value: float, unit: str, digits: int = 3) -> str:
     """A figure with an SI prefix: ``quantity(2.46e9, "Hz")`` is ``2.46 GHz``."""
+    if value == 0:
+        return "0"
     for factor, prefix in (
         (1e15, "P"),
         (1e12, "T"),
@@ -40,10 +42,10 @@ def quantity(value: float, unit: str, digits: int = 3) -> str:
 
 
 def data_size(count: float) -> str:
-    """Bytes with a binary prefix: ``data_size(4194304)`` is ``4.0 MiB``."""
+    """Bytes with a binary prefix: ``data_size(4194304)`` is ``4 MiB``."""
     for factor, prefix in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if count >= factor:
-            return f"{count / factor:.1f} {prefix}"
+            return f"{count / factor:.3g} {prefix}"
     return f"{count:.0f} B"
 
 
@@ -72,7 +74,10 @@ def show(profile: Profile, console: Console | None = None) -> None:
         highlight=False,
         markup=False,
     )
-    for table in (_segments(profile), _cuts(profile), _power(profile)):
+    out.print(_segments(profile))
+    for line in _steps(profile):
+        out.print(line, highlight=False, markup=False)
+    for table in (_cuts(profile), _power(profile)):
         if table is not None:
             out.print(table)
     for warning in profile.warnings:
@@ -83,7 +88,9 @@ def _table(title: str, *columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table
@@ -91,32 +98,48 @@ def _table(title: str, *columns: str) -> Table:
 
 def _segments(profile: Profile) -> Table:
     timing = max(profile.timings, key=lambda t: t.frequency_hz or 0.0, default=None)
-    title = f"Segments, one mini-batch (FLOPs {mark(profile.flops)}"
+    title = f"Segments, one mini-batch (FLOPs and sizes {mark(profile.flops)}"
     if timing is not None:
         at = f" at {quantity(timing.frequency_hz, 'Hz')}" if timing.frequency_hz else ""
-        title += f", times {mark(timing)}{at}, median ± half the interquartile range"
+        title += f"; times {mark(timing)}{at}: medians, ± half the interquartile range of forward plus backward"
     table = _table(
-        title + ")", "segment", "forward", "backward", "t forward", "t backward", "t optimizer", "weights", "adapters"
+        title + ")", "segment", "forward", "backward", "forward", "backward", "±", "update", "weights", "adapter"
     )
-    for index, (segment, flops, size) in enumerate(
-        zip(profile.segments, profile.flops.segments, profile.sizes.segments, strict=True)
-    ):
+    rows = zip(profile.segments, profile.flops.segments, profile.sizes.segments, strict=True)
+    for index, (segment, flops, size) in enumerate(rows):
         times = ["-"] * 3
         if timing is not None:
             row = timing.segments[index]
+            both_s = row.forward.median_s + row.backward.median_s
+            spread_s = (row.forward.iqr_s**2 + row.backward.iqr_s**2) ** 0.5 / 2
             times = [
-                f"{quantity(s.median_s, 's')} ± {50 * s.iqr_s / s.median_s:.1f} %" if s.median_s else "0"
-                for s in (row.forward, row.backward, row.optimizer)
+                quantity(row.forward.median_s, "s"),
+                quantity(row.backward.median_s, "s"),
+                f"{100 * spread_s / both_s:.1f}%" if both_s else "-",
             ]
         table.add_row(
-            f"{segment.layer:>3} {segment.name}",
-            quantity(flops.forward_flops, "FLOP"),
-            quantity(flops.backward_flops, "FLOP"),
+            segment.name,
+            quantity(flops.forward_flops, "F"),
+            quantity(flops.backward_flops, "F"),
             *times,
             data_size(size.weight_bytes),
             data_size(size.adapter_bytes),
         )
     return table
+
+
+def _steps(profile: Profile) -> list[str]:
+    """One line for each clock: the plain step, what its segments add up to, and the optimizer's part."""
+    lines = []
+    for timing in profile.timings:
+        parts = [(s.forward.median_s + s.backward.median_s, s.optimizer.median_s) for s in timing.segments]
+        update_s = sum(update for _, update in parts)
+        total_s = sum(work for work, _ in parts) + update_s
+        line = f"segments {quantity(total_s, 's')}, of it optimizer {quantity(update_s, 's')}"
+        if timing.step is not None:
+            line = f"whole step {quantity(timing.step.median_s, 's')} ({timing.step.samples}); {line}"
+        lines.append((f"{quantity(timing.frequency_hz, 'Hz', 4)}: " if timing.frequency_hz else "") + line)
+    return lines
 
 
 def _cuts(profile: Profile) -> Table:
