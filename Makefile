@@ -12,8 +12,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test check lint types clean
 
+# The main job on a real CPU, an emulated server and two emulated Jetsons. Everything it writes is in demo/.
 demo: $(VENV)/.runtime
-	$(BIN)/python -m benchmarks.demo demo
+	rm -rf demo
+	$(BIN)/card-profile run --device cpu --output demo/cpu.json
+	$(BIN)/card-profile run --device emulated:rtx-4060ti --output demo/emulated-rtx-4060ti.json
+	$(BIN)/card-profile run --device emulated:orin-agx --clocks 5 --output demo/emulated-orin-agx.json
+	$(BIN)/card-profile run --device emulated:orin-nano --clocks 5 --output demo/emulated-orin-nano.json
+	$(BIN)/card-profile fit-power demo --plot demo/plots
+	$(BIN)/card-solve --profiles demo --method card
+	$(BIN)/card-solve --profiles demo --tables demo/tables --plot demo/plots
+	@echo "The profiles are in demo/, the plots in demo/plots/, every cut and clock in demo/tables/costs.csv"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

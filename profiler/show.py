@@ -102,9 +102,7 @@ def _segments(profile: Profile) -> Table:
     if timing is not None:
         at = f" at {quantity(timing.frequency_hz, 'Hz')}" if timing.frequency_hz else ""
         title += f"; times {mark(timing)}{at}: medians, ± half the interquartile range of forward plus backward"
-    table = _table(
-        title + ")", "segment", "forward", "backward", "forward", "backward", "±", "update", "weights", "adapter"
-    )
+    table = _table(title + ")", "segment", "forward", "backward", "forward", "backward", "±", "weights", "adapter")
     rows = zip(profile.segments, profile.flops.segments, profile.sizes.segments, strict=True)
     for index, (segment, flops, size) in enumerate(rows):
         times = ["-"] * 3
