@@ -40,11 +40,10 @@ def optimal_clock(
     energy_low = np.where(feasible, xi_w_per_hz3 * f_min_hz * f_min_hz * cycles, np.inf).min(1)
     energy_high = np.where(feasible, xi_w_per_hz3 * f_max_hz * f_max_hz * cycles, -np.inf).max(1)
     delay_span, energy_span = d_max - d_min, energy_high - energy_low
-    # A range of zero makes its term count 0: without a delay term the lowest clock is best, without an energy term the highest.
+    # Without a range of delay its term counts 0, and the lowest clock is best.
     q = np.full(n, f_min_hz)
     usable = delay_span > 0
     q[usable] = np.cbrt(w * energy_span[usable] / (2 * xi_w_per_hz3 * (1 - w) * delay_span[usable]))
-    q[usable & ~(energy_span > 0)] = f_max_hz
     clock: Floats = np.clip(q, f_min_hz, f_max_hz)
     return clock
 

@@ -592,6 +592,7 @@ def profile_model(
                     f"{device.name}: layer times at {at / 1e6:.0f} MHz", "scaled from the measured clocks by a + b/f"
                 )
             )
+    mapped = _clock_map(server) if len(clocks.supported_hz) else NO_MAP
     hz, seconds = _segment_seconds(server, leave_out)
     pieces = _curve(hz, seconds)
     curve = ServerTime(
@@ -602,10 +603,11 @@ def profile_model(
         for timing in server.timings
         for item in unmeasured(timing, **{f"{server.name}: layer times": f"{len(server.timings)} clocks"})
     ]
-    if clocks.known and not (hz[0] * 0.999 <= clocks.f_min_hz and clocks.f_max_hz <= hz[-1] * 1.001):
+    lowest, highest = (float(mapped.reached(f)) for f in (clocks.f_min_hz, clocks.f_max_hz))
+    if clocks.known and not (hz[0] * 0.999 <= lowest and highest <= hz[-1] * 1.001):
         how = "all of it scales as 1/f from the one clock measured" if len(hz) == 1 else "a + b/f by least squares"
         listed.append(assumed(f"{server.name}: layer times beyond the measured clocks", how))
-    power, more = _power(server, clocks)
+    power, more = _power(server, lowest, highest)
     listed += more
     idle_w = 0.0
     if count_idle:
@@ -626,12 +628,12 @@ def profile_model(
         server_time=curve,
         server_power=power,
         idle_w=idle_w,
-        clock_map=_clock_map(server) if len(clocks.supported_hz) else NO_MAP,
+        clock_map=mapped,
     )
     return model, listed
 
 
-def _power(server: Profile, clocks: ServerClocks) -> tuple[ServerPower | None, list[Assumption]]:
+def _power(server: Profile, lowest_hz: float, highest_hz: float) -> tuple[ServerPower | None, list[Assumption]]:
     fit = server.power_fit
     if fit is None:
         return None, []
@@ -640,7 +642,7 @@ def _power(server: Profile, clocks: ServerClocks) -> tuple[ServerPower | None, l
         return ServerPower.cubic(fit.xi_w_per_hz3), listed
     hz = [row.frequency_hz for row in fit.predictions]
     listed = unmeasured(fit, **{f"{server.name}: power against clock": f"{fit.selected}, {fit.points} points"})
-    if clocks.f_min_hz < min(hz) * 0.999 or clocks.f_max_hz > max(hz) * 1.001:
+    if lowest_hz < min(hz) * 0.999 or highest_hz > max(hz) * 1.001:
         listed.append(assumed(f"{server.name}: power beyond the fitted clocks", "constant beyond the last one"))
     return ServerPower.table(hz, [row.power_w for row in fit.predictions]), listed
 

@@ -63,21 +63,21 @@ def _table(solution: Solution) -> Table:
     from rich.table import Table
 
     rounds, layers = len(solution.rates.rounds), solution.server.workload.layers
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     each = len(solution.decisions.cut) <= MOST_ROWS
-    table.add_column("device")
+    table.add_column("device", overflow="fold", min_width=10)
     if rounds > 1:
         table.add_column("round" if each else "rounds", justify="right")
     for column in (
-        f"cut of {layers}",
-        "server clock",
+        f"cut\nof {layers}",
+        "server\nclock",
         "delay",
         "energy",
         "U",
-        "delay against\ndevice-only",
-        "energy against\nserver-only",
+        "delay vs\ndevice-\nonly",
+        "energy vs\nserver-\nonly",
     ):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     groups = (
         [[n] for n in range(len(solution.decisions.cut))]
         if each
@@ -113,15 +113,16 @@ def _saving(ours: Floats | None, baseline: Decisions, figure: str, rows: Floats)
     if ours is None or theirs is None:
         return "?"
     if not baseline.feasible[rows].all():
-        return "does not fit"
+        return "no fit"
     if not theirs[rows].mean() > 0:
         return "?"
-    return _signed(100 * (1 - float(ours[rows].mean() / theirs[rows].mean())))
+    change_pct = 100 * (float(ours[rows].mean() / theirs[rows].mean()) - 1)
+    return "same" if abs(change_pct) < 0.05 else f"{change_pct:+.1f} %"
 
 
 def _signed(saved_pct: float) -> str:
     if abs(saved_pct) < 0.05:
-        return "same"
+        return "the same"
     return f"{abs(saved_pct):.1f} % {'less' if saved_pct > 0 else 'more'}"
 
 

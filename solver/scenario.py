@@ -462,9 +462,10 @@ def solve(profiles: Sequence[Profile], options: SolveOptions) -> Solution:
         server = server.model_copy(update={"power_fit": None})
     fit = server.power_fit
     if fit is None and options.w < 1:
+        measure = "" if server.power is not None else "measure it with 'card-profile run --measure power', "
         raise BadInput(
-            f"profile {server.name}: no field power_fit, expected the server's power against clock: measure it with "
-            f"'card-profile run --measure power', fit it with 'card-profile fit-power', or decide by delay alone with --w 1"
+            f"profile {server.name}: no field power_fit, expected the server's power against clock: {measure}"
+            f"fit it with 'card-profile fit-power', or decide by delay alone with --w 1"
         )
     if fit is None:
         warnings.append(f"{server.name}: its power is not known, so energy is left empty")

@@ -213,6 +213,32 @@ def test_adapters_of_layers_1_to_c_travel_and_a_bridge_stays_with_its_decoder_la
     assert np.array(adapters) / adapters[0] == pytest.approx([1, 2, 3])
 
 
+def test_adapters_outside_the_layers_do_not_travel() -> None:
+    device = make_profile("dev")
+    sizes = list(device.sizes.segments)
+    sizes[0] = sizes[0].model_copy(update={"adapter_bytes": 10**6})
+    other = device.model_copy(update={"sizes": device.sizes.model_copy(update={"segments": sizes})})
+    plain, odd = (at(answer(make_profile("srv", "server"), d), 2, 1e9) for d in (device, other))
+    assert float(plain.adapters_s) == float(odd.adapters_s) > 0
+
+
+def test_clocks_that_were_requested_and_reached_elsewhere_still_count_as_measured() -> None:
+    server = make_profile("srv", "server")
+    shifted = [
+        t.model_copy(update={"requested_hz": t.frequency_hz, "frequency_hz": (t.frequency_hz or 0) * 0.99})
+        for t in server.timings
+    ]
+    assert server.power_fit is not None
+    rows = [r.model_copy(update={"frequency_hz": r.frequency_hz * 0.99}) for r in server.power_fit.predictions]
+    fit = server.power_fit.model_copy(update={"predictions": rows})
+    solution = answer(server.model_copy(update={"timings": shifted, "power_fit": fit}), make_profile("dev"))
+    assert solution.assumptions == []
+    costs = at(solution, 2, 1.5e9)
+    assert float(costs.server_compute_s) == pytest.approx(3 * (4 * (0.003 + 0.03 / 1.5) + 3 * 1e-4))
+    assert costs.energy_j is not None
+    assert float(costs.energy_j) == pytest.approx((20 + 10 * 1.5**3) * float(costs.server_compute_s))
+
+
 def test_the_whole_of_eta_is_shared_out_between_the_two_sides_at_every_cut() -> None:
     solution = answer(untimed(make_profile("srv", "server")), untimed(make_profile("dev")))
     for c in (1, 2, 3):

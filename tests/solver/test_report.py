@@ -40,8 +40,20 @@ def test_cuts_left_out_for_memory_are_named_with_what_they_need() -> None:
     server, fast, slow = fleet()
     text = printed(solve([server, limited(fast, 150_000_000), slow], SolveOptions()))
     assert "fast: cuts 2-3 left out: they need 200.0 MB to 300.0 MB on fast, which has 150.0 MB" in text
-    assert "does not fit" in text
+    assert "no fit" in text
     assert "warning: device-only does not fit in memory for fast" in text
+
+
+def test_names_and_figures_survive_a_narrow_terminal() -> None:
+    out = io.StringIO()
+    named = [p.model_copy(update={"name": f"emulated-{p.name}-board"}) for p in fleet()]
+    print_report(solve(named, SolveOptions()), Console(file=out, width=80))
+    text = out.getvalue()
+    assert "…" not in text
+    rows = [line for line in text.splitlines() if "GHz" in line]
+    assert all(line.rstrip().endswith(("%", "same")) for line in rows)
+    assert len(rows) == 2
+    assert "emulated-" in text
 
 
 def test_what_was_not_measured_is_said_and_so_is_that_all_was() -> None:

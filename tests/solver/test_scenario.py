@@ -128,6 +128,38 @@ def test_card_rounds_the_letters_clock_to_a_supported_one_and_reports_both_bench
             assert (other["frequency_hz"], other["cut"], other["method"]) == (row["frequency_hz"], cut, name)
 
 
+def test_cards_cut_is_the_best_at_the_clock_of_equation_16_and_not_at_the_rounded_one() -> None:
+    """Rounding comes after Algorithm 1. Here 0.66 GHz is rounded to 0.5 GHz, at which cut 3 would have been chosen."""
+    server, device, _ = (p.model_copy(update={"timings": []}) for p in fleet())
+    clocks = device.hardware.clocks
+    assert clocks is not None
+    hz = {"supported_hz": [], "min_hz": 0.42e9, "max_hz": 0.42e9, "operating_hz": 0.42e9}
+    hardware = device.hardware.model_copy(update={"clocks": clocks.model_copy(update=hz)})
+    fast_link: dict[str, Any] = {"uplink_mbps": 1e4, "downlink_mbps": 1e4}
+    solution = solve(
+        [server, device.model_copy(update={"hardware": hardware})], SolveOptions(method="card", **fast_link)
+    )
+    assert solution.optimal_hz[0] == pytest.approx(0.66e9, rel=0.01)
+    assert solution.decisions.frequency_hz.tolist() == [0.5e9]
+    assert solution.decisions.cut.tolist() == [1]
+    assert solution.decisions.cost[0] > solution.baselines["device-only"].cost[0]  # the price of rounding
+
+
+def test_f_star_takes_part_in_the_extremes_because_it_is_a_clock_of_the_table(tmp_path: Path) -> None:
+    """With high static power energy is least between two supported clocks, and f* may be nearest to that."""
+    server, device, _ = fleet()
+    assert server.power_fit is not None
+    watts = {0.5: 100.0, 1.0: 105.0, 1.5: 150.0, 2.0: 400.0}
+    rows = [r.model_copy(update={"power_w": watts[r.frequency_hz / 1e9]}) for r in server.power_fit.predictions]
+    fit = server.power_fit.model_copy(update={"predictions": rows})
+    supported = solve([server.model_copy(update={"power_fit": fit}), device], SolveOptions(w=0.6))
+    mine = read_table(supported, tmp_path)
+    star = [float(r["energy_j"]) for r in mine if float(r["frequency_hz"]) == float(supported.optimal_hz[0])]
+    others = [float(r["energy_j"]) for r in mine if float(r["frequency_hz"]) in supported.clocks.supported_hz]
+    assert min(star) < min(others)
+    assert supported.extremes.e_min_j[0] == min(star)
+
+
 @pytest.mark.parametrize(("method", "cut"), [("server-only", 1), ("device-only", 3), ("static:2", 2)])
 def test_a_fixed_cut_runs_at_the_clock_of_equation_16(method: str, cut: int) -> None:
     fixed, card = solve(fleet(), SolveOptions(method=method)), solve(fleet(), SolveOptions(method="card"))
