@@ -58,8 +58,8 @@ class TimingOptions:
 
     warmup_rounds: int = 3
     min_rounds: int = 8
-    min_s: float = 8.0
-    max_rounds: int = 60
+    min_s: float = 6.0
+    max_rounds: int = 40
     target_relative: float = 0.01
     budget_s: float | None = None
 
