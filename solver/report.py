@@ -67,10 +67,10 @@ def _table(solution: Solution) -> Table:
     each = len(solution.decisions.cut) <= MOST_ROWS
     table.add_column("device", overflow="fold", min_width=10)
     if rounds > 1:
-        table.add_column("round" if each else "rounds", justify="right")
+        table.add_column("round" if each else "rounds", justify="right", no_wrap=True)
     for column in (
         f"cut\nof {layers}",
-        "server\nclock",
+        "server\nclock\n(GHz)",
         "delay",
         "energy",
         "U",
@@ -99,7 +99,7 @@ def _row(solution: Solution, group: Sequence[int], show_round: bool) -> list[str
     cells.append(
         ", ".join(f"{cut} ({100 * times / len(group):.0f} %)" if several else str(cut) for cut, times in counts)
     )
-    cells.append(_span(ours.frequency_hz[rows] / 1e9, "GHz") if solution.clocks.known else "?")
+    cells.append(_span(ours.frequency_hz[rows] / 1e9) if solution.clocks.known else "?")
     cells.append(_quantity(float(ours.costs.delay_s[rows].mean()), "s"))
     cells.append("?" if ours.costs.energy_j is None else _quantity(float(ours.costs.energy_j[rows].mean()), "J"))
     cells.append(f"{float(ours.cost[rows].mean()):.4f}")
@@ -162,9 +162,9 @@ def _assumptions(solution: Solution) -> RenderableType:
     return text
 
 
-def _span(values: Floats, unit: str) -> str:
+def _span(values: Floats) -> str:
     low, high = float(values.min()), float(values.max())
-    return f"{low:.3f} {unit}" if high - low < 5e-4 else f"{low:.3f}-{high:.3f} {unit}"
+    return f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f}-{high:.3f}"
 
 
 def _quantity(value: float, unit: str) -> str:
