@@ -51,10 +51,12 @@ def _heading(solution: Solution) -> RenderableType:
 
     work, options = solution.server.workload, solution.options
     figures = "the letter's model (Eq. 7-11)" if solution.model.name == "letter" else "the profiles' tables"
+    rounds = len(solution.rates.rounds)
+    over = f"; means over {rounds} rounds" if len(solution.decisions.cut) > MOST_ROWS else ""
     return Text.assemble(
         (f"{work.model}", "bold"),
         f" on {solution.server.name}: method {options.method}, w = {options.w:g}, T = {options.local_epochs} mini-batches a round; "
-        f"delay and energy from {figures}",
+        f"delay and energy from {figures}{over}",
     )
 
 
@@ -65,9 +67,9 @@ def _table(solution: Solution) -> Table:
     rounds, layers = len(solution.rates.rounds), solution.server.workload.layers
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     each = len(solution.decisions.cut) <= MOST_ROWS
-    table.add_column("device", overflow="fold", min_width=10)
-    if rounds > 1:
-        table.add_column("round" if each else "rounds", justify="right", no_wrap=True)
+    table.add_column("device", overflow="fold", min_width=9)
+    if rounds > 1 and each:
+        table.add_column("round", justify="right", no_wrap=True)
     for column in (
         f"cut\nof {layers}",
         "server\nclock\n(GHz)",
@@ -84,7 +86,7 @@ def _table(solution: Solution) -> Table:
         else [list(range(m, len(solution.decisions.cut), len(solution.devices))) for m in range(len(solution.devices))]
     )
     for group in groups:
-        table.add_row(*_row(solution, group, rounds > 1))
+        table.add_row(*_row(solution, group, rounds > 1 and each))
     return table
 
 
@@ -93,7 +95,7 @@ def _row(solution: Solution, group: Sequence[int], show_round: bool) -> list[str
     round_index, m = divmod(group[0], len(solution.devices))
     cells = [solution.devices[m].name]
     if show_round:
-        cells.append(str(solution.rates.rounds[round_index]) if len(group) == 1 else str(len(group)))
+        cells.append(str(solution.rates.rounds[round_index]))
     counts = Counter(ours.cut[rows].tolist()).most_common(3)
     several = len(set(ours.cut[rows].tolist())) > 1
     cells.append(
@@ -102,7 +104,7 @@ def _row(solution: Solution, group: Sequence[int], show_round: bool) -> list[str
     cells.append(_span(ours.frequency_hz[rows] / 1e9) if solution.clocks.known else "?")
     cells.append(_quantity(float(ours.costs.delay_s[rows].mean()), "s"))
     cells.append("?" if ours.costs.energy_j is None else _quantity(float(ours.costs.energy_j[rows].mean()), "J"))
-    cells.append(f"{float(ours.cost[rows].mean()):.4f}")
+    cells.append(f"{float(ours.cost[rows].mean()):.3f}")
     cells.append(_saving(ours.costs.delay_s, solution.baselines[DEVICE_ONLY], "delay", rows))
     cells.append(_saving(ours.costs.energy_j, solution.baselines[SERVER_ONLY], "energy", rows))
     return cells
