@@ -201,7 +201,14 @@ class Law:
                 (g * target) @ weights.T,
             )
             p0, c = sums.solve(self.constant)
-            theta = scan.theta[np.argmin(sums.excess(p0, c), axis=0)]
+            excess = sums.excess(p0, c)
+            best = scan.theta[np.argmin(excess, axis=0)]
+            # The error has a kink wherever a ridge passes a point, and a refinement may stop there: a second one starts from
+            # the best shape with another ridge (or exponent).
+            step = np.diff(np.unique(scan.theta[:, 0])).max()
+            same = np.abs(scan.theta[:, :1] - best[None, :, 0]) < 1.5 * step
+            other = scan.theta[np.argmin(np.where(same, np.inf, excess), axis=0)]
+            theta, weights = np.concatenate([best, other]), np.concatenate([weights, weights])
 
         def solve(theta: Array) -> tuple[Array, Array, Array]:
             g = self.shape(x, theta)
@@ -213,13 +220,13 @@ class Law:
 
         p0, c, residual = solve(theta)
         error = (residual**2).sum(1)
-        damping = np.full(len(mask), 1e-3)
-        step = 1e-6 * (scan.high - scan.low)
+        damping = np.full(len(theta), 1e-3)
+        nudge = 1e-6 * (scan.high - scan.low)
         for _ in range(_REFINEMENTS if k else 0):
             jacobian = np.empty((*residual.shape, k))
             for q in range(k):
                 moved = theta.copy()
-                h = np.where(theta[:, q] + step[q] <= scan.high[q], step[q], -step[q])
+                h = np.where(theta[:, q] + nudge[q] <= scan.high[q], nudge[q], -nudge[q])
                 moved[:, q] += h
                 jacobian[:, :, q] = (solve(moved)[2] - residual) / h[:, None]
             normal = np.einsum("bnk,bnl->bkl", jacobian, jacobian)
@@ -237,6 +244,10 @@ class Law:
             residual = np.where(better[:, None], trial_residual, residual)
             error = np.where(better, trial_error, error)
             damping = np.where(better, damping * 0.2, damping * 6)
+        if k:
+            first = error[: len(mask)] <= error[len(mask) :]
+            pick = np.arange(len(mask)) + np.where(first, 0, len(mask))
+            p0, c, theta = p0[pick], c[pick], theta[pick]
         return p0, c, theta
 
 
@@ -659,10 +670,13 @@ class _KrigingPass:
         """Watts (m,) at clocks (m,), fitted to all clocks, and their standard deviation for a new measurement."""
         u = (frequency_hz - self.curve.low_hz) / (self.curve.high_hz - self.curve.low_hz)
         weights = self._single(np.zeros(1, dtype=np.int64))[:, :, 0]
+        # Most shapes have no weight to speak of and are not worth their algebra.
+        weights = np.where(weights > 1e-10, weights, 0.0)
+        weights /= weights.sum()
         trend = self._trend(u)
         first, second = np.zeros(len(u)), np.zeros(len(u))
         for h, (length, noise) in enumerate(self.hyper):
-            matter = np.flatnonzero(weights[h] > 1e-7)
+            matter = np.flatnonzero(weights[h])
             if not len(matter):
                 continue
             inverse, at_points = self.kernel_inverse[h], self.trend[matter]
@@ -718,7 +732,7 @@ class Average:
     members: Sequence[PowerModel]
     name: str = "auto"
     summary: str = "average by weights that fall with the leave-one-clock-out error"
-    minimum_clocks: int = 1
+    minimum_clocks: int = 2
 
     @property
     def degrees(self) -> int | None:
@@ -730,7 +744,7 @@ class Average:
     def average(self, curve: Curve, fits: Mapping[str, CrossFit]) -> CrossFit:
         """As ``cross_fit``, from fits of the members (by name) that exist already; others are ignored."""
         n = len(curve)
-        able = [m for m in self.members if n >= m.minimum_clocks] or list(self.members[-1:])
+        able = [m for m in self.members if n >= m.minimum_clocks]
         loo = np.stack([fits[m.name].loo_w for m in able])
         pair = np.stack([fits[m.name].pair_w for m in able])
         full_weights = self._weights(loo, curve)

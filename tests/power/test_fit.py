@@ -1,0 +1,416 @@
+"""What a fitted sweep says, where it comes from, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from profiler.power.fit import Sweep, fit, fit_into_profile, fit_report, fit_sweep, read_csv, sweep_of_profile, xi_of
+from profiler.power.models import MODELS
+from profiler.power.plot import plot_fits
+from profiler.profile import BadInput, Profile
+
+CLOCKS = np.linspace(300e6, 1.5e9, 12)
+
+
+def measured(seed: int = 0, noise: float = 0.01, clocks: np.ndarray = CLOCKS) -> np.ndarray:
+    """Watts of no law in the registry, with noise."""
+    x = clocks / 1e9
+    clean = 9 + 3 * np.exp(x) + 7 * x * (0.7 + 0.5 / (1 + np.exp(-6 * (x - 0.9)))) ** 2
+    return np.asarray(clean * (1 + noise * np.random.default_rng(seed).standard_normal(len(x))))
+
+
+def table(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "sweep.csv"
+    path.write_text(text)
+    return path
+
+
+# ---- the fit
+
+
+def test_xi_is_the_relative_least_squares_cubic_of_the_total_watts() -> None:
+    # By hand, in GHz: (1/8 + 8/32) / (1/64 + 64/1024) = 0.375 / 0.078125 = 4.8.
+    assert xi_of([1e9, 2e9], [8.0, 32.0]) == pytest.approx(4.8e-27, rel=1e-12)
+    power = measured()
+    fitted = fit_sweep(CLOCKS, power)
+    assert fitted.xi_w_per_hz3 == pytest.approx(xi_of(CLOCKS, power), rel=1e-12)
+    assert fitted.xi_ci95 is not None
+    assert fitted.xi_ci95[0] < fitted.xi_w_per_hz3 < fitted.xi_ci95[1]
+
+
+def test_predictions_cover_every_input_clock_and_a_fine_grid_in_order() -> None:
+    fitted = fit_sweep(CLOCKS[2:], measured()[2:], domain_hz=(200e6, 1.7e9), supported_hz=(210e6, 1.69e9))
+    at = fitted.frequency_hz
+    assert (np.diff(at) > 0).all()
+    assert at[0] == 200e6
+    assert at[-1] == 1.7e9
+    assert set(CLOCKS[2:]) | {210e6, 1.69e9} <= set(at)
+    assert len(at) >= 50
+    assert (fitted.low_w >= 0).all()
+    assert (fitted.low_w <= fitted.power_w).all()
+    assert (fitted.power_w <= fitted.high_w).all()
+
+
+def test_the_interval_is_wider_beyond_the_points_than_between_them() -> None:
+    fitted = fit_sweep(CLOCKS, measured(), domain_hz=(300e6, 2.0e9))
+    width = (fitted.high_w - fitted.low_w) / fitted.power_w
+    inside = (fitted.frequency_hz > 600e6) & (fitted.frequency_hz < 1.2e9)
+    assert width[-1] > 2 * np.median(width[inside])
+
+
+def test_intervals_hold_new_measurements_about_as_often_as_they_say() -> None:
+    hits, ends = [], []
+    between = (CLOCKS[1:] + CLOCKS[:-1]) / 2
+    for seed in range(25):
+        fitted = fit_sweep(CLOCKS, measured(seed), supported_hz=tuple(between))
+        at = np.searchsorted(fitted.frequency_hz, between)
+        new = measured(1000 + seed, clocks=between)
+        hits += ((fitted.low_w[at] <= new) & (new <= fitted.high_w[at])).tolist()
+        left = fitted.left_out
+        ends += ((left.low_w <= measured(seed)) & (measured(seed) <= left.high_w))[[0, -1]].tolist()
+    # 95 % is what they say. With only 12 noisy points they are known to be somewhat narrow, see docs/power.md.
+    assert 0.85 <= np.mean(hits) <= 0.99
+    assert np.mean(ends) >= 0.8
+
+
+@given(order=st.permutations(range(12)), seed=st.integers(0, 3))
+@settings(max_examples=10, deadline=None)
+def test_the_order_of_the_rows_does_not_matter(order: list[int], seed: int) -> None:
+    power = measured(seed)
+    a, b = fit_sweep(CLOCKS, power), fit_sweep(CLOCKS[order], power[order])
+    assert b.power_w == pytest.approx(a.power_w, rel=1e-9)
+    assert b.high_w == pytest.approx(a.high_w, rel=1e-6)
+
+
+def test_the_error_of_auto_is_nested() -> None:
+    """Each clock is really left out: fitted again without it, the prediction there is the same."""
+    power = measured(2)
+    whole = fit_sweep(CLOCKS, power)
+    errors = []
+    for i in range(len(CLOCKS)):
+        kept = np.arange(len(CLOCKS)) != i
+        again = fit_sweep(CLOCKS[kept], power[kept], domain_hz=(300e6, 1.5e9), supported_hz=(CLOCKS[i],))
+        errors.append(abs(again.power_w[np.searchsorted(again.frequency_hz, CLOCKS[i])] / power[i] - 1))
+    assert whole.models["auto"].loo_mape_pct == pytest.approx(100 * np.mean(errors), rel=1e-6)
+
+
+def test_every_model_can_be_chosen_and_then_gives_the_predictions() -> None:
+    power = measured()
+    for name in MODELS:
+        fitted = fit_sweep(CLOCKS, power, model=name)
+        assert fitted.selected == name
+        assert fitted.power_w == pytest.approx(fitted.curves[name])
+    assert fit_sweep(CLOCKS, power, model="selected").selected == "auto"
+
+
+def test_the_warning_says_how_far_off_the_cubic_law_is() -> None:
+    fitted = fit_sweep(CLOCKS, measured())
+    said = f"the cubic law xi f^3 is {fitted.models['cubic'].loo_mape_pct:.1f} % off"
+    assert any(said in warning for warning in fitted.warnings)
+
+
+def test_jackknife_intervals_hold_the_parameters_that_made_the_curve() -> None:
+    held = 0
+    for seed in range(40):
+        power = (15 + 8 * (CLOCKS / 1e9) ** 3) * (1 + 0.01 * np.random.default_rng(seed).standard_normal(12))
+        low, high = fit_sweep(CLOCKS, power, model="affine-cubic").models["affine-cubic"].ci95["xi_w_per_hz3"]
+        held += low <= 8e-27 <= high
+    assert held >= 34
+
+
+# ---- caps, repeats, few and odd points
+
+
+def test_capped_points_set_the_cap_and_do_not_bend_the_curve() -> None:
+    free = 20 + 30 * (CLOCKS / 1e9) ** 2
+    power, capped = np.minimum(free, 70.0), free > 70.0
+    assert 2 <= capped.sum() <= 6
+    fitted = fit_sweep(CLOCKS, power, capped=capped)
+    assert fitted.power_cap_w == pytest.approx(70.0)
+    assert fitted.power_w.max() == pytest.approx(70.0)
+    assert fitted.models["power-law"].parameters["exponent"] == pytest.approx(2.0, abs=0.05)
+    assert fitted.models["power-law"].parameters["power_cap_w"] == pytest.approx(70.0)
+    ignored = fit_sweep(CLOCKS, power)
+    assert abs(ignored.models["power-law"].parameters["exponent"] - 2.0) > 0.3
+    assert (fitted.models["auto"].loo_mape_pct or 0) < 1.0
+
+
+def test_repeated_measurements_widen_the_interval_by_their_scatter() -> None:
+    power = measured(0, noise=0.0)
+    shaken = np.concatenate([power * 0.95, power * 1.05])
+    quiet = np.concatenate([power * 0.999, power * 1.001])
+    wide = fit_sweep(np.tile(CLOCKS, 2), shaken)
+    narrow = fit_sweep(np.tile(CLOCKS, 2), quiet)
+    assert wide.points == 24
+    middle = len(wide.frequency_hz) // 2
+    assert wide.high_w[middle] - wide.low_w[middle] > 5 * (narrow.high_w[middle] - narrow.low_w[middle])
+
+
+def test_one_clock_is_refused_with_the_reason() -> None:
+    with pytest.raises(BadInput, match=r"^sweep: power was measured at 1 distinct clock, a curve needs at least 2"):
+        fit_sweep([1e9, 1e9, 1e9], [10.0, 10.1, 9.9])
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_few_clocks_give_what_they_can_carry_with_a_warning_and_no_nan(count: int) -> None:
+    chosen = np.linspace(0, 11, count).round().astype(int)
+    fitted = fit_sweep(CLOCKS[chosen], measured()[chosen])
+    json.dumps(fitted.to_entry("x", None, None), allow_nan=False)
+    fitted.to_power_fit("measured")
+    assert any("distinct clocks" in warning for warning in fitted.warnings) == (count < 5)
+    assert (fitted.models["auto"].loo_mape_pct is None) == (count < 3)
+
+
+def test_a_model_that_needs_more_clocks_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"--model: ridge needs at least 4 distinct clocks, sweep has 3"):
+        fit_sweep(CLOCKS[:3], measured()[:3], model="ridge")
+    with pytest.raises(BadInput, match=r"--model: 'quartic' is not a power model, expected one of: cubic, .*auto"):
+        fit_sweep(CLOCKS, measured(), model="quartic")
+
+
+def test_flat_and_falling_watts_are_remarked_on() -> None:
+    flat = fit_sweep(CLOCKS, np.full(12, 50.0) + 0.05 * np.sin(np.arange(12)))
+    assert any("did the clocks really change" in warning for warning in flat.warnings)
+    falling = measured(noise=0.0)
+    falling[-1] *= 0.7
+    assert any("power falls" in warning for warning in fit_sweep(CLOCKS, falling).warnings)
+
+
+@pytest.mark.parametrize(
+    ("clocks", "watts"),
+    [
+        ([1e9, 2e9], [1.0]),
+        ([], []),
+        ([1e9, math.nan], [1.0, 2.0]),
+        ([1e9, 2e9], [1.0, math.inf]),
+        ([1e9, 2e9], [1.0, -2.0]),
+        ([1000.0, 2000.0], [1.0, 2.0]),
+    ],
+)
+def test_figures_that_are_no_sweep_are_refused_in_one_line(clocks: list[float], watts: list[float]) -> None:
+    with pytest.raises(BadInput) as caught:
+        fit_sweep(clocks, watts, where="here.csv")
+    assert str(caught.value).startswith("here.csv: ")
+    assert "\n" not in str(caught.value)
+
+
+# ---- JSON and profiles
+
+
+def test_the_report_has_the_keys_that_programs_rely_on(tmp_path: Path) -> None:
+    lines = [f"board,gemm,{f / 1e6},{p}" for f, p in zip(CLOCKS, measured(), strict=True)]
+    path = table(tmp_path, "device,workload,frequency_mhz,power_w\n" + "\n".join(lines))
+    (entry,) = fit_report(read_csv(path))
+    assert list(entry) == [
+        *("source", "device", "workload", "points", "selected", "models"),
+        *("xi_w_per_hz3", "xi_ci95", "predictions", "warnings"),
+    ]
+    assert (entry["source"], entry["device"], entry["workload"], entry["points"]) == (str(path), "board", "gemm", 12)
+    assert {"cubic", "affine-cubic", "power-law", "ridge", "auto", "selected"} <= set(entry["models"])
+    assert entry["models"]["selected"] == entry["models"][entry["selected"]]
+    for model in entry["models"].values():
+        assert set(model) == {"parameters", "ci95", "mape_pct", "loo_mape_pct", "aicc"}
+        for name, (low, high) in model["ci95"].items():
+            assert low <= model["parameters"][name] <= high
+    assert set(entry["predictions"][0]) == {"frequency_hz", "power_w", "low_w", "high_w"}
+    json.dumps(entry, allow_nan=False)
+
+
+def profile_with(power: dict[str, Any]) -> Profile:
+    return Profile.model_validate(
+        {
+            "name": "board",
+            "role": "server",
+            "created_utc": "2026-01-01T00:00:00Z",
+            "toolkit_version": "0",
+            "hardware": {
+                "provenance": "measured",
+                "kind": "cuda",
+                "description": "a card",
+                "clocks": {
+                    "provenance": "measured",
+                    "supported_hz": [300e6, 333e6, 777e6, 1.6e9],
+                    "min_hz": 300e6,
+                    "max_hz": 1.6e9,
+                    "operating_hz": 1.6e9,
+                },
+            },
+            "workload": {
+                "model": "m",
+                "architecture": "llama",
+                "layers": 2,
+                "hidden_size": 8,
+                "vocab_size": 16,
+                "batch_size": 1,
+                "seq_len": 4,
+                "dtype": "float32",
+                "lora_rank": 2,
+                "lora_alpha": 4,
+                "lora_targets": ["q_proj"],
+                "parameters": 100,
+                "trainable_parameters": 10,
+            },
+            "segments": [
+                {"name": "a", "kind": "layer", "layer": 1},
+                {"name": "b", "kind": "layer", "layer": 2},
+            ],
+            "flops": {
+                "provenance": "measured",
+                "segments": [{"forward_flops": 1, "backward_flops": 2}] * 2,
+            },
+            "sizes": {
+                "provenance": "measured",
+                "segments": [{"weight_bytes": 1, "adapter_bytes": 1, "adapter_parameters": 1}] * 2,
+                "cuts": [{"cut": 1, "smashed_bytes": 1, "gradient_bytes": 1}],
+            },
+            "power": power,
+        }
+    )
+
+
+def power_block(**marks: list[bool]) -> dict[str, Any]:
+    points = []
+    for k, (clock, watts) in enumerate(zip(CLOCKS, measured(), strict=True)):
+        point: dict[str, Any] = {
+            "frequency_hz": clock,
+            "power_w": watts,
+            "samples": 10,
+            "seconds_s": 1.0,
+            "stopped_by": "steady",
+        }
+        point.update({name: values[k] for name, values in marks.items()})
+        points.append(point)
+    return {"provenance": "emulated", "scope": "board", "sensor": "s", "load": "training step", "points": points}
+
+
+def test_a_profile_gets_a_fit_that_covers_all_its_supported_clocks() -> None:
+    profile = fit_into_profile(profile_with(power_block()))
+    block = profile.power_fit
+    assert block is not None
+    assert (block.provenance, block.basis, block.root) == ("fitted", "emulated", "emulated")
+    clocks = [row.frequency_hz for row in block.predictions]
+    assert {300e6, 333e6, 777e6, 1.6e9} <= set(clocks)
+    assert clocks == sorted(set(clocks))
+    assert Profile.model_validate_json(profile.model_dump_json()) == profile
+
+
+def test_throttled_points_are_left_out_and_capped_ones_marked() -> None:
+    throttled = [False] * 10 + [True, False]
+    capped = [False] * 11 + [True]
+    profile = profile_with(power_block(throttled=throttled, capped=capped))
+    sweep = sweep_of_profile(profile)
+    assert len(sweep.frequency_hz) == 11
+    assert sweep.capped.tolist() == [False] * 10 + [True]
+    fitted = fit_into_profile(profile).power_fit
+    assert fitted is not None
+    assert any("1 throttled" in warning for warning in fitted.warnings)
+
+
+def test_a_profile_without_a_sweep_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"^board: power: no points were measured"):
+        sweep_of_profile(profile_with(power_block()).model_copy(update={"power": None}))
+    with pytest.raises(BadInput, match="all are marked throttled"):
+        sweep_of_profile(profile_with(power_block(throttled=[True] * 12)))
+
+
+# ---- tables
+
+
+def test_a_table_gives_one_sweep_for_each_device_and_workload(tmp_path: Path) -> None:
+    path = table(
+        tmp_path,
+        "workload, device ,Frequency_MHz,power_w,power_scope,note\n"
+        "a,x,1000,10,board,hello\na,x,2000,20,board,\n\nb,x,1000,11,gpu,\na,y,1000,12,board,\n",
+    )
+    sweeps = read_csv(path)
+    assert [(s.device, s.workload, s.power_scope, len(s.power_w)) for s in sweeps] == [
+        ("x", "a", "board", 2),
+        ("x", "b", "gpu", 1),
+        ("y", "a", "board", 1),
+    ]
+    assert sweeps[0].frequency_hz.tolist() == [1e9, 2e9]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: column frequency_mhz is missing, found: nothing"),
+        ("frequency_mhz,watts\n1000,5\n", "line 1: column power_w is missing, found: frequency_mhz, watts"),
+        ("frequency_mhz,power_w,power_w\n", "line 1: column power_w stands 2 times"),
+        ("frequency_mhz,power_w\n", "no rows below the header"),
+        ("frequency_mhz,power_w\n1000,5\n2000,many\n", "line 3: power_w is 'many', expected a number"),
+        ("frequency_mhz,power_w\n1000,\n", "line 2: power_w is '', expected a number"),
+        ("frequency_mhz,power_w\n1000,nan\n", "line 2: power_w is 'nan', expected a finite number"),
+        ("frequency_mhz,power_w\ninf,5\n", "line 2: frequency_mhz is 'inf', expected a finite number"),
+        ("frequency_mhz,power_w\n0,5\n", "line 2: frequency_mhz is 0, expected a clock above 0"),
+        ("frequency_mhz,power_w\n-100,5\n", "line 2: frequency_mhz is -100, expected a clock above 0"),
+        ("frequency_mhz,power_w\n1000,-5\n", "line 2: power_w is -5, expected watts above 0"),
+        ("frequency_mhz,power_w\n1000,0\n", "line 2: power_w is 0, expected watts above 0"),
+        ("frequency_mhz,power_w\n1377000000,5\n", r"line 2: frequency_mhz is 1\.377e\+09, .*is it in Hz or kHz"),
+        ("frequency_mhz,power_w\n1.377,5\n", r"line 2: frequency_mhz is 1\.377, .*is it in GHz"),
+        ("frequency_mhz,power_w\n1000,45000\n", r"line 2: power_w is 45000, .*is it in milliwatts"),
+        ("frequency_mhz,power_w\n1000,5,6\n", "line 2: 3 cells, expected 2"),
+        (
+            "frequency_mhz,power_w,power_scope\n1000,5,board\n1100,6,gpu\n",
+            "line 3: power_scope is 'gpu', expected 'board'",
+        ),
+    ],
+)
+def test_a_bad_table_gives_one_line_naming_file_line_and_column(tmp_path: Path, text: str, message: str) -> None:
+    path = table(tmp_path, text)
+    with pytest.raises(BadInput, match=message) as caught:
+        read_csv(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_a_text_table_is_refused(tmp_path: Path) -> None:
+    binary = tmp_path / "b.csv"
+    binary.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(BadInput, match="not UTF-8 text"):
+        read_csv(binary)
+    with pytest.raises(BadInput, match="cannot be read"):
+        read_csv(tmp_path / "missing.csv")
+    (tmp_path / "nul.csv").write_bytes(b"frequency_mhz,power_w\n1000,\0\n")
+    with pytest.raises(BadInput, match="NUL bytes"):
+        read_csv(tmp_path / "nul.csv")
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "w.csv"
+    path.write_bytes(b"\xef\xbb\xbffrequency_mhz,power_w\r\n1000,5\r\n2000,9\r\n")
+    assert read_csv(path)[0].power_w.tolist() == [5.0, 9.0]
+
+
+# ---- plots
+
+
+def test_plots_are_one_picture_a_sweep_inside_the_folder(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    sweep = Sweep("s.csv", "../../evil $x", "a/b", None, CLOCKS, measured(), np.zeros(12, dtype=bool))
+    fitted = fit(sweep)
+    paths = plot_fits([(sweep, fitted), (sweep, fitted)], tmp_path / "plots")
+    assert len(set(paths)) == 2
+    for path in paths:
+        assert path.parent == tmp_path / "plots"
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+# ---- measured sweeps
+
+
+def test_on_measured_jetson_sweeps_auto_is_below_a_percent_where_the_cubic_law_is_half_off(shared_data: Path) -> None:
+    sweeps = read_csv(shared_data / "power" / "xavier_gemm.csv")[::4]
+    fits = [fit(sweep) for sweep in sweeps]
+    auto = np.median([f.models["auto"].loo_mape_pct for f in fits])
+    assert auto <= 1.0
+    assert np.median([f.models["cubic"].loo_mape_pct for f in fits]) > 50
+    assert auto <= 1.1 * np.median([f.models["ridge"].loo_mape_pct for f in fits])
