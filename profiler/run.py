@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from profiler import __version__
 from profiler.hardware import open_device
-from profiler.hardware.device import Device, MissingHardware
+from profiler.hardware.device import Device, MissingHardware, Reading
 from profiler.partial import Partial
 from profiler.power.sweep import ClockChoice, choose_clocks, estimate_sweep_s, run_sweep, visit_clocks
 from profiler.profile import (
@@ -61,9 +61,9 @@ if TYPE_CHECKING:
     from profiler.workload.model import WorkloadSpec
 
 MEASURES = ("layers", "power", "memory")
-SINGLE_CLOCK_BUDGET_S = 90.0
+SINGLE_CLOCK_BUDGET_S = 45.0
 """Wall time for timing the layers where there is one clock; with several, each gets ``CLOCK_BUDGET_S``."""
-CLOCK_BUDGET_S = 20.0
+CLOCK_BUDGET_S = 15.0
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)
 
@@ -125,8 +125,6 @@ def run(request: RunRequest) -> Path:
     measures = _measures(request, device)
     output = _output(request.output, device)
     choice = _clocks(request, device, measures)
-    for note in choice.notes:
-        said.print(f"note: {note}", markup=False)
     spec = WorkloadSpec(
         model=request.model,
         batch_size=request.batch_size,
@@ -139,6 +137,8 @@ def run(request: RunRequest) -> Path:
     )
     plan = _plan(request, spec, device, role, measures, choice)
     partial = Partial(output, plan, fresh=request.fresh)
+    for note in choice.notes:
+        said.print(f"note: {note}", markup=False)
     if partial.ignored:
         said.print(f"note: {partial.ignored}", markup=False)
     elif len(partial):
@@ -231,9 +231,7 @@ def _plan(
     return {
         "device": device.name,
         "hardware": hashlib.sha256(
-            json.dumps(
-                [hardware.description, hardware.memory_bytes, hardware.cores, sorted(hardware.conditions.items())]
-            ).encode()
+            json.dumps([hardware.description, hardware.cores, sorted(hardware.conditions.items())]).encode()
         ).hexdigest()[:16],
         "role": role,
         "workload": {key: list(v) if isinstance(v, tuple) else v for key, v in vars(spec).items()},
@@ -434,7 +432,7 @@ class _Session:
         several = self.choice.locks and len(self.choice.frequencies_hz) > 1
         options = TimingOptions(budget_s=SINGLE_CLOCK_BUDGET_S)
         if several:  # the fit over the clocks averages what the rounds at one clock do not
-            options = replace(options, budget_s=CLOCK_BUDGET_S, min_rounds=4, warmup_rounds=1, min_s=0.2)
+            options = replace(options, budget_s=CLOCK_BUDGET_S, min_rounds=4, warmup_rounds=1, min_s=0.05)
         at = f" at {requested_hz / 1e6:g} MHz" if requested_hz else ""
         total = options.warmup_rounds + options.max_rounds
         with self.say.stage(f"timing the layers{at}", total=total) as tell, self.device.executing():
@@ -467,8 +465,9 @@ class _Session:
             "on the device's clock"
         )
 
-        def keep(point: PowerPoint) -> None:
-            points.append({"requested_hz": point.requested_hz, "point": point.model_dump(mode="json"), "samples": []})
+        def keep(point: PowerPoint, readings: Sequence[Reading]) -> None:
+            rows = [vars(reading) for reading in readings]
+            points.append({"requested_hz": point.requested_hz, "point": point.model_dump(mode="json"), "samples": rows})
             self.partial.put("power", points)
 
         with self._load() as (name, load), self.say.stage("power", total=None) as tell:
@@ -483,13 +482,8 @@ class _Session:
                 on_progress=lambda what, seconds, watts: tell.text(f"power: {what}, {seconds:.0f} s, {watts:.1f} W"),
             )
         self.warnings += result.notes
-        points.append(
-            {
-                "requested_hz": None,
-                "point": None,
-                "samples": [{"asked_hz": hz, **vars(reading)} for hz, reading in result.samples],
-            }
-        )
+        rows = [vars(reading) for reading in result.at_rest]
+        points.append({"requested_hz": None, "point": None, "samples": rows})
         self.partial.put("power", points)
         return result.block
 

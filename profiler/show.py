@@ -180,3 +180,35 @@ def _power(profile: Profile) -> Table | None:
             state,
         )
     return table
+
+
+def show_devices() -> None:
+    """Print what this machine has, which sensors work, what is missing and how to get it, and the catalog's boards."""
+    import textwrap
+
+    from rich.console import Console
+
+    from profiler.hardware import list_devices
+    from profiler.hardware.catalog import boards
+
+    out = Console(highlight=False)
+    out.print("On this machine", style="bold")
+    for found in list_devices():
+        out.print(f"  {found.name}: {found.description}, usually a {found.role}", markup=False)
+        for title, rows in (("works", found.works), ("missing", found.missing)):
+            for capability, text in rows.items():
+                line = f"{title}: {capability}: {text}"
+                print(textwrap.fill(line, out.width, initial_indent="    ", subsequent_indent="      "))
+    table = _table(
+        "The catalog: real boards by this name, or simulated as emulated:NAME", "name", "board", "role", "clocks"
+    )
+    table.columns[1].justify = "left"
+    for board in boards().values():
+        low, high = board.clocks_hz[0] / 1e6, board.clocks_hz[-1] / 1e6
+        table.add_row(
+            board.name,
+            board.description.replace("NVIDIA ", ""),
+            board.role,
+            f"{low:.4g} to {high:.4g} MHz",
+        )
+    out.print(table)

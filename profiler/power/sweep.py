@@ -33,10 +33,10 @@ class ClockChoice:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The block for the profile, every reading with the clock that was asked for (None: idle or unlocked), and notes."""
+    """The block for the profile, the readings at rest (those at the points went to ``on_point``), and notes."""
 
     block: PowerBlock
-    samples: list[tuple[float | None, Reading]] = field(repr=False)
+    at_rest: list[Reading] = field(repr=False)
     notes: tuple[str, ...] = ()
 
 
@@ -172,14 +172,14 @@ def run_sweep(
     load_name: str,
     options: SamplingOptions | None = None,
     at_clock: Callable[[float | None], None] | None = None,
-    on_point: Callable[[PowerPoint], None] | None = None,
+    on_point: Callable[[PowerPoint, list[Reading]], None] | None = None,
     done: Collection[PowerPoint] = (),
     on_progress: Callable[[str, float, float], None] | None = None,
 ) -> SweepResult:
     """Measure the steady power under ``load`` at every clock of ``choice``.
 
     At each clock: lock, sample until steady, ``at_clock(requested_hz)`` while the clock is still held (to time layers there;
-    None where nothing is locked), then ``on_point(point)``: when that is called, everything at this clock is complete.
+    None where nothing is locked), then ``on_point(point, readings)``: when that is called, everything at this clock is complete.
     ``done``: points of an earlier, interrupted sweep; their clocks are not visited again. ``on_progress`` is called while
     sampling with (what, seconds so far, mean watts so far). Raises MissingHardware without a power sensor.
     """
@@ -188,11 +188,11 @@ def run_sweep(
     if sensor is None:
         raise MissingHardware(f"{device.name}: no watts can be read: {device.absent.reasons.get('power', 'no sensor')}")
     points = list(done)
-    samples: list[tuple[float | None, Reading]] = []
+    at_rest: list[Reading] = []
     notes = list(choice.notes)
 
     def idle() -> float:
-        return _idle_w(device, options, samples, on_progress)
+        return _idle_w(device, options, at_rest, on_progress)
 
     def measure(requested_hz: float | None) -> None:
         what = "current clock" if requested_hz is None else f"{requested_hz / 1e6:g} MHz"
@@ -205,10 +205,9 @@ def run_sweep(
         if at_clock is not None:
             at_clock(requested_hz)
         points.append(steady.point)
-        samples.extend((requested_hz, reading) for reading in steady.readings)
         notes.extend(steady.notes)
         if on_point is not None:
-            on_point(steady.point)
+            on_point(steady.point, list(steady.readings))
 
     before_w = idle()
     if choice.locks:
@@ -233,7 +232,7 @@ def run_sweep(
         points=sorted(points, key=lambda point: (point.requested_hz or point.frequency_hz, point.frequency_hz)),
         note="; ".join(notes)[:4000] or None,
     )
-    return SweepResult(block, samples, tuple(notes))
+    return SweepResult(block, at_rest, tuple(notes))
 
 
 def _idle_options(options: SamplingOptions) -> SamplingOptions:
@@ -245,7 +244,7 @@ def _idle_options(options: SamplingOptions) -> SamplingOptions:
 def _idle_w(
     device: Device,
     options: SamplingOptions,
-    samples: list[tuple[float | None, Reading]],
+    at_rest: list[Reading],
     on_progress: Callable[[str, float, float], None] | None,
 ) -> float:
     """Mean power at rest. The machine is left alone for the warm-up, then read."""
@@ -266,5 +265,5 @@ def _idle_w(
                 break
     if not watts or not math.isfinite(found.mean):
         raise MissingHardware(f"{device.name}: the power sensor ({sensor.sensor}) gave no reading at rest")
-    samples.extend((None, reading) for reading in readings)
+    at_rest.extend(readings)
     return found.mean
