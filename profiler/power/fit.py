@@ -5,7 +5,7 @@ rest, and its prediction is held against what was measured. For ``auto`` the wei
 
 Prediction intervals are calibrated on the same left-out errors. The kriged law says how the uncertainty of a new measurement is
 distributed over clocks (wide where it must extrapolate); left-out errors divided by it say how large it really is, near each
-clock and overall. How local that scale should be is weighted by likelihood. Nothing is tuned to a board. See docs/power.md.
+clock and overall. How local that scale should be is weighted by likelihood. See docs/power.md.
 """
 
 from __future__ import annotations

@@ -492,8 +492,8 @@ class Kriged:
     Gaussian process (Matern 5/2) for what this form cannot follow, noise proportional to the watts.
 
     P0 and c are integrated out (universal kriging; the restricted likelihood of Harville, 1974), and so are, on a grid, ridge,
-    rise, ceiling, correlation length and noise, each weighted by its restricted likelihood given the points that are kept. Nothing is
-    tuned: no single shape has to be right. A left-out clock is removed in closed form: with Q the precision matrix
+    rise, ceiling, correlation length and noise, each weighted by its restricted likelihood given the points that are kept: no
+    single shape has to be right. A left-out clock is removed in closed form: with Q the precision matrix
     after the trend is projected out, its residual is (Q y)_S solved by Q_SS.
     """
 
