@@ -10,12 +10,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 # Typer brings its own copy of click or uses the installed one, by release; the class is found through what it exports.
-_ClickException = typer.BadParameter.__mro__[2]
+_ClickException: Any = typer.BadParameter.__mro__[2]
 
 profile_app = typer.Typer(
     name="card-profile",
@@ -328,7 +328,7 @@ def _main(app: typer.Typer, command: str) -> int:
         return _failed(command, error)
 
 
-def _failed(command: str, error: Exception) -> int:
+def _failed(command: str, error: Any) -> int:
     from profiler.hardware.device import MissingHardware
     from profiler.profile import BadInput
 

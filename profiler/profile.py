@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-FORMAT = "card-profile/1"
+FORMAT: Literal["card-profile/1"] = "card-profile/1"
 
 Provenance = Literal["measured", "fitted", "emulated", "datasheet", "literature", "assumed"]
 Role = Literal["device", "server"]
@@ -354,11 +354,11 @@ class Profile(Document):
         numbers = [s.layer for s in self.segments]
         if numbers != sorted(numbers) or set(numbers) - {0, layers + 1} != set(range(1, layers + 1)):
             raise ValueError(f"segments: the layer numbers must ascend and cover 1..{layers} (workload.layers)")
-        for where, rows in [("flops.segments", self.flops.segments), ("sizes.segments", self.sizes.segments)] + [
-            (f"timings[{i}].segments", t.segments) for i, t in enumerate(self.timings)
-        ]:
-            if len(rows) != count:
-                raise ValueError(f"{where}: {len(rows)} rows, expected {count}, one for each segment")
+        rows = {"flops.segments": len(self.flops.segments), "sizes.segments": len(self.sizes.segments)}
+        rows |= {f"timings[{i}].segments": len(t.segments) for i, t in enumerate(self.timings)}
+        for where, found in rows.items():
+            if found != count:
+                raise ValueError(f"{where}: {found} rows, expected {count}, one for each segment")
         cut_lists = [("sizes.cuts", [c.cut for c in self.sizes.cuts])]
         if self.memory is not None:
             cut_lists.append(("memory.cuts", [c.cut for c in self.memory.cuts]))
