@@ -411,11 +411,15 @@ def _memory(
             exclude(m, [row.server_peak_bytes for row in server.memory.cuts], server.name, server_bound)
         if not feasible[m].any():
             why = "; ".join(
-                f"cuts {ranges(e.cuts)} need {e.needs_bytes[0]} to {e.needs_bytes[1]} bytes on {e.machine}, which has {e.limit_bytes}"
+                f"cuts {ranges(e.cuts)} need {e.needs_bytes[0] / 2**30:.3g} to {e.needs_bytes[1] / 2**30:.3g} GiB "
+                f"on {e.machine}, which has {e.limit_bytes / 2**30:.3g} GiB"
                 for e in exclusions
                 if e.device == device.name
             )
-            raise BadInput(f"device {device.name}: no cut fits in memory: {why}")
+            raise BadInput(
+                f"device {device.name}: no cut fits in memory: {why}; profile a smaller batch or sequence, or "
+                "--gradient-checkpointing"
+            )
     return feasible, tables, exclusions, listed
 
 
