@@ -235,7 +235,7 @@ def test_the_extremes_are_taken_over_the_cuts_that_fit() -> None:
 def test_a_device_on_which_no_cut_fits_is_refused_with_what_each_needs() -> None:
     server, fast, slow = fleet()
     with pytest.raises(
-        BadInput, match="device fast: no cut fits in memory: cuts 1-3 need 100000000 to 300000000 bytes"
+        BadInput, match=r"device fast: no cut fits in memory: cuts 1-3 need 0\.0931 to 0\.279 GiB on fast"
     ):
         solve([server, limited(fast, 1000), slow], SolveOptions())
 
