@@ -262,7 +262,7 @@ class _Session:
         self.request, self.device, self.role, self.measures = request, device, role, measures
         self.choice, self.spec, self.partial, self.say = choice, spec, partial, reporter
         self._split: SplitModel | None = None
-        self._steps: Any = None
+        self._shapes: SplitModel | None = None
         self.warnings: list[str] = []
 
     def profile(self, output: Path) -> tuple[Profile, _Samples]:
@@ -282,13 +282,18 @@ class _Session:
                 f"(the first by {100 * relative:+.1f} %): see flops.disagreements"
             )
         hardware = self.device.describe()
+        conditions = dict(hardware.conditions)
+        if timings and self.device.torch_device == "cpu":
+            conditions["memory while timing"] = "kept by the process, not given back to the system between steps"
         return (
             Profile(
                 name=self.device.name,
                 role=self.role,
                 created_utc=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 toolkit_version=__version__,
-                hardware=hardware.model_copy(update={"software": {**hardware.software, **_versions()}}),
+                hardware=hardware.model_copy(
+                    update={"software": {**hardware.software, **_versions()}, "conditions": conditions}
+                ),
                 workload=workload,
                 segments=segments,
                 flops=flops,
@@ -312,6 +317,18 @@ class _Session:
                 self._split = SplitModel(build(self.spec, self.device.torch_device))
         return self._split
 
+    def shapes(self) -> SplitModel:
+        """The model without weights, on the meta device: all that follows from shapes."""
+        if self.device.torch_device == "meta":
+            return self.split()
+        if self._shapes is None:
+            from profiler.workload.cuts import SplitModel
+            from profiler.workload.model import build
+
+            with self.say.stage(f"reading the structure of {self.spec.model}"):
+                self._shapes = SplitModel(build(self.spec, "meta"))
+        return self._shapes
+
     def _kept(self, stage: str, kind: type[AnyDocument], make: Callable[[], AnyDocument]) -> AnyDocument:
         if stage in self.partial:
             try:
@@ -324,15 +341,9 @@ class _Session:
 
     def _structure(self) -> tuple[Workload, list[Segment], FlopsBlock, SizesBlock]:
         """What follows from shapes: on the meta device, whatever the device is."""
-        from profiler.workload.cuts import SplitModel
         from profiler.workload.flops import count_flops
-        from profiler.workload.model import build
 
-        if self.device.torch_device == "meta":
-            shapes = self.split()
-        else:
-            with self.say.stage(f"reading the structure of {self.spec.model}"):
-                shapes = SplitModel(build(self.spec, "meta"))
+        shapes = self.shapes()
         built = shapes.built
         provenance = self.device.provenance
         workload = Workload(
@@ -356,7 +367,12 @@ class _Session:
 
         def count() -> FlopsBlock:
             with self.say.stage("counting FLOPs"):
-                return count_flops(shapes, shapes.batch(self.spec.seed), provenance=provenance)
+                return count_flops(
+                    shapes,
+                    shapes.batch(self.spec.seed),
+                    provenance=provenance,
+                    note="counted from the operators that the model runs on these shapes",
+                )
 
         sizes = SizesBlock(
             provenance=provenance,
@@ -377,9 +393,22 @@ class _Session:
         from profiler.workload import memory
 
         def predict() -> MemoryBlock:
-            split = self.split()
+            # A CUDA allocator rounds, so there the pass runs on the real device; elsewhere shapes say all.
+            split = self.split() if self.device.torch_device.startswith("cuda") else self.shapes()
+            batch, library = split.batch(self.spec.seed), None
             with self.say.stage("memory: one pass for every cut"):
-                return memory.predict(split, split.batch(self.spec.seed), provenance=self.device.provenance)
+                if self.device.torch_device == "cpu":
+                    try:
+                        library = memory.library_workspace(split, batch)
+                    except memory.NotMeasurable as error:
+                        self.warnings.append(f"memory is that of tensors alone: {error}")
+                return memory.predict(
+                    split,
+                    batch,
+                    provenance=self.device.provenance,
+                    workspace=library,
+                    note="peaks composed from the lives of all tensors in one recorded step; see checks",
+                )
 
         return self._kept("memory", MemoryBlock, predict)
 
@@ -394,7 +423,10 @@ class _Session:
             if any(row.cut == cut for row in done):
                 continue
             with self.say.stage(f"memory: really running both halves at cut {cut}"):
-                done += memory.check(self.spec, block, [cut], device=self.device.torch_device)
+                try:
+                    done += memory.check(self.spec, block, [cut], device=self.device.torch_device)
+                except memory.NotMeasurable as error:
+                    raise MissingHardware(f"--measure memory: {error}") from None
             self.partial.put("checks", [row.model_dump(mode="json") for row in done])
         return block.model_copy(update={"checks": done})
 

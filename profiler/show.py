@@ -77,9 +77,18 @@ def show(profile: Profile, console: Console | None = None) -> None:
     out.print(_segments(profile))
     for line in _steps(profile):
         out.print(line, highlight=False, markup=False)
-    for table in (_cuts(profile), _power(profile)):
-        if table is not None:
-            out.print(table)
+    out.print(_cuts(profile))
+    for check in profile.memory.checks if profile.memory is not None else []:
+        error_pct = 100 * (check.predicted_bytes / check.measured_bytes - 1) if check.measured_bytes else 0.0
+        out.print(
+            f"really run, cut {check.cut}, {check.side}: {data_size(check.measured_bytes)} "
+            f"(predicted {error_pct:+.1f} %)",
+            highlight=False,
+            markup=False,
+        )
+    power = _power(profile)
+    if power is not None:
+        out.print(power)
     for warning in profile.warnings:
         out.print(f"note: {warning}", highlight=False, markup=False)
 
