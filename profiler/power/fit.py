@@ -39,7 +39,7 @@ class Sweep:
     """Rows of one (device, workload): clocks in Hz and watts, both (rows,). ``source`` is the file they come from.
 
     ``capped`` marks rows measured at the power cap. ``domain_hz`` are the lowest and highest clock of the device and
-    ``supported_hz`` the clocks it can be set to, where they are known.
+    ``supported_hz`` the clocks it can be set to, where they are known. ``provenance`` is that of the watts.
     """
 
     source: str
@@ -51,6 +51,7 @@ class Sweep:
     capped: NDArray[np.bool_]
     domain_hz: tuple[float, float] | None = None
     supported_hz: tuple[float, ...] = ()
+    provenance: Provenance = "measured"
 
     @property
     def title(self) -> str:
@@ -613,6 +614,7 @@ def sweep_of_profile(profile: Profile, source: str | None = None) -> Sweep:
         capped=np.array([point.capped for point in points]),
         domain_hz=(clocks.min_hz, clocks.max_hz) if clocks else None,
         supported_hz=tuple(clocks.supported_hz) if clocks else (),
+        provenance=profile.power.root,
     )
 
 

@@ -75,7 +75,7 @@ def _file_name(sweep: Sweep) -> str:
 def _points(axes: Axes, sweep: Sweep) -> None:
     free = ~sweep.capped
     mhz = sweep.frequency_hz / 1e6
-    axes.plot(mhz[free], sweep.power_w[free], "o", color="black", markersize=4.5, label="measured", zorder=5)
+    axes.plot(mhz[free], sweep.power_w[free], "o", color="black", markersize=4.5, label=sweep.provenance, zorder=5)
     if sweep.capped.any():
         axes.plot(
             mhz[~free],
@@ -83,7 +83,7 @@ def _points(axes: Axes, sweep: Sweep) -> None:
             "s",
             color="black",
             markerfacecolor="none",
-            label="measured at the power cap",
+            label=f"{sweep.provenance} at the power cap",
             zorder=5,
         )
 
@@ -165,4 +165,4 @@ def _residuals(axes: Axes, sweep: Sweep, fitted: SweepFit) -> None:
     # One wild end point must not flatten all others.
     limit = 1.6 * float(np.nanmax(np.abs(value[known]))) if known.any() else 5.0
     axes.set_ylim(-max(limit, 1.0), max(limit, 1.0))
-    _finish(axes, "What is left: predicted less measured", "error (% of the watts)", loc="best", ncols=2)
+    _finish(axes, f"What is left: predicted less {sweep.provenance}", "error (% of the watts)", loc="best", ncols=2)
