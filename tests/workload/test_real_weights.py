@@ -85,3 +85,26 @@ def test_split_loss_and_gradients_equal_the_unsplit(split: SplitModel, tokens: t
 def test_smashed_data_of_real_weights_have_the_stated_size(split: SplitModel) -> None:
     carried = split.device_half(split.batch(), 15).carried
     assert sum(t.numel() * t.element_size() for t in carried.values()) == split.smashed_bytes(15) == 24 * 576 * 4
+
+
+@pytest.mark.slow
+def test_the_command_profiles_it(weights: Path, tmp_path: Path) -> None:
+    from profiler.run import RunRequest, run
+    from profiler.store import load
+
+    request = RunRequest(
+        device="cpu", model=str(weights), batch_size=1, seq_len=24, measure=("layers",), output=tmp_path / "cpu.json"
+    )  # fmt: skip
+    profile = load(run(request))
+    assert profile.workload.layers == 30
+    assert profile.workload.parameters == presets()["smollm2-135m"]["parameters"]
+    assert profile.flops.disagreements == []
+    assert {c.smashed_bytes for c in profile.sizes.cuts} == {24 * 576 * 4}
+    (timing,) = profile.timings
+    assert timing.step is not None
+    parts = sum(s.forward.median_s + s.backward.median_s + s.optimizer.median_s for s in timing.segments)
+    assert parts == pytest.approx(timing.step.median_s, rel=0.25)  # another test's process may run beside this one
+    assert profile.memory is not None
+    weights_bytes = 4 * profile.workload.parameters
+    assert profile.memory.whole_peak_bytes > weights_bytes
+    assert profile.memory.cuts[0].device_peak_bytes < 0.5 * weights_bytes  # the embedding is a fifth of this model
