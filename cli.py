@@ -302,8 +302,37 @@ def _names(by_comma: str | None) -> tuple[str, ...] | None:
     return None if by_comma is None else tuple(name.strip() for name in by_comma.split(",") if name.strip())
 
 
+_stopping = False
+"""A signal has asked us to stop."""
+
+
 def _stop(signum: int, frame: object) -> None:
+    global _stopping
+    _stopping = True
     raise KeyboardInterrupt
+
+
+def _catch_signals() -> None:
+    """Stop at SIGINT, SIGTERM and SIGHUP, wherever the program is.
+
+    SIGINT is caught even where a script's ``&`` has left it ignored, for a stop must give clocks back and keep results; SIGHUP
+    that is ignored stays so, since that is what ``nohup`` is for.
+    """
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _stop)
+    # Python swallows an exception in a destructor. A stop that happened to arrive in one is asked for again.
+    signal.signal(signal.SIGALRM, _stop)
+    before = sys.unraisablehook
+
+    def swallowed(what: Any) -> None:
+        if isinstance(what.exc_value, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+        else:
+            before(what)
+
+    sys.unraisablehook = swallowed
 
 
 def _say(command: str, text: str) -> None:
@@ -311,21 +340,25 @@ def _say(command: str, text: str) -> None:
 
 
 def _main(app: typer.Typer, command: str) -> int:
-    for name in ("SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), _stop)
+    _catch_signals()
     try:
         result = app(standalone_mode=False, prog_name=command)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        _say(command, "stopped")
-        return 130
+        return _stopped(command)
     except BrokenPipeError:
         # Whoever read us has gone (a pager, head): nothing is wrong, and Python must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return _failed(command, error)
+        # A library may turn the stop into an error of its own (an import that was interrupted, for one).
+        return _stopped(command) if _stopping else _failed(command, error)
+
+
+def _stopped(command: str) -> int:
+    _say(command, "stopped")
+    return 130
 
 
 def _failed(command: str, error: Any) -> int:
