@@ -9,6 +9,7 @@ from profiler.profile import Block, Profile
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 MARKS = {
     "measured": "measured",
@@ -56,23 +57,28 @@ def mark(block: Block) -> str:
     return MARKS[block.provenance]
 
 
+def plain(text: str) -> Text:
+    """Words from a profile as they are: brackets are not markup, and control characters cannot reach the terminal."""
+    from rich.text import Text
+
+    return Text("".join(character if character.isprintable() else "?" for character in text))
+
+
 def show(profile: Profile, console: Console | None = None) -> None:
     """Print a profile: the machine, the workload, its segments, its cuts, its power curve, each with its provenance."""
     from rich.console import Console
 
     out = console or Console()
     hardware, work = profile.hardware, profile.workload
+    machine = plain(f"{profile.name} ({profile.role}): {hardware.description} [{MARKS[hardware.provenance]}]")
+    machine.stylize("bold", 0, len(profile.name))
+    out.print(machine)
     out.print(
-        f"[bold]{profile.name}[/bold] ({profile.role}): {hardware.description} [{MARKS[hardware.provenance]}]",
-        highlight=False,
-        markup=True,
-    )
-    out.print(
-        f"  {work.model}: {work.layers} layers, {work.parameters:,} parameters, batch {work.batch_size} x {work.seq_len} tokens, "
-        f"{work.dtype}, LoRA rank {work.lora_rank} on {', '.join(work.lora_targets)}"
-        + (", gradient checkpointing" if work.gradient_checkpointing else ""),
-        highlight=False,
-        markup=False,
+        plain(
+            f"  {work.model}: {work.layers} layers, {work.parameters:,} parameters, batch {work.batch_size} x "
+            f"{work.seq_len} tokens, {work.dtype}, LoRA rank {work.lora_rank} on {', '.join(work.lora_targets)}"
+            + (", gradient checkpointing" if work.gradient_checkpointing else "")
+        )
     )
     out.print(_segments(profile))
     for line in _steps(profile):
@@ -90,7 +96,7 @@ def show(profile: Profile, console: Console | None = None) -> None:
     if power is not None:
         out.print(power)
     for warning in profile.warnings:
-        out.print(f"note: {warning}", highlight=False, markup=False)
+        out.print(plain(f"note: {warning}"))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -98,7 +104,12 @@ def _table(title: str, *columns: str) -> Table:
     from rich.table import Table
 
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        title=plain(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
@@ -125,7 +136,7 @@ def _segments(profile: Profile) -> Table:
                 f"{100 * spread_s / both_s:.1f}%" if both_s else "-",
             ]
         table.add_row(
-            segment.name,
+            plain(segment.name),
             quantity(flops.forward_flops, "F"),
             quantity(flops.backward_flops, "F"),
             *times,
@@ -186,7 +197,7 @@ def _power(profile: Profile) -> Table | None:
             quantity(point.frequency_hz, "Hz", 4),
             f"{point.power_w:.2f} W" + (f" ± {point.ci95_w:.2f}" if point.ci95_w is not None else ""),
             f"{known.power_w:.2f} W ({known.low_w:.2f} to {known.high_w:.2f})" if known else "-",
-            state,
+            plain(state),
         )
     return table
 
