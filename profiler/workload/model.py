@@ -134,9 +134,14 @@ def build(spec: WorkloadSpec, device: str = "cpu", only: Collection[str] | None 
     torch.manual_seed(spec.seed)
     source = _resolve(spec.model)
     config = source.config(transformers)
-    _prepare_config(config, spec)
+    try:
+        _prepare_config(config, spec)
+    except BadInput:
+        raise
+    except Exception as error:  # the library checks a configuration also when a field is set
+        raise BadInput(f"--model {spec.model}: {_reason(error, False)}") from None
     if device == "meta" or source.random:
-        model = _empty_model(transformers, config, spec.dtype, device)
+        model = _empty_model(transformers, config, spec, device)
     else:
         model = source.load(transformers, config, spec.dtype)
         if only is None:
@@ -255,7 +260,9 @@ def _pretrained(where: str, name: str, options: dict[str, Any]) -> _Source:
         try:
             with _quiet():
                 return what(where, trust_remote_code=False, **{**local, **options, **more})
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, NotImplementedError) as error:
+        except BadInput:
+            raise
+        except Exception as error:  # a damaged file makes the readers raise whatever they met first
             raise BadInput(f"--model {where}: {_reason(error, bool(local) and not options)}") from None
 
     def config(transformers: Any) -> Any:
@@ -264,7 +271,7 @@ def _pretrained(where: str, name: str, options: dict[str, Any]) -> _Source:
     def load(transformers: Any, config: Any, dtype: str) -> Any:
         weights = {} if "gguf_file" in options else {"use_safetensors": True}
         return call(
-            _auto_class(transformers, config, name).from_pretrained,
+            _auto_class(transformers, config, where).from_pretrained,
             config=config,
             **weights,
             **_dtype_argument(transformers, dtype),
@@ -353,6 +360,9 @@ def _prepare_config(config: Any, spec: WorkloadSpec) -> None:
         if "drop" in key and isinstance(value, float):
             setattr(config, key, 0.0)
     config.use_cache = False
+    if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
+        # T5's own rule, which newer releases of transformers no longer write down for it.
+        config.decoder_start_token_id = getattr(config, "pad_token_id", None) or 0
     longest = getattr(_text_config(config), "max_position_embeddings", None)
     if isinstance(longest, int) and spec.tokens > longest:
         raise BadInput(f"--seq-len {spec.tokens}: {spec.model} has positions for {longest} tokens at most")
@@ -379,7 +389,7 @@ def _dtype_argument(transformers: Any, dtype: str) -> dict[str, Any]:
     return {"dtype" if version >= (4, 56) else "torch_dtype": getattr(torch, dtype)}
 
 
-def _empty_model(transformers: Any, config: Any, dtype: str, device: str) -> Any:
+def _empty_model(transformers: Any, config: Any, spec: WorkloadSpec, device: str) -> Any:
     """The architecture with memory that nothing has been written to (so that a large model is there in a second)."""
     import torch
 
@@ -388,9 +398,12 @@ def _empty_model(transformers: Any, config: Any, dtype: str, device: str) -> Any
     except ImportError:  # transformers 4
         from transformers.modeling_utils import no_init_weights
 
-    auto = _auto_class(transformers, config, type(config).__name__)
-    with torch.device(device), no_init_weights(), _quiet():
-        model = auto.from_config(config, **_dtype_argument(transformers, dtype))
+    auto = _auto_class(transformers, config, spec.model)
+    try:
+        with torch.device(device), no_init_weights(), _quiet():
+            model = auto.from_config(config, **_dtype_argument(transformers, spec.dtype))
+    except Exception as error:
+        raise BadInput(f"--model {spec.model}: its configuration makes no model: {_reason(error, False)}") from None
     if device == "meta":
         # An encoder and a decoder have a configuration each. Attention that is not sdpa stays what it is anywhere.
         for module in model.modules():
