@@ -146,7 +146,8 @@ def run(request: RunRequest) -> Path:
     try:
         with _Reporter(said) as reporter:
             session = _Session(request, device, role, measures, choice, spec, partial, reporter)
-            profile, samples = session.profile(output)
+            with _too_large(spec):
+                profile, samples = session.profile(output)
             _write(profile, samples, output)
         partial.discard()
     except KeyboardInterrupt:
@@ -178,6 +179,8 @@ def _role(asked: str | None, device: Device) -> Role:
 
 def _measures(request: RunRequest, device: Device) -> tuple[str, ...]:
     """What to measure; what was asked for by name must be possible here."""
+    if request.load_command is not None and device.torch_device == "meta":
+        raise BadInput("--load-command: an emulated device cannot run a command")
     without = device.absent.reasons.get("power", "no watts can be read here")
     if request.measure is None:
         if request.load_command is not None and device.power is None:
@@ -199,10 +202,22 @@ def _measures(request: RunRequest, device: Device) -> tuple[str, ...]:
 
 def _output(asked: Path | None, device: Device) -> Path:
     path = asked if asked is not None else Path("profiles") / f"{device.name}.json"
-    if path.is_dir():
-        raise BadInput(f"--output {path}: a folder; expected the profile's file")
-    if path.suffix != ".json":
-        raise BadInput(f"--output {path}: expected a name that ends in .json")
+    if len(os.fsencode(path.name)) > 200:  # the files beside it have longer names, and most systems stop at 255
+        raise BadInput(f"--output {path}: expected a name of at most 200 bytes")
+    try:
+        if path.is_dir():
+            raise BadInput(f"--output {path}: a folder; expected the profile's file")
+        if path.suffix != ".json":
+            raise BadInput(f"--output {path}: expected a name that ends in .json")
+        folder = path.parent
+        while not folder.exists():  # what is missing of it is made when there is something to write
+            folder = folder.parent
+        if not folder.is_dir():
+            raise BadInput(f"--output {path}: {folder} is not a folder")
+    except OSError as error:
+        raise BadInput(f"--output {path}: {error.strerror or error}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"--output {path}: the folder {folder.resolve()} cannot be written; name another with --output")
     return path
 
 
@@ -213,6 +228,24 @@ def _clocks(request: RunRequest, device: Device, measures: Sequence[str]) -> Clo
         # Times alone: both ends and the middle show how each layer follows the clock.
         choice = choose_clocks("3", supported)
     return choice
+
+
+@contextlib.contextmanager
+def _too_large(spec: WorkloadSpec) -> Iterator[None]:
+    """Memory that runs out and figures beyond what a profile holds are the request's fault: say which options to lower."""
+    less = f"--batch-size {spec.batch}, --seq-len {spec.tokens}, --model {spec.model}: expected a smaller one"
+    try:
+        yield
+    except ValidationError as error:
+        if any(found["type"] != "less_than_equal" for found in error.errors()):
+            raise
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise BadInput(f"{less}; {where} is beyond what a profile holds") from None
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).splitlines()[0] if str(error) else ""
+        if not isinstance(error, MemoryError) and "allocate memory" not in text and "out of memory" not in text:
+            raise
+        raise BadInput(f"{less}; the memory ran out ({text[:200] or 'MemoryError'})") from None
 
 
 def _versions() -> dict[str, str]:
@@ -263,6 +296,7 @@ class _Session:
         self.choice, self.spec, self.partial, self.say = choice, spec, partial, reporter
         self._split: SplitModel | None = None
         self._shapes: SplitModel | None = None
+        self._fits = False
         self.warnings: list[str] = []
 
     def profile(self, output: Path) -> tuple[Profile, _Samples]:
@@ -313,6 +347,8 @@ class _Session:
             from profiler.workload.cuts import SplitModel
             from profiler.workload.model import build
 
+            if self.device.torch_device != "meta":
+                self._refuse_what_cannot_fit()
             with self.say.stage(f"building {self.spec.model} on {self.device.torch_device}"):
                 self._split = SplitModel(build(self.spec, self.device.torch_device))
         return self._split
@@ -389,10 +425,31 @@ class _Session:
         )
         return workload, segments, self._kept("flops", FlopsBlock, count), sizes
 
+    def _refuse_what_cannot_fit(self) -> None:
+        """Better said now than by a system that kills us, or others. From shapes alone: nothing is allocated. Raises BadInput."""
+        from profiler.workload import memory
+
+        limit = self.device.describe().memory_bytes
+        if self._fits or limit is None:
+            return
+        shapes = self.shapes()
+        with self.say.stage("memory: does the whole step fit"):
+            block = memory.predict(shapes, shapes.batch(self.spec.seed), provenance=self.device.provenance)
+        need = block.whole_peak_bytes
+        if need > limit:
+            raise BadInput(
+                f"--batch-size {self.spec.batch}, --seq-len {self.spec.tokens}, --model {self.spec.model}: a training step "
+                f"needs {need / 2**30:,.1f} GiB, {self.device.name} has {limit / 2**30:,.1f} GiB; "
+                "expected a smaller one"
+            )
+        self._fits = True
+
     def _memory(self) -> MemoryBlock:
         from profiler.workload import memory
 
         def predict() -> MemoryBlock:
+            if self.device.torch_device == "cpu":  # the libraries' share is measured with operators of full size
+                self._refuse_what_cannot_fit()
             # A CUDA allocator rounds, so there the pass runs on the real device; elsewhere shapes say all.
             split = self.split() if self.device.torch_device.startswith("cuda") else self.shapes()
             batch, library = split.batch(self.spec.seed), None
@@ -530,8 +587,6 @@ class _Session:
             name = f"training step of {self.spec.model}, batch {self.spec.batch} x {self.spec.tokens} tokens"
             yield name, self.device.load(lambda: _discard(steps.plain(self.device)))
             return
-        if self.device.torch_device == "meta":
-            raise BadInput("--load-command: an emulated device cannot run a command")
         with running(self.request.load_command) as alive:
 
             def wait() -> None:

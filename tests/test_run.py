@@ -1,0 +1,207 @@
+"""What a run refuses before anything long begins, and how it stops."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler import run as run_module
+from profiler.profile import BadInput
+from profiler.run import RunRequest, run
+from profiler.show import show
+from tests.synthetic import make_profile
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# ------------------------------------------------------------------------------------------------------ refused early
+
+
+def test_a_command_as_load_is_refused_on_an_emulated_device_at_once() -> None:
+    with pytest.raises(BadInput, match="--load-command: an emulated device"):
+        run(RunRequest(device="emulated:orin-nano", load_command="true"))
+
+
+@pytest.mark.parametrize("name", ["file/profile.json", "file/below/profile.json", "x" * 300 + ".json"])
+def test_an_output_that_cannot_be_written_is_refused_before_measuring(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(BadInput, match=r"^--output "):
+        run(RunRequest(device="emulated:orin-nano", output=tmp_path / name))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_without_the_right_to_write_is_refused_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # whoever tests may be root, who can write anywhere
+    with pytest.raises(BadInput, match=r"--output .*cannot be written"):
+        run(RunRequest(device="emulated:orin-nano", output=tmp_path / "new" / "profile.json"))
+
+
+def test_a_step_that_does_not_fit_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the [profile] extra is not installed")
+    with pytest.raises(BadInput, match=r"--batch-size 1048576, --seq-len 512, .* needs [0-9,.]+ GiB, cpu has"):
+        run(RunRequest(device="cpu", batch_size=2**20, seq_len=512, output=tmp_path / "profile.json"))
+    assert not (tmp_path / "profile.json").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_memory_that_runs_out_names_the_options_to_lower(error: Exception) -> None:
+    from profiler.workload.model import WorkloadSpec
+
+    spec = WorkloadSpec("m", 8, 64)
+    says = "--batch-size 8, --seq-len 64, --model m: expected a smaller one"
+    with pytest.raises(BadInput, match=says), run_module._too_large(spec):
+        raise error
+    with pytest.raises(RuntimeError, match="another"), run_module._too_large(spec):
+        raise RuntimeError("another")
+
+
+# ------------------------------------------------------------------------------------------------------------ models
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Any:
+    """A function that makes a small model's directory with its configuration changed."""
+    pytest.importorskip("torch", reason="the [profile] extra is not installed")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(**changes: Any) -> Path:
+        folder = tmp_path / "model"
+        config = LlamaConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        return folder
+
+    return make
+
+
+def build(model: Path, device: str = "meta") -> Any:
+    from profiler.workload.model import WorkloadSpec, build
+
+    return build(WorkloadSpec(str(model), 2, 8), device)
+
+
+@pytest.mark.parametrize("changes", [{"num_attention_heads": 5}, {"hidden_size": -32}, {"vocab_size": "many"}])
+def test_a_configuration_that_makes_no_model_is_bad_input(broken: Any, changes: dict[str, Any]) -> None:
+    folder = broken(**changes)
+    with pytest.raises(BadInput, match=f"^--model {folder}: "):
+        build(folder)
+
+
+def test_weights_cut_short_are_bad_input(broken: Any) -> None:
+    folder = broken()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(BadInput, match=f"^--model {folder}: "):
+        build(folder, "cpu")
+
+
+def test_an_architecture_without_a_language_model_head_is_named_as_the_user_named_it(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the [profile] extra is not installed")
+    from transformers import ResNetConfig
+
+    ResNetConfig().save_pretrained(tmp_path / "resnet")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path / "resnet" / "model.safetensors")  # never read
+    with pytest.raises(BadInput, match=f"^--model {tmp_path / 'resnet'}: .*expected a decoder-only or encoder-decoder"):
+        build(tmp_path / "resnet")
+
+
+def test_a_t5_that_does_not_say_where_its_decoder_starts_is_cut_all_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the [profile] extra is not installed")
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from profiler.workload.cuts import SplitModel
+
+    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    path = tmp_path / "t5" / "config.json"
+    path.write_text(
+        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "decoder_start_token_id"})
+    )
+    assert SplitModel(build(tmp_path / "t5")).layers == 4
+
+
+# -------------------------------------------------------------------------------------------------------------- shown
+
+
+def shown(profile: Any) -> str:
+    from rich.console import Console
+
+    out = io.StringIO()
+    show(profile, Console(file=out, width=200))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("provenance", "mark"), [("measured", "[measured]"), ("emulated", "[EMULATED]")])
+def test_the_first_line_says_where_the_machine_is_from(provenance: Any, mark: str) -> None:
+    profile = make_profile("jetson")
+    hardware = profile.hardware.model_copy(update={"provenance": provenance})
+    assert shown(profile.model_copy(update={"hardware": hardware})).splitlines()[0].endswith(mark)
+
+
+def test_words_in_a_profile_are_neither_markup_nor_commands_to_the_terminal() -> None:
+    profile = make_profile("jetson", provenance="measured")
+    hardware = profile.hardware.model_copy(update={"description": "a [/red] board\x1b[2J", "provenance": "measured"})
+    text = shown(profile.model_copy(update={"hardware": hardware, "warnings": ["[/bold] \x1b]0;title\x07"]}))
+    assert "a [/red] board?[2J [measured]" in text
+    assert "note: [/bold] ?]0;title?" in text
+    assert "\x1b" not in text
+
+
+# ------------------------------------------------------------------------------------------------------------ stopped
+
+
+def stopped_by(body: str) -> str:
+    """What a process prints in which the commands' signal handlers are in place while ``body`` runs."""
+    program = (
+        "import os, signal, sys, time, cli\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        f"cli._catch_signals()\ntry:\n    {body}\n    time.sleep(0.5)\n    print('went on')\n"
+        "except KeyboardInterrupt:\n    print('stopped')\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=60, check=True,
+    )  # fmt: skip
+    assert process.stderr == ""
+    return process.stdout.strip()
+
+
+def test_a_job_that_a_script_put_in_the_background_stops_at_sigint_too() -> None:
+    assert stopped_by("os.kill(os.getpid(), signal.SIGINT)") == "stopped"
+
+
+def test_nohup_keeps_its_promise() -> None:
+    assert stopped_by("os.kill(os.getpid(), signal.SIGHUP)") == "went on"
+
+
+def test_a_stop_that_arrives_in_a_destructor_is_not_lost() -> None:
+    dying = "type('Dying', (), {'__del__': lambda self: os.kill(os.getpid(), signal.SIGTERM)})()"
+    assert stopped_by(dying) == "stopped"
+
+
+def test_an_error_that_a_library_made_of_the_stop_counts_as_the_stop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cli
+
+    def app(**_: Any) -> None:
+        monkeypatch.setattr(cli, "_stopping", True)
+        raise ImportError("numpy was interrupted")
+
+    monkeypatch.setattr(cli, "_catch_signals", lambda: None)
+    assert cli._main(app, "card-profile") == 130  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "card-profile: stopped\n"
