@@ -202,13 +202,15 @@ class Law:
             )
             p0, c = sums.solve(self.constant)
             excess = sums.excess(p0, c)
-            best = scan.theta[np.argmin(excess, axis=0)]
-            # The error has a kink wherever a ridge passes a point, and a refinement may stop there: a second one starts from
-            # the best shape with another ridge (or exponent).
+            # The error has a kink wherever a ridge passes a point, and a refinement may stop there: others start from the best
+            # shapes with another ridge (or exponent).
             step = np.diff(np.unique(scan.theta[:, 0])).max()
-            same = np.abs(scan.theta[:, :1] - best[None, :, 0]) < 1.5 * step
-            other = scan.theta[np.argmin(np.where(same, np.inf, excess), axis=0)]
-            theta, weights = np.concatenate([best, other]), np.concatenate([weights, weights])
+            starts = []
+            for _ in range(_STARTS):
+                starts.append(scan.theta[np.argmin(excess, axis=0)])
+                near = np.abs(scan.theta[:, :1] - starts[-1][None, :, 0]) < 1.5 * step
+                excess = np.where(near, np.inf, excess)
+            theta, weights = np.concatenate(starts), np.concatenate([weights] * _STARTS)
 
         def solve(theta: Array) -> tuple[Array, Array, Array]:
             g = self.shape(x, theta)
@@ -245,13 +247,13 @@ class Law:
             error = np.where(better, trial_error, error)
             damping = np.where(better, damping * 0.2, damping * 6)
         if k:
-            first = error[: len(mask)] <= error[len(mask) :]
-            pick = np.arange(len(mask)) + np.where(first, 0, len(mask))
+            pick = np.arange(len(mask)) + len(mask) * np.argmin(error.reshape(_STARTS, len(mask)), axis=0)
             p0, c, theta = p0[pick], c[pick], theta[pick]
         return p0, c, theta
 
 
 _REFINEMENTS = 14
+_STARTS = 4
 
 
 @dataclass(frozen=True)
