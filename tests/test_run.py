@@ -205,3 +205,16 @@ def test_an_error_that_a_library_made_of_the_stop_counts_as_the_stop(
     monkeypatch.setattr(cli, "_catch_signals", lambda: None)
     assert cli._main(app, "card-profile") == 130  # type: ignore[arg-type]
     assert capsys.readouterr().err == "card-profile: stopped\n"
+
+
+def test_no_librarys_progress_bar_is_in_our_output() -> None:
+    pytest.importorskip("torch", reason="the [profile] extra is not installed")
+    program = (
+        "from profiler.workload import model\nmodel._libraries()\n"
+        "from tqdm.auto import tqdm\nfor _ in tqdm(range(3), desc='Converting'): pass\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=120, check=True,
+    )  # fmt: skip
+    assert process.stdout + process.stderr == ""
