@@ -362,8 +362,7 @@ def _stopped(command: str) -> int:
 
 
 def _failed(command: str, error: Any) -> int:
-    from profiler.hardware.device import MissingHardware
-    from profiler.profile import BadInput
+    from profiler.profile import BadInput, MissingHardware
 
     if isinstance(error, _ClickException):
         context = getattr(error, "ctx", None)

@@ -41,6 +41,10 @@ class BadInput(Exception):
     """Input that cannot be used. The message is one line: which file or option, which field, what was expected (exit 2)."""
 
 
+class MissingHardware(Exception):
+    """Hardware, a permission or an optional package is missing. One line: what is missing and how to get it (exit 3)."""
+
+
 class Document(BaseModel):
     """Base of everything in a profile: unknown fields, NaN and infinities are refused."""
 

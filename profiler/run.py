@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from profiler import __version__
 from profiler.hardware import open_device
-from profiler.hardware.device import Device, MissingHardware, Reading
+from profiler.hardware.device import Device, Reading
 from profiler.partial import Partial
 from profiler.power.sweep import ClockChoice, choose_clocks, estimate_sweep_s, run_sweep, visit_clocks
 from profiler.profile import (
@@ -41,6 +41,7 @@ from profiler.profile import (
     FlopsBlock,
     MemoryBlock,
     MemoryCheck,
+    MissingHardware,
     PowerBlock,
     PowerPoint,
     Profile,
@@ -457,7 +458,7 @@ class _Session:
                 if self.device.torch_device == "cpu":
                     try:
                         library = memory.library_workspace(split, batch)
-                    except memory.NotMeasurable as error:
+                    except MissingHardware as error:
                         self.warnings.append(f"memory is that of tensors alone: {error}")
                 return memory.predict(
                     split,
@@ -480,10 +481,7 @@ class _Session:
             if any(row.cut == cut for row in done):
                 continue
             with self.say.stage(f"memory: really running both halves at cut {cut}"):
-                try:
-                    done += memory.check(self.spec, block, [cut], device=self.device.torch_device)
-                except memory.NotMeasurable as error:
-                    raise MissingHardware(f"--measure memory: {error}") from None
+                done += memory.check(self.spec, block, [cut], device=self.device.torch_device)
             self.partial.put("checks", [row.model_dump(mode="json") for row in done])
         return block.model_copy(update={"checks": done})
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from profiler.profile import BadInput
+from profiler.profile import BadInput, MissingHardware
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY
 from solver.costs import Floats
 from solver.scenario import Decisions, Solution, ranges
@@ -194,7 +194,7 @@ def write_plots(solution: Solution, folder: Path) -> list[Path]:
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
     except ImportError:
-        raise BadInput(
+        raise MissingHardware(
             "--plot: matplotlib is not installed, expected it there: pip install 'card-profile[plot]'"
         ) from None
     paths = []

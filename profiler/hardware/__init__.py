@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from profiler.hardware.device import Device, MissingHardware
-from profiler.profile import BadInput, Role
+from profiler.hardware.device import Device
+from profiler.profile import BadInput, MissingHardware, Role
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from profiler.hardware.catalog import Board, board_named
-from profiler.hardware.device import Absent, ClockControl, MissingHardware, PowerSensor, Reading
+from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading
 from profiler.hardware.host import read_number, read_text, sysfs_root, watching
-from profiler.profile import BadInput, Clocks, Hardware, Provenance, Role
+from profiler.profile import BadInput, Clocks, Hardware, MissingHardware, Provenance, Role
 
 _NODES = ("nvidia0", "nvidiactl", "nvhost-gpu", "nvgpu", "nvmap", "dxg")
 """Device nodes of which a machine with a usable NVIDIA GPU has at least one (the last is WSL's)."""

@@ -19,10 +19,6 @@ from typing import Protocol
 from profiler.profile import Hardware, Provenance, Role
 
 
-class MissingHardware(Exception):
-    """Hardware, a permission or an optional package is missing. One line: what is missing and how to get it (exit 3)."""
-
-
 @dataclass(frozen=True)
 class Reading:
     """One look at the sensors. None: this device has no such sensor."""

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from profiler.hardware.device import MissingHardware
 from profiler.power.fit import Sweep, SweepFit
-from profiler.profile import BadInput
+from profiler.profile import BadInput, MissingHardware
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from profiler.hardware.device import Device, MissingHardware, Reading
-from profiler.profile import PowerPoint
+from profiler.hardware.device import Device, Reading
+from profiler.profile import MissingHardware, PowerPoint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from profiler.hardware.device import Device, MissingHardware, Reading
+from profiler.hardware.device import Device, Reading
 from profiler.power.sampling import SamplingOptions, mean_interval, steady_point
-from profiler.profile import BadInput, PowerBlock, PowerPoint
+from profiler.profile import BadInput, MissingHardware, PowerBlock, PowerPoint
 
 AUTO_CLOCKS = 8
 """Enough for a law with three or four parameters and to leave some out; more clocks cost more time than they teach."""

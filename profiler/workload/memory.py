@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from profiler.profile import BadInput, CutMemory, MemoryBlock, MemoryCheck, Provenance, Role
+from profiler.profile import BadInput, CutMemory, MemoryBlock, MemoryCheck, MissingHardware, Provenance, Role
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +49,6 @@ MOMENTS = 2
 
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 _CUDA_BLOCK_BYTES = 512  # torch's caching allocator rounds up to this
-
-
-class NotMeasurable(Exception):
-    """This machine does not let a process read its own peak. The message says what is missing (exit 3)."""
 
 
 # --- the record of one step -------------------------------------------------------------------------------------------
@@ -325,7 +321,7 @@ def library_workspace(
     Operators, shapes, strides and dtypes come from one recorded step (``split`` may be on the meta device); their values are
     made up. The result is the growth of the resident size when all tensors are gone again. Takes a few seconds and as much
     memory as the largest operator. Scratch that a kernel gives back at its end is not in it (a few MB in bfloat16).
-    For CPUs; on CUDA cuBLAS takes 8 to 32 MiB, which no prediction here contains. Raises NotMeasurable off Linux.
+    For CPUs; on CUDA cuBLAS takes 8 to 32 MiB, which no prediction here contains. Raises MissingHardware off Linux.
     """
     layers: dict[str, None] = {}
     head: dict[str, None] = {}
@@ -434,7 +430,7 @@ def measure_half(
     """Train one half (``cut`` None: the whole model) for ``steps`` mini-batches in a fresh process; its peak bytes.
 
     The peak is over the resident size before the model is built, everything imported. ``threads`` None: torch's default.
-    Raises BadInput for a workload that cannot be built, NotMeasurable where the system does not tell, RuntimeError with the
+    Raises BadInput for a workload that cannot be built, MissingHardware where the system does not tell, RuntimeError with the
     child's last line if it fails.
     """
     task = {"spec": asdict(spec), "cut": cut, "side": side, "device": device, "steps": steps, "threads": threads}
@@ -488,7 +484,7 @@ def _in_fresh_process(what: str, task: dict[str, Any], timeout_s: float) -> dict
     if child.returncode == 2:
         raise BadInput(last)
     if child.returncode == 3:
-        raise NotMeasurable(last)
+        raise MissingHardware(last)
     if child.returncode != 0:
         raise RuntimeError(f"measuring memory: the process ended with {child.returncode}: {last}")
     answer: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
@@ -510,7 +506,7 @@ class _Peak:
         try:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         except OSError as error:
-            raise NotMeasurable(
+            raise MissingHardware(
                 f"measuring memory needs Linux and a writable /proc/self/clear_refs ({error.strerror}); "
                 "leave the memory checks out, the prediction needs neither"
             ) from None
@@ -535,11 +531,11 @@ def _status_bytes(key: str) -> int:
     try:
         text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
-        raise NotMeasurable("measuring memory needs Linux: there is no /proc/self/status here") from None
+        raise MissingHardware("measuring memory needs Linux: there is no /proc/self/status here") from None
     for line in text.splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
-    raise NotMeasurable(f"measuring memory: this kernel's /proc/self/status has no {key}")
+    raise MissingHardware(f"measuring memory: this kernel's /proc/self/status has no {key}")
 
 
 def _measure_here(task: dict[str, Any]) -> dict[str, Any]:
@@ -557,7 +553,9 @@ def _measure_here(task: dict[str, Any]) -> dict[str, Any]:
     fields["lora_targets"] = tuple(fields["lora_targets"]) if fields["lora_targets"] is not None else None
     spec, cut, side, device = WorkloadSpec(**fields), task["cut"], task["side"], task["device"]
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise NotMeasurable(f"{device}: torch finds no CUDA device; install NVIDIA's driver and a CUDA build of torch")
+        raise MissingHardware(
+            f"{device}: torch finds no CUDA device; install NVIDIA's driver and a CUDA build of torch"
+        )
 
     # Shapes alone: which parameters the half needs, and what crosses. This imports all there is to import.
     outline = SplitModel(build(spec, "meta"))
@@ -610,7 +608,7 @@ def _main(what: str) -> int:
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
-    except NotMeasurable as error:
+    except MissingHardware as error:
         print(error, file=sys.stderr)
         return 3
     print(json.dumps(answer))

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiler.profile import BadInput
+from profiler.profile import BadInput, MissingHardware
 
 if TYPE_CHECKING:
     import torch
@@ -248,7 +248,7 @@ def _gguf(path: Path, name: str) -> _Source:
     try:
         import gguf  # noqa: F401
     except ImportError:
-        raise BadInput(
+        raise MissingHardware(
             f"--model {path}: reading GGUF needs the package gguf: pip install 'card-profile[gguf]'"
         ) from None
     return _pretrained(str(path.parent), name, {"gguf_file": path.name, "local_files_only": True})
@@ -270,12 +270,21 @@ def _pretrained(where: str, name: str, options: dict[str, Any]) -> _Source:
 
     def load(transformers: Any, config: Any, dtype: str) -> Any:
         weights = {} if "gguf_file" in options else {"use_safetensors": True}
-        return call(
+        model, found = call(
             _auto_class(transformers, config, where).from_pretrained,
             config=config,
+            output_loading_info=True,
             **weights,
             **_dtype_argument(transformers, dtype),
         )
+        missing = sorted(found["missing_keys"])
+        if missing:
+            raise BadInput(
+                f"--model {where}: its files hold no weights for {missing[0]}"
+                + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+                + "; expected all that its configuration asks for"
+            )
+        return model
 
     return _Source(name, config, load)
 
@@ -323,7 +332,7 @@ def _libraries() -> tuple[Any, Any]:
         import torch
         import transformers
     except ImportError as error:
-        raise BadInput(
+        raise MissingHardware(
             f"profiling layers needs the package {error.name}: pip install 'card-profile[profile]' "
             "(on a Jetson keep NVIDIA's torch: use a virtual environment with --system-site-packages)"
         ) from None
@@ -377,8 +386,8 @@ def _auto_class(transformers: Any, config: Any, name: str) -> Any:
         auto, mapping = transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) not in mapping:
         raise BadInput(
-            f"--model {name}: {type(config).__name__} has no language-model head in transformers; "
-            "expected a decoder-only or encoder-decoder language model"
+            f"--model {name}: {type(config).__name__} cannot be cut: looked for a class with a language-model head in "
+            f"transformers ({auto.__name__}), found none; expected a decoder-only or encoder-decoder language model"
         )
     return auto
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.hardware.catalog import find
-from profiler.hardware.device import Absent, MissingHardware, PowerSensor, Reading
+from profiler.hardware.device import Absent, PowerSensor, Reading
 from profiler.hardware.emulated import EmulatedDevice
 from profiler.power.sampling import SamplingOptions, mean_interval, steady_point
+from profiler.profile import MissingHardware
 from tests.hardware.test_emulated import training_step
 
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.hardware.catalog import boards, find
-from profiler.hardware.device import MissingHardware, Reading
+from profiler.hardware.device import Reading
 from profiler.hardware.emulated import EmulatedDevice
 from profiler.power.sampling import SamplingOptions
 from profiler.power.sweep import choose_clocks, estimate_sweep_s, run_sweep, visit_clocks, visiting_order
-from profiler.profile import BadInput, PowerPoint
+from profiler.profile import BadInput, MissingHardware, PowerPoint
 from tests.hardware.test_emulated import training_step
 
 ORIN = find("orin-agx").clocks_hz

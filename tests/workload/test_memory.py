@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.profile import BadInput, CutMemory, MemoryBlock
+from profiler.profile import BadInput, CutMemory, MemoryBlock, MissingHardware
 from profiler.workload import memory
-from profiler.workload.memory import AllocationRecord, NotMeasurable, Workspace
+from profiler.workload.memory import AllocationRecord, Workspace
 from profiler.workload.model import WorkloadSpec
 from tests.workload.families import NAMES, tiny
 
@@ -228,5 +228,5 @@ def test_a_system_that_does_not_tell_its_peak_is_named(monkeypatch: pytest.Monke
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(memory.Path, "write_text", refuse)
-    with pytest.raises(NotMeasurable, match="clear_refs"):
+    with pytest.raises(MissingHardware, match="clear_refs"):
         memory._Peak("cpu").reset()

@@ -206,12 +206,18 @@ def test_a_quantized_base_is_not_supported_and_told_so(tmp_path: Path) -> None:
         build(WorkloadSpec(str(folder)))
 
 
+def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path) -> None:
+    folder = _save(tmp_path, num_hidden_layers=20)
+    with pytest.raises(BadInput, match=r"hold no weights for model\.layers\.\d+\..* and \d+ more"):
+        build(WorkloadSpec(str(folder), batch_size=2, seq_len=8))
+
+
 def test_a_model_without_a_language_head_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 32}))
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(BadInput, match="no language-model head"):
+    with pytest.raises(BadInput, match="looked for a class with a language-model head"):
         build(WorkloadSpec(str(tmp_path)), "meta")
 
 
