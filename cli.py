@@ -105,21 +105,23 @@ def run_command(
     Example: card-profile run --device cpu --model tiny-llama-test --batch-size 4 --seq-len 128
     """
     from profiler.run import RunRequest, run
+    from profiler.workload.model import WorkloadSpec
 
+    workload = WorkloadSpec(
+        model=model,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        dtype=dtype,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_targets=_names(lora_targets),
+        gradient_checkpointing=gradient_checkpointing,
+    )
     run(
         RunRequest(
             device=device,
+            workload=workload,
             role=role,
-            model=model,
-            batch_size=batch_size,
-            seq_len=seq_len,
-            dtype=dtype,
-            lora_rank=lora_rank,
-            lora_alpha=lora_alpha,
-            lora_targets=None
-            if lora_targets is None
-            else tuple(t.strip() for t in lora_targets.split(",") if t.strip()),
-            gradient_checkpointing=gradient_checkpointing,
             measure=_names(measure),
             clocks=clocks,
             load_command=load_command,

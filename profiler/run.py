@@ -74,15 +74,8 @@ class RunRequest:
     """What ``card-profile run`` was asked for; the names are its options. None: the default."""
 
     device: str
+    workload: WorkloadSpec
     role: str | None = None
-    model: str = "tiny-llama-test"
-    batch_size: int | None = None
-    seq_len: int | None = None
-    dtype: str = "float32"
-    lora_rank: int = 4
-    lora_alpha: float = 32.0
-    lora_targets: tuple[str, ...] | None = None
-    gradient_checkpointing: bool = False
     measure: tuple[str, ...] | None = None
     clocks: str = "auto"
     load_command: str | None = None
@@ -115,8 +108,6 @@ def run(request: RunRequest) -> Path:
     """
     from rich.console import Console
 
-    from profiler.workload.model import WorkloadSpec
-
     said = Console(stderr=True, highlight=False, soft_wrap=True)
     # Other packages' deprecation notes are for us, not for whoever measures; CARD_TRACEBACK=1 shows everything.
     if not os.environ.get("CARD_TRACEBACK"):
@@ -126,16 +117,7 @@ def run(request: RunRequest) -> Path:
     measures = _measures(request, device)
     output = _output(request.output, device)
     choice = _clocks(request, device, measures)
-    spec = WorkloadSpec(
-        model=request.model,
-        batch_size=request.batch_size,
-        seq_len=request.seq_len,
-        dtype=request.dtype,
-        lora_rank=request.lora_rank,
-        lora_alpha=request.lora_alpha,
-        lora_targets=request.lora_targets,
-        gradient_checkpointing=request.gradient_checkpointing,
-    )
+    spec = request.workload
     plan = _plan(request, spec, device, role, measures, choice)
     partial = Partial(output, plan, fresh=request.fresh)
     for note in choice.notes:

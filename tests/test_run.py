@@ -17,23 +17,25 @@ from profiler import run as run_module
 from profiler.profile import BadInput
 from profiler.run import RunRequest, run
 from profiler.show import show
+from profiler.workload.model import WorkloadSpec
 from tests.synthetic import make_profile
 
 ROOT = Path(__file__).resolve().parents[1]
+TINY = WorkloadSpec("tiny-llama-test")
 
 # ------------------------------------------------------------------------------------------------------ refused early
 
 
 def test_a_command_as_load_is_refused_on_an_emulated_device_at_once() -> None:
     with pytest.raises(BadInput, match="--load-command: an emulated device"):
-        run(RunRequest(device="emulated:orin-nano", load_command="true"))
+        run(RunRequest("emulated:orin-nano", TINY, load_command="true"))
 
 
 @pytest.mark.parametrize("name", ["file/profile.json", "file/below/profile.json", "x" * 300 + ".json"])
 def test_an_output_that_cannot_be_written_is_refused_before_measuring(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(BadInput, match=r"^--output "):
-        run(RunRequest(device="emulated:orin-nano", output=tmp_path / name))
+        run(RunRequest("emulated:orin-nano", TINY, output=tmp_path / name))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -42,13 +44,17 @@ def test_a_folder_without_the_right_to_write_is_refused_before_measuring(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # whoever tests may be root, who can write anywhere
     with pytest.raises(BadInput, match=r"--output .*cannot be written"):
-        run(RunRequest(device="emulated:orin-nano", output=tmp_path / "new" / "profile.json"))
+        run(RunRequest("emulated:orin-nano", TINY, output=tmp_path / "new" / "profile.json"))
 
 
 def test_a_step_that_does_not_fit_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the [profile] extra is not installed")
     with pytest.raises(BadInput, match=r"--batch-size 1048576, --seq-len 512, .* needs [0-9,.]+ GiB, cpu has"):
-        run(RunRequest(device="cpu", batch_size=2**20, seq_len=512, output=tmp_path / "profile.json"))
+        run(
+            RunRequest(
+                "cpu", WorkloadSpec("tiny-llama-test", batch_size=2**20, seq_len=512), output=tmp_path / "profile.json"
+            )
+        )
     assert not (tmp_path / "profile.json").exists()
 
 

@@ -92,9 +92,8 @@ def test_the_command_profiles_it(weights: Path, tmp_path: Path) -> None:
     from profiler.run import RunRequest, run
     from profiler.store import load
 
-    request = RunRequest(
-        device="cpu", model=str(weights), batch_size=1, seq_len=24, measure=("layers",), output=tmp_path / "cpu.json"
-    )  # fmt: skip
+    workload = WorkloadSpec(str(weights), batch_size=1, seq_len=24)
+    request = RunRequest("cpu", workload, measure=("layers",), output=tmp_path / "cpu.json")
     profile = load(run(request))
     assert profile.workload.layers == 30
     assert profile.workload.parameters == presets()["smollm2-135m"]["parameters"]
