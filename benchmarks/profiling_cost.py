@@ -78,8 +78,8 @@ def whole_run(model: str) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=TINY)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--blocks", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--blocks", type=int, default=7)
     arguments = parser.parse_args()
 
     run_s = whole_run(arguments.model)
