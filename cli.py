@@ -338,7 +338,9 @@ def _catch_signals() -> None:
 
 
 def _say(command: str, text: str) -> None:
-    print(f"{command}: {' '.join(text.split())}", file=sys.stderr)
+    # One line, and names out of files cannot steer the terminal.
+    line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+    print(f"{command}: {line}", file=sys.stderr)
 
 
 def _main(app: typer.Typer, command: str) -> int:

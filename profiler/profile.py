@@ -109,7 +109,7 @@ class Hardware(Block):
     description: Text
     catalog: Text | None = None
     cores: int | None = Field(default=None, ge=1, le=10**7)
-    flops_per_core_cycle: float | None = Field(default=None, gt=0, le=1e6)
+    flops_per_core_cycle: float | None = Field(default=None, ge=1e-6, le=1e6)
     memory_bytes: Bytes | None = Field(
         default=None, description="Memory that a training process may use; None: no limit known"
     )
@@ -308,7 +308,7 @@ class PowerFit(Block):
 
     selected: Text
     models: dict[str, FittedModel] = Field(default_factory=dict)
-    xi_w_per_hz3: float = Field(gt=0, le=1e-15)
+    xi_w_per_hz3: float = Field(ge=1e-45, le=1e-15)
     xi_ci95: tuple[float, float] | None = None
     points: int = Field(default=0, ge=0)
     predictions: list[PowerPrediction] = Field(default_factory=list, max_length=MAX_CLOCKS)
@@ -318,8 +318,8 @@ class PowerFit(Block):
 class Link(Block):
     """Rates between this device and the server; 1 Mbit = 1e6 bit."""
 
-    uplink_mbps: float = Field(gt=0, le=1e7)
-    downlink_mbps: float = Field(gt=0, le=1e7)
+    uplink_mbps: float = Field(ge=1e-6, le=1e7)
+    downlink_mbps: float = Field(ge=1e-6, le=1e7)
     round_trip_s: Seconds | None = None
 
 

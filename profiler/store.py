@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
@@ -58,18 +60,43 @@ def save(profile: Profile, path: Path) -> None:
     write_atomically(path, text.encode() + b"\n")
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file to read. Raises OSError for a folder, and for a pipe or a device, which may never end or never begin."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        if stat.S_ISDIR(mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raise OSError(errno.EINVAL, "not a regular file")
+    return os.fdopen(handle, "rb")
+
+
 def _refuse_constant(constant: str) -> Any:
     raise ValueError(f"{constant} is not a figure")
 
 
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys stand once each: of two figures under one name nobody can say which is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"field {next(key for key in keys if keys.count(key) > 1)[:60]!r} stands there twice")
+    return found
+
+
 def read_json(path: Path) -> tuple[Any, bytes]:
-    """Parse one JSON file with a bound on its size: the value and its bytes. NaN and Infinity are refused. Raises BadInput."""
+    """Parse one JSON file with a bound on its size: the value and its bytes. Raises BadInput.
+
+    NaN, Infinity and a field that stands twice in one object are refused.
+    """
     try:
-        size = path.stat().st_size
-        if size > MAX_PROFILE_BYTES:
-            raise BadInput(f"{path}: {size} bytes, expected at most {MAX_PROFILE_BYTES}")
-        raw = path.read_bytes()
-        return json.loads(raw, parse_constant=_refuse_constant), raw
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            raw = b"" if size > MAX_PROFILE_BYTES else file.read(MAX_PROFILE_BYTES + 1)
+        if max(size, len(raw)) > MAX_PROFILE_BYTES:
+            raise BadInput(f"{path}: {max(size, len(raw))} bytes, expected at most {MAX_PROFILE_BYTES}")
+        return json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats), raw
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
     except RecursionError:
@@ -89,9 +116,10 @@ def load(path: Path) -> Profile:
         return Profile.model_validate_json(raw, strict=True)
     except ValidationError as error:
         first, more = error.errors()[0], error.error_count() - 1
-        where = ".".join(str(part) for part in first["loc"]) or "profile"
+        where = ".".join(str(part) for part in first["loc"])
         tail = f" (and {more} more)" if more else ""
-        raise BadInput(f"{path}: field {where}: {first['msg']}{tail}") from None
+        said = first["msg"].removeprefix("Value error, ")  # ours name the field themselves where they span several
+        raise BadInput(f"{path}: {f'field {where}: ' if where else ''}{said}{tail}") from None
 
 
 def profile_paths(folder: Path) -> list[Path]:

@@ -10,7 +10,9 @@ alike). The place for the 5G NR tables is `spectral_efficiency`.
 from __future__ import annotations
 
 import csv
+import io
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from profiler.profile import BadInput, Profile, Provenance
+from profiler.store import open_file
 from solver.assumptions import Assumption, assumed, unmeasured
 from solver.costs import Floats
 
@@ -49,7 +52,7 @@ SETTING: dict[str, tuple[float, Provenance, str]] = {
 
 TRACE_COLUMNS = ("round", "device", "uplink_mbps", "downlink_mbps")
 MAX_TRACE_BYTES = 256 * 1024 * 1024
-MAX_MBPS = 1e7
+MIN_MBPS, MAX_MBPS = 1e-6, 1e7
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ def rates(
         given, other = ("uplink", "downlink") if downlink_mbps is None else ("downlink", "uplink")
         raise BadInput(f"--{given}-mbps: expected --{other}-mbps with it")
     for option, value in (("--uplink-mbps", uplink_mbps), ("--downlink-mbps", downlink_mbps)):
-        if value is not None and not 0 < value <= MAX_MBPS:
-            raise BadInput(f"{option} {value:g}: expected a rate in Mbit/s above 0 and at most {MAX_MBPS:g}")
+        if value is not None and not MIN_MBPS <= value <= MAX_MBPS:
+            raise BadInput(f"{option} {value:g}: expected a rate in Mbit/s from {MIN_MBPS:g} to {MAX_MBPS:g}")
     if uplink_mbps is not None and channel is not None:
         raise BadInput("--channel: expected either it or --uplink-mbps and --downlink-mbps, not both")
     count = len(devices)
@@ -140,6 +143,9 @@ def rates(
         listed += [Assumption(f"channel: {name}", value, source) for name, (value, source, _) in SETTING.items()]
         if len(labels) > 1:
             listed.append(assumed("channel: fading", f"Rayleigh, constant within a round, seed {seed}"))
+        else:  # what follows from the figures above, so that a decision can be recomputed from this list
+            for direction, bps in zip(("uplink", "downlink"), state_rates(state, np.ones(1)), strict=True):
+                listed.append(assumed(f"channel: {direction} in Mbit/s", float(bps[0]) / 1e6))
     return Rates(labels, up, down, trips, listed)
 
 
@@ -147,14 +153,19 @@ def _trace(path: Path, names: list[str], rounds: int | None) -> Rates:
     """Read a trace. Its rounds count from 1 (or from 0) without a gap; every round names every device once."""
     seen: dict[tuple[int, str], tuple[int, float, float]] = {}
     try:
-        if path.stat().st_size > MAX_TRACE_BYTES:
-            raise BadInput(f"{path}: expected a trace of at most {MAX_TRACE_BYTES} bytes")
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_file(path), newline="", encoding="utf-8-sig") as file:
+            if os.fstat(file.fileno()).st_size > MAX_TRACE_BYTES:
+                raise BadInput(f"{path}: expected a trace of at most {MAX_TRACE_BYTES} bytes")
             reader = csv.reader(file, strict=True)
             header = [cell.strip() for cell in next(reader, [])]
             missing = [column for column in TRACE_COLUMNS if column not in header]
             if missing:
                 raise BadInput(f"{path}: line 1: column {missing[0]} is missing, expected {','.join(TRACE_COLUMNS)}")
+            for column in TRACE_COLUMNS:
+                if header.count(column) > 1:
+                    raise BadInput(
+                        f"{path}: line 1: column {column} stands {header.count(column)} times, expected once"
+                    )
             places = [header.index(column) for column in TRACE_COLUMNS]
             for row in reader:
                 if not any(cell.strip() for cell in row):
@@ -201,11 +212,11 @@ def _trace(path: Path, names: list[str], rounds: int | None) -> Rates:
 
 def _rate(where: str, column: str, text: str) -> float:
     try:
-        value = float(text)
+        value = math.nan if "_" in text else float(text)  # 1_000 is Python's grouping, which no table means
     except ValueError:
         value = math.nan
-    if not 0 < value <= MAX_MBPS:
+    if not MIN_MBPS <= value <= MAX_MBPS:
         raise BadInput(
-            f"{where}: column {column} is {text[:40]!r}, expected a rate in Mbit/s above 0 and at most {MAX_MBPS:g}"
+            f"{where}: column {column} is {text[:40]!r}, expected a rate in Mbit/s from {MIN_MBPS:g} to {MAX_MBPS:g}"
         )
     return value

@@ -15,6 +15,7 @@ computed alone equals the same cost computed within a table, bit for bit.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -477,7 +478,9 @@ def flops_per_cycle(profile: Profile) -> tuple[float, list[Assumption]]:
             raise BadInput(
                 f"profile {name}: flops and timings add up to {total:g} FLOPs in {seconds:g} s, expected both above 0"
             )
-        effective = total / (_timed_hz(profile, timing) * seconds)
+        effective = total / _timed_hz(profile, timing) / seconds
+        if not math.isfinite(effective):
+            raise BadInput(f"profile {name}: timings add up to {seconds:g} s for {total:g} FLOPs, expected seconds")
         return effective, unmeasured(timing, **{f"{name}: effective FLOPs per cycle (delta sigma)": effective})
     if hardware.cores is None or hardware.flops_per_core_cycle is None:
         missing = "cores" if hardware.cores is None else "flops_per_core_cycle"

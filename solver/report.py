@@ -54,7 +54,7 @@ def _heading(solution: Solution) -> RenderableType:
     rounds = len(solution.rates.rounds)
     over = f"; means over {rounds} rounds" if len(solution.decisions.cut) > MOST_ROWS else ""
     return Text.assemble(
-        (f"{work.model}", "bold"),
+        ("".join(character if character.isprintable() else "?" for character in work.model), "bold"),
         f" on {solution.server.name}: method {options.method}, w = {options.w:g}, T = {options.local_epochs} mini-batches a round; "
         f"delay and energy from {figures}{over}",
     )

@@ -148,9 +148,16 @@ class Solution:
         return {
             "mean_delay_s": delay,
             "mean_energy_j": energy,
-            "delay_reduction_vs_device_only_pct": _saved_pct(delay, device_only.mean_delay_s(), device_only),
-            "energy_reduction_vs_server_only_pct": _saved_pct(energy, server_only.mean_energy_j(), server_only),
+            "delay_reduction_vs_device_only_pct": self._saved_pct(delay, device_only.mean_delay_s(), device_only),
+            "energy_reduction_vs_server_only_pct": self._saved_pct(energy, server_only.mean_energy_j(), server_only),
         }
+
+    def _saved_pct(self, ours: float | None, theirs: float | None, baseline: Decisions) -> float | None:
+        # Means over different devices cannot be compared: a fixed cut may fit on some devices only.
+        alike = baseline.feasible.all() and self.decisions.feasible.all()
+        if ours is None or theirs is None or not theirs > 0 or not alike:
+            return None
+        return 100.0 * (1.0 - ours / theirs)
 
     def as_json(self) -> dict[str, Any]:
         """What ``card-solve --json`` prints. No NaN and no infinity: what is unknown is None."""
@@ -243,12 +250,6 @@ class Solution:
         path = folder / "costs.csv"
         write_atomically(path, out.getvalue().encode())
         return path
-
-
-def _saved_pct(ours: float | None, theirs: float | None, baseline: Decisions) -> float | None:
-    if ours is None or theirs is None or not theirs > 0 or not baseline.feasible.all():
-        return None
-    return 100.0 * (1.0 - ours / theirs)
 
 
 # --------------------------------------------------------------------------------------------------- checks on input
@@ -548,7 +549,9 @@ def solve(profiles: Sequence[Profile], options: SolveOptions) -> Solution:
             warnings.append(f"{name} does not fit in memory for {', '.join(tight)}: no percentage against it")
     if not decisions.feasible.all():
         tight = sorted({devices[m].name for m in device[~decisions.feasible]})
-        warnings.append(f"{options.method} does not fit in memory for {', '.join(tight)}: left out of the means")
+        warnings.append(
+            f"{options.method} does not fit in memory for {', '.join(tight)}: left out of the means, no percentages"
+        )
     for figures in (decisions.costs.delay_s, decisions.costs.energy_j, decisions.cost):
         if figures is not None and not np.isfinite(figures).all():
             raise BadInput(

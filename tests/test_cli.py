@@ -138,6 +138,20 @@ def test_bad_input_gets_one_line_and_the_right_exit_code(
     assert list(tmp_path.rglob("*")) == []
 
 
+def test_names_out_of_files_are_words_and_neither_markup_nor_control_codes(tmp_path: Path) -> None:
+    rows = "".join(f"{d},[/red]\x1b[2J,{mhz},{mhz / 50}\n" for d in "abcde" for mhz in range(300, 900, 100))
+    (tmp_path / "many.csv").write_text("device,workload,frequency_mhz,power_w\n" + rows)
+    (tmp_path / "one.csv").write_text("device,workload,frequency_mhz,power_w\n" + rows[: len(rows) // 5])
+    for name in ("many.csv", "one.csv"):
+        code, out, err = call(PROFILE, "fit-power", name, cwd=tmp_path)
+        assert (code, err) == (0, "")
+        assert "[/red]?[2J" in out.replace("\n", "")
+        assert "\x1b" not in out
+    code, out, err = call(SOLVE, "--profiles", "no\x1b[2Jfolder", cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert "no?[2Jfolder" in err
+
+
 def test_power_that_cannot_be_read_is_said_at_once(tmp_path: Path) -> None:
     empty = tmp_path / "sysfs"
     empty.mkdir()

@@ -109,6 +109,27 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
         store.load(path)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "box.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(BadInput, match=r"box\.json: cannot be read: (not a regular file|Is a directory)"):
+        store.load(path)
+
+
+def test_a_field_that_stands_twice_is_refused_and_not_guessed(saved: Path) -> None:
+    text = saved.read_text()
+    assert text.count('"cores": 1000') == 1
+    saved.write_text(text.replace('"cores": 1000', '"cores": 1000, "cores": 2000'))
+    with pytest.raises(BadInput, match="field 'cores' stands there twice"):
+        store.load(saved)
+
+
 def test_a_fleet_is_one_folder_and_not_its_subfolders(tmp_path: Path) -> None:
     store.save(make_profile("a"), tmp_path / "a.json")
     store.save(make_profile("b"), tmp_path / "b.json")

@@ -11,7 +11,9 @@ clock and overall. How local that scale should be is weighted by likelihood. See
 from __future__ import annotations
 
 import csv
+import io
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from profiler.power.models import MODELS, CrossFit, Curve, cross_fit_all
 from profiler.profile import BadInput, FittedModel, PowerFit, PowerPrediction, Profile, Provenance
+from profiler.store import open_file
 
 Array = NDArray[np.float64]
 
@@ -31,6 +34,7 @@ _LOWEST_MHZ, _HIGHEST_MHZ = 5.0, 20_000.0
 _HIGHEST_W = 20_000.0
 _FLAT = 0.02  # watts that move by less than this over the sweep say nothing about the clock
 _FALL = 0.03  # a fall of the watts from one clock to a higher one that is no longer noise
+_LOWEST_W = 1e-6  # far below anything a sensor of a whole processor can tell from nothing
 _WATTS_LIMIT = 1e5  # the profile's own bound on a figure in watts
 
 
@@ -55,7 +59,9 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        return " · ".join(part for part in (self.device, self.workload) if part) or Path(self.source).stem
+        """For people: device and workload as the file has them, without what could steer a terminal."""
+        title = " · ".join(part for part in (self.device, self.workload) if part) or Path(self.source).stem
+        return "".join(character if character.isprintable() else "?" for character in title)
 
 
 @dataclass(frozen=True)
@@ -264,9 +270,9 @@ def _check(f: Array, p: Array, at_cap: NDArray[np.bool_], where: str) -> None:
         raise BadInput(f"{where}: frequency_hz and power_w must be finite numbers")
     if f.min() < 1e6 or f.max() > 1e11:
         raise BadInput(f"{where}: frequency_hz {f.min():g} to {f.max():g}, expected Hz between 1e6 and 1e11")
-    if p.min() <= 0 or p.max() > _WATTS_LIMIT:
+    if p.min() < _LOWEST_W or p.max() > _WATTS_LIMIT:
         raise BadInput(
-            f"{where}: power_w {p.min():g} to {p.max():g}, expected watts above 0 and at most {_WATTS_LIMIT:g}"
+            f"{where}: power_w {p.min():g} to {p.max():g}, expected watts above 0 (from {_LOWEST_W:g}) and at most {_WATTS_LIMIT:g}"
         )
 
 
@@ -507,9 +513,12 @@ def read_csv(path: Path | str) -> list[Sweep]:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > _MAX_CSV_BYTES:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            raw = b"" if size > _MAX_CSV_BYTES else file.read(_MAX_CSV_BYTES + 1)
+        if max(size, len(raw)) > _MAX_CSV_BYTES:
             raise BadInput(f"{path}: larger than {_MAX_CSV_BYTES // 2**20} MiB, expected a table of clocks and watts")
-        text = path.read_text(encoding="utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
@@ -517,7 +526,8 @@ def read_csv(path: Path | str) -> list[Sweep]:
     if "\0" in text:
         raise BadInput(f"{path}: holds NUL bytes, expected a CSV with the columns frequency_mhz,power_w")
 
-    reader = csv.reader(text.splitlines())
+    # newline='': only the reader knows which line ends stand inside quotes, and that U+2028 is none
+    reader = csv.reader(io.StringIO(text, newline=""))
     groups: dict[tuple[str | None, str | None], dict[str, Any]] = {}
     try:
         header = [cell.strip().lower() for cell in next(reader, [])]
@@ -563,8 +573,9 @@ def _take_row(path: Path, line: int, header: list[str], cells: list[str], groups
             f"{path}: line {line}: frequency_mhz is {mhz:g}, expected MHz between {_LOWEST_MHZ:g} and {_HIGHEST_MHZ:g}"
             f" (is it in {guess}?)"
         )
-    if watts <= 0:
-        raise BadInput(f"{path}: line {line}: power_w is {watts:g}, expected watts above 0")
+    if watts < _LOWEST_W:
+        expected = "above 0" if watts <= 0 else f"from {_LOWEST_W:g}"
+        raise BadInput(f"{path}: line {line}: power_w is {watts:g}, expected watts {expected}")
     if watts > _HIGHEST_W:
         raise BadInput(
             f"{path}: line {line}: power_w is {watts:g}, expected watts up to {_HIGHEST_W:g} (is it in milliwatts?)"
@@ -582,6 +593,8 @@ def _take_row(path: Path, line: int, header: list[str], cells: list[str], groups
 
 def _number(path: Path, line: int, column: str, row: dict[str, str]) -> float:
     try:
+        if "_" in row[column]:  # Python's own digit grouping, which no table means
+            raise ValueError
         value = float(row[column])
     except ValueError:
         raise BadInput(f"{path}: line {line}: {column} is {row[column][:40]!r}, expected a number") from None

@@ -88,11 +88,11 @@ def _print_one(console: Console, task: _Task, fitted: SweepFit) -> None:
     from rich import box
     from rich.table import Table
 
-    from profiler.show import mark
+    from profiler.show import mark, plain
 
     kind = mark(task.profile.power) if task.profile is not None and task.profile.power is not None else "from CSV"
     scope = f", watts of {task.sweep.power_scope}" if task.sweep.power_scope else ""
-    console.print(f"{task.sweep.title} ({fitted.points} points, {kind}{scope})", style="bold", markup=False)
+    console.print(plain(f"{task.sweep.title} ({fitted.points} points, {kind}{scope})"), style="bold")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("law", "error", "error at clocks left out", "AICc"):
         table.add_column(column, justify="left" if column == "law" else "right", no_wrap=True)
@@ -127,6 +127,8 @@ def _print_many(console: Console, tasks: Sequence[_Task], fits: Sequence[SweepFi
     from rich import box
     from rich.table import Table
 
+    from profiler.show import plain
+
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title="Errors at clocks left out of the fit", title_justify="left"
     )
@@ -135,7 +137,7 @@ def _print_many(console: Console, tasks: Sequence[_Task], fits: Sequence[SweepFi
     for task, fitted in zip(tasks, fits, strict=True):
         used, cubic = fitted.models[fitted.selected], fitted.models["cubic"]
         table.add_row(
-            task.sweep.title,
+            plain(task.sweep.title),
             str(fitted.points),
             fitted.selected,
             _percent(used.loo_mape_pct),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +383,31 @@ def test_what_is_not_a_text_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "nul.csv").write_bytes(b"frequency_mhz,power_w\n1000,\0\n")
     with pytest.raises(BadInput, match="NUL bytes"):
         read_csv(tmp_path / "nul.csv")
+
+
+def test_only_what_ends_a_line_in_a_csv_ends_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "names.csv"
+    rows = "".join(f'a\u2028b,"c\nd",{mhz},{mhz / 50}\r\n' for mhz in (300, 600, 900))
+    path.write_bytes(("device,workload,frequency_mhz,power_w\r\n" + rows).encode())
+    (sweep,) = read_csv(path)
+    assert (sweep.device, sweep.workload, len(sweep.power_w)) == ("a\u2028b", "c\nd", 3)
+    assert sweep.title == "a?b · c?d"
+
+
+@pytest.mark.parametrize(
+    ("row", "says"), [("6_00,5", "frequency_mhz is '6_00'"), ("600,1e-300", "power_w is 1e-300, expected watts from")]
+)
+def test_figures_that_nobody_means_are_refused(tmp_path: Path, row: str, says: str) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(f"frequency_mhz,power_w\n300,4\n{row}\n")
+    with pytest.raises(BadInput, match=f"line 3: {says}"):
+        read_csv(path)
+
+
+def test_a_pipe_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "table.csv")
+    with pytest.raises(BadInput, match="cannot be read: not a regular file"):
+        read_csv(tmp_path / "table.csv")
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_obstacle(tmp_path: Path) -> None:

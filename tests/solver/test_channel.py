@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,31 @@ def test_a_mistake_in_a_trace_is_named_by_file_line_and_column(
         rates(devices(), channel=path)
     assert str(caught.value).startswith(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_column_that_stands_twice_in_a_trace_is_refused(tmp_path: Path) -> None:
+    path = trace(tmp_path, "round,device,uplink_mbps,downlink_mbps,uplink_mbps\n1,a,1,2,3\n1,b,1,2,3\n")
+    with pytest.raises(BadInput, match="line 1: column uplink_mbps stands 2 times"):
+        rates(devices(), channel=path)
+
+
+@pytest.mark.parametrize("rate", ["1_000", "1e-300"])
+def test_rates_that_nobody_means_are_refused(tmp_path: Path, rate: str) -> None:
+    with pytest.raises(BadInput, match=f"line 3: column uplink_mbps is '{rate}', expected a rate in Mbit/s from"):
+        rates(devices(), channel=trace(tmp_path, GOOD.replace("30,40", f"{rate},40")))
+
+
+def test_a_pipe_is_no_trace(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "trace.csv")
+    with pytest.raises(BadInput, match=r"readable CSV file .not a regular file"):
+        rates(devices(), channel=str(tmp_path / "trace.csv"))
+
+
+def test_the_rates_of_a_named_state_are_listed_so_that_a_decision_can_be_recomputed() -> None:
+    found = rates(devices(), channel="good")
+    listed = {item.quantity: item.value for item in found.assumptions}
+    assert listed["channel: uplink in Mbit/s"] * 1e6 == pytest.approx(found.uplink_bps[0, 0])
+    assert listed["channel: downlink in Mbit/s"] * 1e6 == pytest.approx(found.downlink_bps[0, 1])
 
 
 def test_more_rounds_than_the_trace_has_is_an_error_that_names_the_first_missing(tmp_path: Path) -> None:

@@ -223,6 +223,15 @@ def test_a_benchmark_that_does_not_fit_is_marked_and_gives_no_percentage() -> No
     assert solution.baselines["device-only"].mean_delay_s() == float(solution.baselines["device-only"].costs.delay_s[1])
 
 
+def test_a_fixed_cut_that_fits_on_some_devices_only_gives_no_percentages() -> None:
+    server, fast, slow = fleet()
+    solution = solve([server, limited(fast, 150_000_000), slow], SolveOptions(method="static:2"))
+    assert [row["feasible"] for row in solution.as_json()["decisions"]] == [False, True]
+    assert solution.summary()["energy_reduction_vs_server_only_pct"] is None
+    assert solution.summary()["delay_reduction_vs_device_only_pct"] is None
+    assert any("static:2 does not fit in memory for fast" in line for line in solution.warnings)
+
+
 def test_the_extremes_are_taken_over_the_cuts_that_fit() -> None:
     server, fast, slow = fleet()
     free, tight = (
