@@ -311,7 +311,9 @@ def _hub_reachable() -> bool:
         return False
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True  # the proxy resolves the name, we cannot
-    end = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    from huggingface_hub.constants import ENDPOINT
+
+    end = urlsplit(ENDPOINT)
     try:
         port = end.port or (80 if end.scheme == "http" else 443)
         with socket.create_connection((end.hostname or "", port), timeout=_HUB_TIMEOUT_S):
