@@ -162,22 +162,18 @@ class CostModel:
 
         Delay is Eq. 10, energy Eq. 11 (in the profile model P(f) in place of xi f^3).
         """
-        trip = self.round_trip_s[device] / 2
-        compute = self.device_compute_s[device, cut_index]
-        up = self.uplink_bits[device, cut_index] / uplink_bps + self.epochs * trip
-        down = self.downlink_bits[device, cut_index] / downlink_bps + self.epochs * trip
-        adapters = (
-            self.adapter_bits[device, cut_index] / uplink_bps + self.adapter_bits[device, cut_index] / downlink_bps
-        )
-        adapters = adapters + 2 * trip
+        compute, up, down, adapters = self._waiting_parts(device, uplink_bps, downlink_bps, cut_index)
         f = self.clock_map.reached(requested_hz)
         server = self.server_time.at(cut_index, f)
         energy = None
         if self.server_power is not None:
-            energy = self.server_power.at(f) * server + self.idle_w * (compute + up + down + adapters)
+            energy = self.server_power.at(f) * server
+            if self.idle_w:
+                energy = self.idle_w * (compute + up + down + adapters) + energy
         parts = np.broadcast_arrays(compute, server, up, down, adapters)
         compute, server, up, down, adapters = parts
-        delay = compute + server + up + down + adapters
+        # In the order of `waiting_s`, so that no rounding lies between a point and the extremes.
+        delay = compute + up + down + adapters + server
         if energy is not None:
             energy = np.broadcast_to(energy, delay.shape)
         return Costs(delay, energy, compute, server, up, down, adapters)
@@ -185,17 +181,24 @@ class CostModel:
     def waiting_s(self, device: Ints, uplink_bps: Floats, downlink_bps: Floats) -> Floats:
         """(N, C): the part of Eq. 10 that does not depend on the server's clock. Arguments are (N,)."""
         every = np.arange(self.cuts)[None, :]
-        up, down = uplink_bps[:, None], downlink_bps[:, None]
-        bits = self.adapter_bits[device]
-        waiting: Floats = (
-            self.device_compute_s[device[:, None], every]
-            + self.uplink_bits[device] / up
-            + self.downlink_bits[device] / down
-            + bits / up
-            + bits / down
-            + ((self.epochs + 1) * self.round_trip_s[device])[:, None]
+        compute, up, down, adapters = self._waiting_parts(
+            device[:, None], uplink_bps[:, None], downlink_bps[:, None], every
         )
+        waiting: Floats = compute + up + down + adapters
         return waiting
+
+    def _waiting_parts(
+        self, device: Any, uplink_bps: Any, downlink_bps: Any, cut_index: Any
+    ) -> tuple[Floats, Floats, Floats, Floats]:
+        """What the server waits for: the device's compute, smashed data up, gradients down, adapters both ways; in seconds."""
+        trip = self.round_trip_s[device] / 2
+        bits = self.adapter_bits[device, cut_index]
+        return (
+            self.device_compute_s[device, cut_index],
+            self.uplink_bits[device, cut_index] / uplink_bps + self.epochs * trip,
+            self.downlink_bits[device, cut_index] / downlink_bps + self.epochs * trip,
+            bits / uplink_bps + bits / downlink_bps + 2 * trip,
+        )
 
     def server_s(self, requested_hz: Floats) -> Floats:
         """(C, K): seconds that the server is busy at clocks (K,)."""

@@ -112,6 +112,14 @@ def test_the_table_holds_all_cuts_at_the_supported_clocks_f_min_f_max_and_f_star
     assert {r["device_memory_bytes"] for r in table if r["cut"] == "2"} == {"200000000"}
 
 
+@pytest.mark.parametrize("method", ["card", "exact"])
+@pytest.mark.parametrize("uplink_mbps", [0.7, 3.0, 11.0, 130.0, 977.0])
+def test_the_fastest_point_of_all_costs_nothing_at_w_1_and_not_less(method: str, uplink_mbps: float) -> None:
+    for profiles in (letterlike(), fleet()):
+        solution = solve(profiles, SolveOptions(method=method, w=1.0, uplink_mbps=uplink_mbps, downlink_mbps=7.0))
+        assert solution.decisions.cost.tolist() == [0.0] * len(solution.devices)
+
+
 def test_exact_is_never_dearer_than_card_or_a_fixed_cut_on_what_the_profiles_hold() -> None:
     for w in (0.0, 0.1, 0.2, 0.5, 0.8, 1.0):
         costs = {m: solve(fleet(), SolveOptions(method=m, w=w)).decisions.cost for m in METHODS}
