@@ -22,7 +22,8 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from profiler.power.fit import Sweep, SweepFit, fit, fit_sweep, read_csv  # noqa: E402
+from profiler.power.fit import SweepFit, fit, fit_sweep  # noqa: E402
+from profiler.power.source import Sweep, read_csv  # noqa: E402
 
 FOUR = ("cubic", "affine-cubic", "power-law", "ridge")
 OURS = ("soft-ridge", "monotone", "kriged", "auto")

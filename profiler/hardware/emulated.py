@@ -25,7 +25,7 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ import numpy as np
 
 from profiler.hardware.catalog import Board
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading
+from profiler.hardware.kernels import Kernel, charging
 from profiler.profile import BadInput, Clocks, Hardware, Provenance, Role
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ _JITTER = 0.03
 _STALL_ACTIVITY = 0.30  # switching while kernels wait for memory, of full activity
 _GAP_ACTIVITY = 0.08  # and between kernels
 _IDLE_ACTIVITY = 0.015
-_LATENCY_CYCLES = 3000.0  # to fill and drain the chip, once a kernel
-_OPS_PER_ELEMENT = 6.0  # instructions of an element-wise operator
 _BYTES_PER_CORE_CYCLE = 0.5
 _BANDWIDTH_REACHED = 0.8
 _VOLT_STEP = 0.00625
@@ -65,14 +64,6 @@ class Truth:
     temperature_c: float
     capped: bool
     throttled: bool
-
-
-@dataclass(frozen=True)
-class _Kernel:
-    """One operator call: core cycles at full rate, and bytes to and from memory."""
-
-    cycles: float
-    bytes: float
 
 
 class _Physics:
@@ -135,7 +126,7 @@ class _Physics:
         active = compute + _STALL_ACTIVITY * (busy - np.minimum(compute, busy)) + _GAP_ACTIVITY * self.chip.launch_s
         return seconds, active / seconds
 
-    def kernel(self, frequency_hz: float, kernel: _Kernel) -> tuple[float, float]:
+    def kernel(self, frequency_hz: float, kernel: Kernel) -> tuple[float, float]:
         """``kernels`` for a single one, in plain floats (called once for each operator)."""
         compute = kernel.cycles / frequency_hz
         memory = kernel.bytes * self.seconds_per_byte(frequency_hz)
@@ -271,8 +262,8 @@ class EmulatedDevice:
         self._shown_j = 0.0
         self._next_sensor_s = self._next_energy_s = 0.0
         self._recorders: list[_Recorder] = []
-        self._capture: list[_Kernel] | None = None
-        self._costs: dict[Any, _Kernel | None] = {}
+        self._capture: list[Kernel] | None = None
+        self._costs: dict[Any, Kernel | None] = {}
         self._last_load: _Load | None = None
 
     def describe(self) -> Hardware:
@@ -322,7 +313,7 @@ class EmulatedDevice:
     @contextmanager
     def executing(self) -> Iterator[None]:
         """Inside, every aten operator on a ``meta`` tensor takes this board's time, forward and backward alike."""
-        with _charging(self):
+        with charging(self.board, self._costs, self._charge):
             try:
                 yield
             finally:
@@ -335,9 +326,9 @@ class EmulatedDevice:
         Raises BadInput when the step ran no operator on meta tensors.
         """
         self._settle()
-        captured: list[_Kernel] = []
+        captured: list[Kernel] = []
         try:
-            with _charging(self):
+            with charging(self.board, self._costs, self._charge):
                 self._capture = []
                 step()
                 self._capture = captured
@@ -351,7 +342,7 @@ class EmulatedDevice:
         self._last_load = _Load(self, captured)
         return self._last_load
 
-    def _charge(self, kernel: _Kernel) -> None:
+    def _charge(self, kernel: Kernel) -> None:
         if self._capture is not None:
             self._capture.append(kernel)
             return
@@ -532,7 +523,7 @@ class EmulatedDevice:
 class _Load:
     """A captured step. Calling it replays its kernels with fresh jitter, many at a time."""
 
-    def __init__(self, device: EmulatedDevice, kernels: Sequence[_Kernel]) -> None:
+    def __init__(self, device: EmulatedDevice, kernels: Sequence[Kernel]) -> None:
         self._device = device
         self.kernels = list(kernels)
         cycles = np.array([k.cycles for k in kernels])
@@ -547,138 +538,3 @@ class _Load:
 
     def __call__(self) -> None:
         self._device._replay(self)
-
-
-# ---- what an operator costs ----
-
-
-def _attention_flops(query: Any, key: Any, value: Any) -> float:
-    batch, heads, rows, depth = query.shape
-    return float(2 * batch * heads * rows * key.shape[-2] * (depth + value.shape[-1]))
-
-
-def _counters() -> dict[Any, Callable[..., float]]:
-    """FLOPs of one call, by operator: torch's own table, and the fused attention that meta tensors run, which it lacks."""
-    import torch
-    from torch.utils.flop_counter import flop_registry
-
-    counters: dict[Any, Callable[..., float]] = dict(flop_registry)
-    aten = torch.ops.aten
-    counters[aten._scaled_dot_product_flash_attention_for_cpu] = lambda query, key, value, *_, **__: _attention_flops(
-        query, key, value
-    )
-    # Five products in place of the forward's two: the scores are computed again.
-    counters[aten._scaled_dot_product_flash_attention_for_cpu_backward] = lambda _grad, query, key, value, *_, **__: (
-        2.5 * _attention_flops(query, key, value)
-    )
-    return counters
-
-
-_NO_KERNEL = (
-    "empty",
-    "new_empty",
-    "empty_like",
-    "empty_strided",
-    "_unsafe_view",
-    "lift_fresh",
-    "detach",
-    "_local_scalar",
-)
-
-
-def _runs_no_kernel(func: Any) -> bool:
-    """Views and allocations: they return an alias of an input without writing, or memory without values."""
-    name = func._schema.name.split("::")[-1]
-    if name in _NO_KERNEL or func._schema.name.startswith("prim::"):
-        return True
-    returns = func._schema.returns
-    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-
-
-def _tensors(values: Any, found: list[Any], tensor_type: type) -> None:
-    for value in values:
-        if isinstance(value, tensor_type):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            _tensors(value, found, tensor_type)
-
-
-def _memory_bytes(tensor: Any) -> float:
-    """Bytes that a kernel touches in one tensor; an expanded dimension is read once."""
-    count = 1
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=False):
-        if stride != 0 or size == 0:
-            count *= size
-    return float(count * tensor.element_size())
-
-
-def _cost(
-    board: Board, counter: Callable[..., float] | None, func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any
-) -> _Kernel:
-    """Cycles and bytes of one call."""
-    cores, rate = board.value("cores"), board.value("flops_per_core_cycle")
-    name = func._schema.name
-    if name.endswith("::embedding"):  # a gather: reads as many rows as it writes, not the whole table
-        transferred = 2.0 * sum(_memory_bytes(t) for t in outputs)
-    else:
-        transferred = sum(_memory_bytes(t) for t in inputs) + sum(_memory_bytes(t) for t in outputs)
-    elements = max((t.numel() for t in (*outputs, *inputs)), default=0)
-    if counter is not None:
-        result = outputs[0] if len(outputs) == 1 else tuple(outputs)
-        flops = float(counter(*args, **kwargs, out_val=result))
-        half = outputs[0].element_size() == 2
-        chip = board.silicon
-        speed = chip.matmul_efficiency
-        if half:
-            kind = "bf16_speedup" if "bfloat16" in str(outputs[0].dtype) else "fp16_speedup"
-            gain = board.value(kind)
-            speed = chip.matmul_efficiency if gain <= 1 else chip.half_matmul_efficiency * gain
-        cycles = flops / (cores * rate * speed)
-    else:
-        instructions = transferred / 4 if name.endswith("::embedding") else _OPS_PER_ELEMENT * elements
-        cycles = instructions / cores
-    return _Kernel(cycles + _LATENCY_CYCLES, transferred)
-
-
-def _charging(device: EmulatedDevice) -> AbstractContextManager[Any]:
-    """A dispatch mode that charges ``device`` for every operator on meta tensors."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    counters = _counters()
-    costs, board = device._costs, device.board
-    composite: dict[Any, bool] = {}
-
-    class Charging(TorchDispatchMode):  # type: ignore[misc]
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            packet = func._overloadpacket
-            if func not in composite:
-                composite[func] = packet not in counters and torch._C._dispatch_has_kernel_for_dispatch_key(
-                    func.name(), "CompositeImplicitAutograd"
-                )
-            if composite[func]:  # reached whole in inference: charge its parts
-                with self:
-                    result = func.decompose(*args, **kwargs)
-                if result is not NotImplemented:
-                    return result
-            result = func(*args, **kwargs)
-            inputs: list[Any] = []
-            outputs: list[Any] = []
-            _tensors(args, inputs, torch.Tensor)
-            _tensors(kwargs.values(), inputs, torch.Tensor)
-            _tensors((result,), outputs, torch.Tensor)
-            if not any(t.is_meta for t in (*outputs, *inputs)):
-                return result
-            key = (func, tuple((t.shape, t.dtype) for t in inputs), tuple((t.shape, t.dtype) for t in outputs))
-            if key in costs:
-                kernel = costs[key]
-            elif _runs_no_kernel(func):
-                kernel = costs[key] = None
-            else:
-                kernel = costs[key] = _cost(board, counters.get(packet), func, args, kwargs, inputs, outputs)
-            if kernel is not None:
-                device._charge(kernel)
-            return result
-
-    return Charging()

@@ -10,58 +10,23 @@ clock and overall. How local that scale should be is weighted by likelihood. See
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from profiler.power.models import MODELS, CrossFit, Curve, cross_fit_all
+from profiler.power.curve import Array, CrossFit, Curve
+from profiler.power.models import MODELS, cross_fit_all
+from profiler.power.source import LOWEST_W, Sweep, sweep_of_profile
 from profiler.profile import BadInput, FittedModel, PowerFit, PowerPrediction, Profile, Provenance
-from profiler.store import open_file
-
-Array = NDArray[np.float64]
 
 GRID_CLOCKS = 64
-_MAX_CSV_BYTES = 64 * 1024 * 1024
-_LOWEST_MHZ, _HIGHEST_MHZ = 5.0, 20_000.0
-_HIGHEST_W = 20_000.0
 _FLAT = 0.02  # watts that move by less than this over the sweep say nothing about the clock
 _FALL = 0.03  # a fall of the watts from one clock to a higher one that is no longer noise
-_LOWEST_W = 1e-6  # far below anything a sensor of a whole processor can tell from nothing
 _WATTS_LIMIT = 1e5  # the profile's own bound on a figure in watts
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Rows of one (device, workload): clocks in Hz and watts, both (rows,). ``source`` is the file they come from.
-
-    ``capped`` marks rows measured at the power cap. ``domain_hz`` are the lowest and highest clock of the device and
-    ``supported_hz`` the clocks it can be set to, where they are known. ``provenance`` is that of the watts.
-    """
-
-    source: str
-    device: str | None
-    workload: str | None
-    power_scope: str | None
-    frequency_hz: Array
-    power_w: Array
-    capped: NDArray[np.bool_]
-    domain_hz: tuple[float, float] | None = None
-    supported_hz: tuple[float, ...] = ()
-    provenance: Provenance = "measured"
-
-    @property
-    def title(self) -> str:
-        """For people: device and workload as the file has them, without what could steer a terminal."""
-        title = " · ".join(part for part in (self.device, self.workload) if part) or Path(self.source).stem
-        return "".join(character if character.isprintable() else "?" for character in title)
 
 
 @dataclass(frozen=True)
@@ -270,9 +235,9 @@ def _check(f: Array, p: Array, at_cap: NDArray[np.bool_], where: str) -> None:
         raise BadInput(f"{where}: frequency_hz and power_w must be finite numbers")
     if f.min() < 1e6 or f.max() > 1e11:
         raise BadInput(f"{where}: frequency_hz {f.min():g} to {f.max():g}, expected Hz between 1e6 and 1e11")
-    if p.min() < _LOWEST_W or p.max() > _WATTS_LIMIT:
+    if p.min() < LOWEST_W or p.max() > _WATTS_LIMIT:
         raise BadInput(
-            f"{where}: power_w {p.min():g} to {p.max():g}, expected watts above 0 (from {_LOWEST_W:g}) and at most {_WATTS_LIMIT:g}"
+            f"{where}: power_w {p.min():g} to {p.max():g}, expected watts above 0 (from {LOWEST_W:g}) and at most {_WATTS_LIMIT:g}"
         )
 
 
@@ -499,136 +464,6 @@ class _Calibration:
             low[i], high[i] = loo[i] - factor * spread[i], loo[i] + factor * spread[i]
         low, high = cap.interval(low, high)
         return LeftOut(self.curve.frequency_hz, cap.limit(loo), np.maximum(low, 0), high)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Where sweeps come from
-
-
-def read_csv(path: Path | str) -> list[Sweep]:
-    """Sweeps of a CSV with the columns ``frequency_mhz,power_w`` and optionally ``device,workload,power_scope``.
-
-    One sweep for each (device, workload), in the order of the file; other columns are ignored. Raises BadInput naming file, line and
-    column for anything that cannot be used.
-    """
-    path = Path(path)
-    try:
-        with open_file(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            raw = b"" if size > _MAX_CSV_BYTES else file.read(_MAX_CSV_BYTES + 1)
-        if max(size, len(raw)) > _MAX_CSV_BYTES:
-            raise BadInput(f"{path}: larger than {_MAX_CSV_BYTES // 2**20} MiB, expected a table of clocks and watts")
-        text = raw.decode("utf-8-sig")
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise BadInput(f"{path}: not UTF-8 text, expected a CSV with the columns frequency_mhz,power_w") from None
-    if "\0" in text:
-        raise BadInput(f"{path}: holds NUL bytes, expected a CSV with the columns frequency_mhz,power_w")
-
-    # newline='': only the reader knows which line ends stand inside quotes, and that U+2028 is none
-    reader = csv.reader(io.StringIO(text, newline=""))
-    groups: dict[tuple[str | None, str | None], dict[str, Any]] = {}
-    try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
-        for needed in ("frequency_mhz", "power_w"):
-            if needed not in header:
-                found = ", ".join(header) if any(header) else "nothing"
-                raise BadInput(f"{path}: line 1: column {needed} is missing, found: {found[:200]}")
-        for column in ("frequency_mhz", "power_w", "device", "workload", "power_scope"):
-            if header.count(column) > 1:
-                raise BadInput(f"{path}: line 1: column {column} stands {header.count(column)} times, expected once")
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                _take_row(path, reader.line_num, header, cells, groups)
-    except csv.Error as error:
-        raise BadInput(f"{path}: line {reader.line_num}: not a CSV row: {error}") from None
-    if not groups:
-        raise BadInput(f"{path}: no rows below the header, expected at least 2 clocks with their watts")
-    return [
-        Sweep(
-            source=str(path),
-            device=device,
-            workload=workload,
-            power_scope=rows["scope"],
-            frequency_hz=np.array(rows["mhz"]) * 1e6,
-            power_w=np.array(rows["watts"]),
-            capped=np.zeros(len(rows["mhz"]), dtype=bool),
-        )
-        for (device, workload), rows in groups.items()
-    ]
-
-
-def _take_row(path: Path, line: int, header: list[str], cells: list[str], groups: dict[Any, dict[str, Any]]) -> None:
-    if len(cells) != len(header):
-        raise BadInput(f"{path}: line {line}: {len(cells)} cells, expected {len(header)} as in the header")
-    row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
-    mhz = _number(path, line, "frequency_mhz", row)
-    watts = _number(path, line, "power_w", row)
-    if mhz <= 0:
-        raise BadInput(f"{path}: line {line}: frequency_mhz is {mhz:g}, expected a clock above 0 in MHz")
-    if not _LOWEST_MHZ <= mhz <= _HIGHEST_MHZ:
-        guess = "GHz" if mhz < _LOWEST_MHZ else "Hz or kHz"
-        raise BadInput(
-            f"{path}: line {line}: frequency_mhz is {mhz:g}, expected MHz between {_LOWEST_MHZ:g} and {_HIGHEST_MHZ:g}"
-            f" (is it in {guess}?)"
-        )
-    if watts < _LOWEST_W:
-        expected = "above 0" if watts <= 0 else f"from {_LOWEST_W:g}"
-        raise BadInput(f"{path}: line {line}: power_w is {watts:g}, expected watts {expected}")
-    if watts > _HIGHEST_W:
-        raise BadInput(
-            f"{path}: line {line}: power_w is {watts:g}, expected watts up to {_HIGHEST_W:g} (is it in milliwatts?)"
-        )
-    key = (row.get("device") or None, row.get("workload") or None)
-    group = groups.setdefault(key, {"scope": row.get("power_scope") or None, "mhz": [], "watts": []})
-    if (row.get("power_scope") or None) != group["scope"]:
-        raise BadInput(
-            f"{path}: line {line}: power_scope is {row.get('power_scope')!r}, expected {group['scope'] or ''!r} as in the rows above"
-            " of the same device and workload: watts of different rails cannot be one curve"
-        )
-    group["mhz"].append(mhz)
-    group["watts"].append(watts)
-
-
-def _number(path: Path, line: int, column: str, row: dict[str, str]) -> float:
-    try:
-        if "_" in row[column]:  # Python's own digit grouping, which no table means
-            raise ValueError
-        value = float(row[column])
-    except ValueError:
-        raise BadInput(f"{path}: line {line}: {column} is {row[column][:40]!r}, expected a number") from None
-    if not math.isfinite(value):
-        raise BadInput(f"{path}: line {line}: {column} is {row[column][:40]!r}, expected a finite number")
-    return value
-
-
-def sweep_of_profile(profile: Profile, source: str | None = None) -> Sweep:
-    """The sweep of a profile's power block, throttled points left out. Raises BadInput where there is none to fit."""
-    where = source or profile.name
-    if profile.power is None or not profile.power.points:
-        raise BadInput(f"{where}: power: no points were measured, expected a sweep (card-profile run --measure power)")
-    points = [point for point in profile.power.points if not point.throttled]
-    if not points:
-        raise BadInput(f"{where}: power.points: all are marked throttled, expected at least 2 clocks that were held")
-    for k, point in enumerate(points):
-        if point.power_w <= 0:
-            raise BadInput(
-                f"{where}: power.points[{k}].power_w is 0, expected watts above 0 (a sensor that is not there?)"
-            )
-    clocks = profile.hardware.clocks
-    return Sweep(
-        source=where,
-        device=profile.name,
-        workload=profile.power.load,
-        power_scope=profile.power.scope,
-        frequency_hz=np.array([point.frequency_hz for point in points]),
-        power_w=np.array([point.power_w for point in points]),
-        capped=np.array([point.capped for point in points]),
-        domain_hz=(clocks.min_hz, clocks.max_hz) if clocks else None,
-        supported_hz=tuple(clocks.supported_hz) if clocks else (),
-        provenance=profile.power.root,
-    )
 
 
 def fit(sweep: Sweep, model: str = "auto") -> SweepFit:

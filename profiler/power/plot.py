@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from profiler.power.fit import Sweep, SweepFit
+from profiler.power.fit import SweepFit
+from profiler.power.source import Sweep
 from profiler.profile import BadInput, MissingHardware
 
 if TYPE_CHECKING:

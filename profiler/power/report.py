@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profiler.power.fit import Sweep, SweepFit, fit, fit_into_profile, read_csv, sweep_of_profile
+from profiler.power.fit import SweepFit, fit, fit_into_profile
+from profiler.power.source import Sweep, read_csv, sweep_of_profile
 from profiler.profile import BadInput, Profile
 from profiler.store import load, profile_paths, save
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.power.fit import Sweep, fit, fit_into_profile, fit_report, fit_sweep, read_csv, sweep_of_profile, xi_of
+from profiler.power.fit import fit, fit_into_profile, fit_report, fit_sweep, xi_of
 from profiler.power.models import MODELS
 from profiler.power.plot import plot_fits
+from profiler.power.source import Sweep, read_csv, sweep_of_profile
 from profiler.profile import BadInput, Profile
 
 CLOCKS = np.linspace(300e6, 1.5e9, 12)

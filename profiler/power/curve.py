@@ -1,0 +1,116 @@
+"""A sweep as a law sees it, and what a law has to answer.
+
+A law answers one question: given the sweep, what does it predict with all clocks, with each clock left out, and with each
+pair of clocks left out? Selection, averaging, errors and intervals are all built from these predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A sweep reduced to its distinct clocks, ascending.
+
+    Rows measured at one clock are replaced by the target t = sum(1/y) / sum(1/y^2) with weight a = sum(1/y^2): the sum of
+    squared relative errors differs from a (P - t)^2 by a constant only, so nothing is lost for relative least squares.
+
+    ``low_hz`` and ``high_hz`` bound the domain on which the curve will be asked; the scans of shape parameters are laid
+    over the domain and never over the points, so that leaving a point out changes nothing but the data.
+    """
+
+    frequency_hz: Array
+    target_w: Array
+    weight: Array
+    rows: NDArray[np.int64]
+    low_hz: float
+    high_hz: float
+
+    @classmethod
+    def of(cls, frequency_hz: Array, power_w: Array, domain_hz: tuple[float, float]) -> Curve:
+        """Gather rows (n,) of clocks in Hz and positive watts by clock."""
+        clocks, where = np.unique(frequency_hz, return_inverse=True)
+        rows = np.bincount(where, minlength=len(clocks)).astype(np.int64)
+        inverse = np.bincount(where, weights=1 / power_w, minlength=len(clocks))
+        weight = np.bincount(where, weights=1 / power_w**2, minlength=len(clocks)).astype(np.float64)
+        low = float(min(domain_hz[0], clocks[0]))
+        high = float(max(domain_hz[1], clocks[-1]))
+        return cls(clocks, inverse / weight, weight, rows, low, high)
+
+    def __len__(self) -> int:
+        return len(self.frequency_hz)
+
+    @property
+    def x(self) -> Array:
+        """Clocks over the highest clock of the domain, in (0, 1]."""
+        return self.frequency_hz / self.high_hz
+
+    @property
+    def x_low(self) -> float:
+        return self.low_hz / self.high_hz
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How uncertain a law itself holds a new measurement to be, as standard deviations in watts: only their proportions are used.
+
+    ``pair_w`` (n, n) belongs to ``CrossFit.pair_w``; ``at(f)`` (m,) at clocks f (m,) in Hz, fitted to all clocks.
+    """
+
+    pair_w: Array
+    at: Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """What one law predicts from a curve of n clocks.
+
+    ``loo_w`` (n,): at clock i, fitted without clock i. ``pair_w`` (n, n): at clock j, fitted without clocks i and j (its
+    diagonal is ``loo_w``). NaN where the law cannot be fitted to what is left. ``curve(f)``: watts (m,) at clocks f (m,) in
+    Hz, fitted to all clocks. ``parameters``: name -> (1 + n,), first fitted to all clocks, then without clock i each.
+    """
+
+    loo_w: Array
+    pair_w: Array
+    curve: Callable[[Array], Array]
+    parameters: Mapping[str, Array]
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    spread: Spread | None = None
+
+
+class PowerModel(Protocol):
+    """One law of P(f). ``minimum_clocks``: distinct clocks below which it is not fitted. ``degrees``: free parameters for
+    AICc (None: it has no fixed number). ``summary``: the law in one line."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def minimum_clocks(self) -> int: ...
+    @property
+    def degrees(self) -> int | None: ...
+    @property
+    def summary(self) -> str: ...
+    def cross_fit(self, curve: Curve) -> CrossFit: ...
+
+
+def left_out(n: int) -> tuple[Array, NDArray[np.int64]]:
+    """Masks (1 + n + n(n-1)/2, n) of what is kept, and the row (n, n) at which clocks i and j are both left out."""
+    pairs = list(combinations(range(n), 2))
+    mask = np.ones((1 + n + len(pairs), n))
+    row = np.zeros((n, n), dtype=np.int64)
+    for i in range(n):
+        mask[1 + i, i] = 0
+        row[i, i] = 1 + i
+    for k, (i, j) in enumerate(pairs, start=1 + n):
+        mask[k, [i, j]] = 0
+        row[i, j] = row[j, i] = k
+    return mask, row
