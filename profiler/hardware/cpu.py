@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading
-from profiler.hardware.host import read_number, read_text, sysfs_root, watching
+from profiler.hardware.host import WallTime, read_number, read_text, sysfs_root
 from profiler.profile import Clocks, Hardware, Provenance, Role
 
 _PROBE_S = 0.25
@@ -290,5 +290,8 @@ class CpuDevice:
                 temperature_c=self.temperature_c(),
             )
 
-        with watching(read, period_s) as readings:
+        with WallTime().watching(read, period_s) as readings:
             yield readings
+
+    def unchanged(self) -> None:
+        """Nothing is watched here."""

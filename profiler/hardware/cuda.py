@@ -15,7 +15,7 @@ from typing import Any
 
 from profiler.hardware.catalog import Board, board_named
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading
-from profiler.hardware.host import read_number, read_text, sysfs_root, watching
+from profiler.hardware.host import WallTime, read_number, read_text, sysfs_root
 from profiler.profile import BadInput, Clocks, Hardware, MissingHardware, Provenance, Role
 
 _NODES = ("nvidia0", "nvidiactl", "nvhost-gpu", "nvgpu", "nvmap", "dxg")
@@ -254,5 +254,8 @@ class CudaDevice:
         def read() -> Reading:
             return Reading(time_s=time.perf_counter(), frequency_hz=self.current_hz())
 
-        with watching(read, period_s) as readings:
+        with WallTime().watching(read, period_s) as readings:
             yield readings
+
+    def unchanged(self) -> None:
+        """Nothing is watched here."""

@@ -16,12 +16,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from profiler.hardware.catalog import Board
 from profiler.profile import Hardware, Provenance, Role
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at the sensors. None: this device has no such sensor."""
+    """One look at the sensors. None: this device has no such sensor, or it did not answer this time.
+
+    ``capped`` and ``throttled`` say that the power cap, or heat (or a brake signal), held the clock down at some moment since
+    the reading before, where the device counts such moments, else at this one. ``energy_j`` counts from an arbitrary start.
+    """
 
     time_s: float
     power_w: float | None = None
@@ -45,6 +50,16 @@ class PowerSensor:
 class ClockControl(Protocol):
     """Lock and release the clock of the processor that runs the layers."""
 
+    def held(self) -> AbstractContextManager[tuple[str, ...]]:
+        """The right to set this clock, for as long as the body runs; ``lock`` and ``reset`` work inside only.
+
+        Entering undoes what ended runs have left locked, excludes other runs on this device, and tries whether the clock
+        can be set at all, so that a missing right is told at once. The value is what the user should know before the first
+        lock. Leaving gives the clock back, whatever happened. Raises MissingHardware (no right, with the exact command that
+        gives it), BadInput (another run holds the device).
+        """
+        ...
+
     def supported_hz(self) -> tuple[float, ...]:
         """Supported clocks, ascending, in Hz."""
         ...
@@ -62,11 +77,71 @@ class ClockControl(Protocol):
         ...
 
 
+class Timebase(Protocol):
+    """Where waits and durations of a device come from: the wall clock, or the virtual clock of an emulated machine."""
+
+    def now_s(self) -> float:
+        """Seconds from an arbitrary start."""
+        ...
+
+    def wait(self, seconds_s: float) -> None:
+        """Let this much time pass."""
+        ...
+
+    def watching(self, read: Callable[[], Reading], period_s: float) -> AbstractContextManager[list[Reading]]:
+        """Call ``read`` every ``period_s`` while the body runs; the list grows as readings come."""
+        ...
+
+
 @dataclass(frozen=True)
 class Absent:
     """Why a capability is missing on this machine, in one sentence, by capability (``power``, ``clocks``, ``temperature``)."""
 
     reasons: dict[str, str] = field(default_factory=dict)
+
+
+class Instruments(Protocol):
+    """Sensors and clock of one processor, without anything that computes on it (an NVML card, a Jetson's GPU)."""
+
+    given_name: str
+    """What the hardware calls itself (``NVIDIA GeForce RTX 4060 Ti``)."""
+    key: str
+    """Identity on this machine, the same after a reboot (``nvml-GPU-...``, ``devfreq-17000000.gpu``)."""
+    board: Board | None
+    """Its entry in the catalog, where it has one."""
+    default_role: Role
+    power: PowerSensor | None
+    clocks: ClockControl | None
+    absent: Absent
+    time: Timebase
+
+    def supported_hz(self) -> tuple[float, ...]:
+        """Clocks that it can be set to, ascending, in Hz; empty where unknown. Known also where none may be set."""
+        ...
+
+    def current_hz(self) -> float | None:
+        """The clock at this moment in Hz; None where it cannot be read."""
+        ...
+
+    def read(self) -> Reading:
+        """One look at all sensors, at ``time.now_s()``. A sensor that fails reads None; a lost device raises MissingHardware."""
+        ...
+
+    def memory_bytes(self) -> int | None:
+        """Memory that a training process may use; None where unknown."""
+        ...
+
+    def power_cap_w(self) -> float | None:
+        """The power limit in force; None where there is none or it cannot be read."""
+        ...
+
+    def software(self) -> dict[str, str]:
+        """Versions that figures depend on (driver, kernel, JetPack)."""
+        ...
+
+    def conditions(self) -> dict[str, str]:
+        """What figures depend on and nobody here sets: power mode, memory and CPU clocks, cores online, fan, temperatures, MIG."""
+        ...
 
 
 class Device(Protocol):
@@ -77,8 +152,9 @@ class Device(Protocol):
     default_role: Role
     provenance: Provenance
     """``measured`` on real hardware, ``emulated`` else: the mark on every figure taken here."""
-    torch_device: str
-    """Where tensors of the workload live: ``cpu``, ``cuda:0``, or ``meta`` (shapes only) on an emulated device."""
+    torch_device: str | None
+    """Where tensors of the workload live: ``cpu``, ``cuda:0``, or ``meta`` (shapes only) on an emulated device; None where
+    torch cannot use the device, so that only power under the user's own program can be measured."""
     clocks: ClockControl | None
     """None where clocks cannot be set."""
     power: PowerSensor | None
@@ -111,4 +187,9 @@ class Device(Protocol):
 
     def monitor(self, period_s: float) -> AbstractContextManager[list[Reading]]:
         """Read the sensors every ``period_s`` while the body runs; the list grows as readings come."""
+        ...
+
+    def unchanged(self) -> None:
+        """Whether what figures depend on is as it was when the device was opened. Raises MissingHardware saying what changed
+        (a power mode switched while we measured)."""
         ...

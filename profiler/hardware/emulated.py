@@ -25,7 +25,7 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +171,9 @@ class EmulatedClocks:
     def __init__(self, device: EmulatedDevice) -> None:
         self._device = device
         self.locked_hz: float | None = None
+
+    def held(self) -> AbstractContextManager[tuple[str, ...]]:
+        return nullcontext(())  # nobody else can hold a device that exists in this process alone
 
     def supported_hz(self) -> tuple[float, ...]:
         return self._device.board.clocks_hz
@@ -474,6 +477,9 @@ class EmulatedDevice:
         finally:
             self._settle()
             self._recorders.remove(recorder)
+
+    def unchanged(self) -> None:
+        """Nobody switches an emulated board's power mode."""
 
     # ---- truth, for tests and benchmarks ----
 

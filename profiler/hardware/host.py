@@ -34,32 +34,41 @@ def read_number(path: Path) -> float | None:
         return None
 
 
-@contextmanager
-def watching(read: Callable[[], Reading], period_s: float) -> Iterator[list[Reading]]:
-    """Call ``read`` every ``period_s`` of wall time in a thread while the body runs; the yielded list grows.
+class WallTime:
+    """The real clock (``device.Timebase``)."""
 
-    A fault in ``read`` ends the watching and is raised when the body has ended.
-    """
-    readings: list[Reading] = []
-    faults: list[Exception] = []
-    stop = threading.Event()
+    def now_s(self) -> float:
+        return time.perf_counter()
 
-    def watch() -> None:
-        due = time.perf_counter() + period_s
-        while not stop.wait(max(0.0, due - time.perf_counter())):
-            try:
-                readings.append(read())
-            except Exception as error:
-                faults.append(error)
-                return
-            due = max(due + period_s, time.perf_counter())
+    def wait(self, seconds_s: float) -> None:
+        time.sleep(max(0.0, seconds_s))
 
-    thread = threading.Thread(target=watch, name="sensors", daemon=True)
-    thread.start()
-    try:
-        yield readings
-    finally:
-        stop.set()
-        thread.join()
-    if faults:
-        raise faults[0]
+    @contextmanager
+    def watching(self, read: Callable[[], Reading], period_s: float) -> Iterator[list[Reading]]:
+        """Call ``read`` every ``period_s`` in a thread while the body runs; the yielded list grows.
+
+        A fault in ``read`` ends the watching and is raised when the body has ended.
+        """
+        readings: list[Reading] = []
+        faults: list[Exception] = []
+        stop = threading.Event()
+
+        def watch() -> None:
+            due = time.perf_counter() + period_s
+            while not stop.wait(max(0.0, due - time.perf_counter())):
+                try:
+                    readings.append(read())
+                except Exception as error:
+                    faults.append(error)
+                    return
+                due = max(due + period_s, time.perf_counter())
+
+        thread = threading.Thread(target=watch, name="sensors", daemon=True)
+        thread.start()
+        try:
+            yield readings
+        finally:
+            stop.set()
+            thread.join()
+        if faults:
+            raise faults[0]
