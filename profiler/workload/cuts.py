@@ -6,8 +6,8 @@ layer.
 
 Everything is found by structure: the longest list of modules of one class is the row of layers. Segments are run by the model's
 *own* forward, with a gate in place of every layer: a gate passes its input on, runs its layer, hands in what came from the other
-half, or stops the pass. So masks, positions, scaling and loss are the model's own in every release, and results are equal to the
-unsplit model's bit for bit.
+half, or stops the pass (see ``gates``). So masks, positions, scaling and loss are the model's own in every release, and results
+are equal to the unsplit model's bit for bit.
 
     own forward:   embedding -> [gate 1] ... [gate c] | [gate c+1] ... [gate I] -> norm, output projection, loss
     device half:   embedding ->  layer 1 ...  layer c | stop
@@ -20,20 +20,28 @@ frozen weights: each half computes it for itself, it never crosses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from profiler.profile import BadInput, Role, SegmentKind
+from profiler.workload.gates import (
+    ENCODER,
+    HIDDEN,
+    Context,
+    Gates,
+    Stack,
+    Stopped,
+    Watch,
+    bias_module,
+    find_stacks,
+    first_of,
+)
 from profiler.workload.model import BuiltModel
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-HIDDEN = "hidden_states"
-ENCODER = "encoder_hidden_states"
 
 
 @dataclass(frozen=True)
@@ -42,18 +50,6 @@ class Batch:
 
     inputs: Tensor
     labels: Tensor
-
-
-@dataclass(frozen=True)
-class Context:
-    """What each half computes for itself, by stack (0: decoder-only or encoder, 1: decoder).
-
-    ``calls[stack][layer]`` holds the arguments with which the model calls that layer, carried tensors left out; ``side[stack]``
-    what the first layer of the stack hands on to the others (T5's position bias).
-    """
-
-    calls: dict[int, dict[int, tuple[tuple[Any, ...], dict[str, Any]]]] = field(default_factory=dict)
-    side: dict[int, tuple[Any, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,22 +86,6 @@ class SegmentHandle:
 
 
 @dataclass(frozen=True)
-class Stack:
-    """One row of layers: ``owner`` is the path of the module that loops over its list ``attribute`` of ``length`` layers.
-
-    ``outputs`` is None where a layer returns one tensor; else it returns a tuple, and for each place after the first
-    ``outputs`` names the argument under which the next layer gets it (None: nobody does). ``masked``: what is handed on
-    contains the mask.
-    """
-
-    owner: str
-    attribute: str
-    length: int
-    outputs: tuple[int | str | None, ...] | None = None
-    masked: bool = False
-
-
-@dataclass(frozen=True)
 class Structure:
     """What was found out about a model, as names alone: it can be used for another copy of the same architecture."""
 
@@ -127,7 +107,7 @@ class SplitModel:
         self.built = built
         self.model: Any = built.model
         self.device = built.device
-        stacks = structure.stacks if structure is not None else _find_stacks(self.model)
+        stacks = structure.stacks if structure is not None else find_stacks(self.model)
         self._stacks = stacks
         self._layers: list[list[Any]] = [list(getattr(self._owner(s), s.attribute)) for s in stacks]
         self.encoder_layers: int | None = stacks[0].length if len(stacks) == 2 else None
@@ -137,7 +117,6 @@ class SplitModel:
         self._refuse_adapters_outside_layers()
         if structure is None:
             structure = self._find_out()
-            stacks = structure.stacks
         else:
             self._give_mask = structure.give_mask and self.device == "meta"
         self.structure = structure
@@ -193,10 +172,8 @@ class SplitModel:
         if segment.layer == self.encoder_layers:  # and the encoder's final norm
             output, _ = self._pass(stack, batch, state.carried, position, position + 1, context=context)
             return replace(state, next=index + 1, carried={ENCODER: output})
-        args, kwargs = context.calls[stack][position]
-        filled = [state.carried[a.name] if isinstance(a, _Carried) else a for a in args]
-        named = {k: state.carried[a.name] if isinstance(a, _Carried) else a for k, a in kwargs.items()}
-        hidden = _first(self._layers[stack][position](*filled, **named))
+        args, kwargs = context.arguments(stack, position, state.carried)
+        hidden = first_of(self._layers[stack][position](*args, **kwargs))
         return replace(state, next=index + 1, carried={**state.carried, HIDDEN: hidden})
 
     def cut_state(self, state: State) -> tuple[State, dict[str, Tensor]]:
@@ -297,7 +274,7 @@ class SplitModel:
         needed = {id(p) for i in indices for module in self.segments[i].modules for p in module.parameters()}
         for stack, layers in zip(self._stacks, self._layers, strict=True):
             if stack.outputs:  # the first layer's position bias is part of every half's context
-                needed |= {id(p) for p in _bias_module(layers[0]).relative_attention_bias.parameters()}
+                needed |= {id(p) for p in bias_module(layers[0]).relative_attention_bias.parameters()}
         return {name for name, p in self.model.named_parameters(remove_duplicate=False) if id(p) in needed}
 
     def adapters(self) -> list[nn.Parameter]:
@@ -326,7 +303,7 @@ class SplitModel:
         source = carried.get(ENCODER) if stack == 1 else None
         # Detached: what the forward does with these outside the gates has no part in the result.
         embeds = None if entering is None else entering.detach()
-        gates = _Gates(self._stacks[stack], self._layers[stack], stack, low, high, entering, stop, context, source)
+        gates = Gates(self._stacks[stack], self._layers[stack], stack, low, high, entering, stop, context, source)
         with gates.in_place(self._owner(self._stacks[stack])):
             try:
                 if len(self._stacks) == 1:
@@ -340,7 +317,7 @@ class SplitModel:
                 else:
                     what = {} if embeds is None else {"decoder_inputs_embeds": embeds}
                     output = self.model(encoder_outputs=(source,), labels=batch.labels, use_cache=False, **what)
-            except _Stopped as stopped:
+            except Stopped as stopped:
                 return stopped.hidden, stopped.hidden
         return output.logits, output.loss
 
@@ -374,7 +351,7 @@ class SplitModel:
 
             shape = (*batch.inputs.shape, self.built.hidden_size)
             carried = {ENCODER: torch.zeros(shape, device=self.device, dtype=self._base_dtype())}
-        watch = _Watch(stack, self._layers[index], index, 0, 2, None, None, None, None)
+        watch = Watch(stack, self._layers[index], index)
         with watch.in_place(self._owner(stack)):
             try:
                 if index == 0 and len(self._stacks) == 1:
@@ -383,7 +360,7 @@ class SplitModel:
                     self.model.get_encoder()(input_ids=batch.inputs)
                 else:
                     self.model(encoder_outputs=(carried[ENCODER],), labels=batch.labels, use_cache=False)
-            except _Stopped:
+            except Stopped:
                 pass
         return watch.conclude(type(self.model).__name__)
 
@@ -408,8 +385,6 @@ class SplitModel:
                     if segment.kind == "layer" and segment.layer != self.encoder_layers:
                         state = replace(state, next=index + 1)  # a layer calls nothing outside itself
                     else:
-                        if segment.layer == self.encoder_layers and segment.kind == "layer":
-                            state = replace(state, next=index)
                         state = self.forward(index, state)
                     found.append(tuple(dict.fromkeys(called)))
         finally:
@@ -536,277 +511,3 @@ class SplitModel:
     def _check_cut(self, cut: int) -> None:
         if cut not in self.cuts:
             raise BadInput(f"cut {cut}: expected 1..{self.layers - 1} ({self.layers} layers)")
-
-
-# --- gates ------------------------------------------------------------------------------------------------------------
-
-
-class _Stopped(Exception):
-    """Ends a pass of the model's own forward before a layer."""
-
-    def __init__(self, hidden: Any) -> None:
-        self.hidden = hidden
-
-
-@dataclass(frozen=True)
-class _Carried:
-    """The place of a carried tensor among a layer's arguments."""
-
-    name: str
-
-
-class _Gates:
-    """Stand in for the layers of one stack during one pass of its own forward."""
-
-    def __init__(
-        self,
-        stack: Stack,
-        layers: list[Any],
-        index: int,
-        low: int,
-        high: int,
-        entering: Any,
-        stop: int | None,
-        context: Context | None,
-        source: Any,
-    ) -> None:
-        self.stack, self.layers, self.index = stack, layers, index
-        self.low, self.high, self.entering, self.stop = low, high, entering, stop
-        self.source = source
-        self.context = context
-        self.notes: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] | None = None
-        if context is not None and index not in context.calls and stop is not None:
-            self.notes = context.calls.setdefault(index, {})
-
-    @contextmanager
-    def in_place(self, owner: Any) -> Iterator[None]:
-        """Inside, the stack's forward meets the gates; the model is as before afterwards, whatever happens."""
-        from torch import nn
-
-        before = owner._modules[self.stack.attribute]
-        owner._modules[self.stack.attribute] = nn.ModuleList(
-            _gate_class()(self, at, layer) for at, layer in enumerate(self.layers)
-        )
-        try:
-            yield
-        finally:
-            owner._modules[self.stack.attribute] = before
-
-    def visit(self, at: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the stack's forward gets when it calls layer ``at`` (from 0)."""
-        if at == self.stop and self.notes is None:
-            raise _Stopped(_hidden_of(args, kwargs))
-        if self.low <= at < self.high:
-            return self.layers[at](*args, **kwargs)
-        hidden = _hidden_of(args, kwargs)
-        side = self._side(at, args, kwargs)
-        if self.notes is not None:
-            self.notes[at] = self._note(args, kwargs, side)
-        if at == self.stop:
-            raise _Stopped(hidden)
-        if at == self.low - 1:
-            hidden = self.entering
-        return hidden if self.stack.outputs is None else (hidden, *side)
-
-    def _side(self, at: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """What a layer hands on beside the hidden states: the first makes it, the others pass it on."""
-        if not self.stack.outputs:
-            return ()
-        if at > 0:
-            return tuple(None if k is None else _argument(args, kwargs, k) for k in self.stack.outputs)
-        known = None if self.context is None else self.context.side.get(self.index)
-        if known is None:
-            known = _position_biases(self.stack, self.layers[0], args, kwargs)
-            if self.context is not None:
-                self.context.side[self.index] = known
-        return known
-
-    def _note(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], side: tuple[Any, ...]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A layer's arguments without the carried tensors; the first layer gets its position bias ready-made."""
-        values: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-        for key, value in zip(self.stack.outputs or (), side, strict=True):
-            if key is not None:
-                values[key] = value
-        for key, value in values.items():
-            if self.source is not None and value is self.source:
-                values[key] = _Carried(ENCODER)
-        values[0 if args else HIDDEN] = _Carried(HIDDEN)
-        positional = tuple(values[i] for i in range(len(args)))
-        return positional, {k: v for k, v in values.items() if isinstance(k, str)}
-
-
-class _Watch(_Gates):
-    """Gates that run the first layers and note what the model does with their outputs."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self.results: list[Any] = []
-
-    def visit(self, at: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.seen.append((args, kwargs))
-        if len(self.results) == 1:
-            raise _Stopped(None)
-        self.results.append(self.layers[at](*args, **kwargs))
-        return self.results[-1]
-
-    def conclude(self, model: str) -> Stack:
-        """The stack with how its layers hand tensors on. Raises BadInput where they do it in a way that cannot be cut."""
-        import torch
-
-        where = f"{model}: {self.stack.owner or 'model'}.{self.stack.attribute}"
-
-        def refuse(found: str) -> BadInput:
-            return BadInput(
-                f"{where}: cannot be cut: expected layers called one after the other, each on the hidden states "
-                f"that the one before returned, found {found}"
-            )
-
-        if len(self.seen) < 2 or not self.results:
-            raise refuse(f"{len(self.seen)} calls of layers")
-        result, (args, kwargs) = self.results[0], self.seen[1]
-        first = _first(result)
-        if not isinstance(first, torch.Tensor) or first.dim() != 3:
-            raise refuse(f"a first layer that returns {type(result).__name__}")
-        if _hidden_of(args, kwargs) is not first:
-            raise refuse("a second layer that is called on something else")
-        arguments: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-        if isinstance(result, torch.Tensor):
-            return self.stack
-        outputs: list[int | str | None] = []
-        masked = False
-        for extra in result[1:]:
-            taken = [k for k, v in arguments.items() if extra is not None and v is extra]
-            outputs.append(taken[0] if taken else None)
-            if taken:
-                if not isinstance(extra, torch.Tensor) or _bias_module(self.layers[0]) is None:
-                    raise refuse("a first layer that hands on something which the later half cannot compute for itself")
-                masked = masked or (isinstance(extra, torch.Tensor) and extra.dim() == 4 and extra.shape[0] == 2)
-        return replace(self.stack, outputs=tuple(outputs), masked=masked)
-
-
-_GATE_CLASS: list[Any] = []
-
-
-def _gate_class() -> Any:
-    """The gate as a module (made on first use: torch is imported late)."""
-    if not _GATE_CLASS:
-        from torch import nn
-
-        class Gate(nn.Module):  # type: ignore[misc, unused-ignore]
-            """Stands at one layer's place; whatever else the model asks it for is the layer's own."""
-
-            def __init__(self, gates: _Gates, at: int, layer: Any) -> None:
-                super().__init__()
-                # Around nn.Module's registration: the layer is not a part of the gate.
-                self.__dict__["_gates"], self.__dict__["_at"], self.__dict__["_layer"] = gates, at, layer
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(self.__dict__["_layer"], name)
-
-            def forward(self, *args: Any, **kwargs: Any) -> Any:
-                return self._gates.visit(self._at, args, kwargs)
-
-        _GATE_CLASS.append(Gate)
-    return _GATE_CLASS[0]
-
-
-def _hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args else kwargs.get(HIDDEN)
-
-
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], key: int | str) -> Any:
-    return args[key] if isinstance(key, int) else kwargs[key]
-
-
-def _first(output: Any) -> Any:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _bias_module(layer: Any) -> Any:
-    """The attention inside a layer that holds the relative position bias of its whole stack (T5), or None."""
-    for module in layer.modules():
-        if (
-            callable(getattr(module, "compute_bias", None))
-            and getattr(module, "relative_attention_bias", None) is not None
-        ):
-            return module
-    return None
-
-
-def _position_biases(stack: Stack, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """What T5's first layer hands on, without running it: the position bias [1, heads, tokens, tokens], and in a decoder
-    the zeros [1, heads, tokens, encoder tokens] of its cross-attention; with the masks in older releases."""
-    import torch
-
-    attention = _bias_module(layer)
-    hidden = _hidden_of(args, kwargs)
-    tokens = hidden.shape[1]
-    names = ("hidden_states", "attention_mask", "position_bias", ENCODER, "encoder_attention_mask")
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    biases: list[Any] = []
-    for place, key in enumerate(stack.outputs or ()):
-        if key is None:
-            biases.append(None)
-            continue
-        if place == 0:
-            bias = attention.compute_bias(tokens, tokens, device=hidden.device)
-            mask = given.get("attention_mask")
-        else:
-            shape = (1, attention.n_heads, tokens, given[ENCODER].shape[1])
-            bias = torch.zeros(shape, device=hidden.device, dtype=hidden.dtype)
-            # As the model does it: it decides which attention kernel runs, and so the last bits of the result.
-            bias.requires_grad_(attention.training and getattr(attention, "gradient_checkpointing", False))
-            mask = given.get("encoder_attention_mask")
-        biases.append(bias + mask if stack.masked and mask is not None else bias)
-    return tuple(biases)
-
-
-# --- search -----------------------------------------------------------------------------------------------------------
-
-
-def _find_stacks(model: Any) -> tuple[Stack, ...]:
-    """The rows of layers of a model: one, or an encoder's and a decoder's."""
-    rows: tuple[Stack, ...]
-    if getattr(model.config, "is_encoder_decoder", False):
-        rows = (
-            _longest_row(model, model.get_encoder(), "encoder"),
-            _longest_row(model, model.get_decoder(), "decoder"),
-        )
-    else:
-        rows = (_longest_row(model, model, "model"),)
-    if sum(r.length for r in rows) < 2:
-        raise BadInput(f"{type(model).__name__}: has fewer than two layers, there is nothing to cut")
-    for what, getter in (("token embedding", "get_input_embeddings"), ("output projection", "get_output_embeddings")):
-        if getattr(model, getter, lambda: None)() is None:
-            raise BadInput(f"{type(model).__name__}: cannot be cut: looked for its {what} ({getter}), found none")
-    return rows
-
-
-def _longest_row(model: Any, root: Any, what: Literal["model", "encoder", "decoder"]) -> Stack:
-    from torch import nn
-
-    names = {id(m): path for path, m in model.named_modules()}
-    rows: list[tuple[int, str, str]] = []
-    seen: list[str] = []
-
-    def look(module: Any) -> None:
-        for name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and len(child):
-                kinds = {type(m).__name__ for m in child}
-                seen.append(f"{names[id(module)]}.{name} ({len(child)} x {'/'.join(sorted(kinds))})".lstrip("."))
-                if len({type(m) for m in child}) == 1 and any(True for _ in child.parameters()):
-                    rows.append((len(child), names[id(module)], name))
-                    continue  # what repeats inside a layer is part of it
-            look(child)
-
-    look(root)
-    if not rows:
-        raise BadInput(
-            f"{type(model).__name__}: cannot be cut: looked in its {what} for a list (ModuleList) of transformer layers of one "
-            f"class, found {', '.join(seen[:5]) or 'no ModuleList'}"
-        )
-    length, owner, attribute = max(rows, key=lambda row: row[0])
-    return Stack(owner, attribute, length)

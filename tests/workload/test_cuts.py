@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from profiler.profile import BadInput
-from profiler.workload.cuts import ENCODER, HIDDEN, SplitModel
+from profiler.workload.cuts import SplitModel
+from profiler.workload.gates import ENCODER, HIDDEN
 from profiler.workload.model import BuiltModel, WorkloadSpec, build
 from tests.workload.families import NAMES, available, equal, preset, take_gradients, tiny
 
