@@ -60,7 +60,22 @@ def save(profile: Profile, path: Path) -> None:
     write_atomically(path, text.encode() + b"\n")
 
 
-def open_file(path: Path) -> BinaryIO:
+def read_bytes(path: Path, most_bytes: int, expected: str) -> bytes:
+    """All of a regular file of at most ``most_bytes``; a larger one is refused unread.
+
+    ``expected`` says in the message what the file should have been ("a profile"). Raises BadInput where it is larger, OSError where
+    it cannot be read.
+    """
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        raw = b"" if size > most_bytes else file.read(most_bytes + 1)
+    found = max(size, len(raw))
+    if found > most_bytes:
+        raise BadInput(f"{path}: {found} bytes, expected at most {most_bytes} for {expected}")
+    return raw
+
+
+def _open(path: Path) -> BinaryIO:
     """Open a regular file to read. Raises OSError for a folder, and for a pipe or a device, which may never end or never begin."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(handle).st_mode
@@ -91,11 +106,7 @@ def read_json(path: Path) -> tuple[Any, bytes]:
     NaN, Infinity and a field that stands twice in one object are refused.
     """
     try:
-        with open_file(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            raw = b"" if size > MAX_PROFILE_BYTES else file.read(MAX_PROFILE_BYTES + 1)
-        if max(size, len(raw)) > MAX_PROFILE_BYTES:
-            raise BadInput(f"{path}: {max(size, len(raw))} bytes, expected at most {MAX_PROFILE_BYTES}")
+        raw = read_bytes(path, MAX_PROFILE_BYTES, "a profile")
         return json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats), raw
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None

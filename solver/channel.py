@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from profiler.profile import BadInput, Profile, Provenance
-from profiler.store import open_file
+from profiler.store import read_bytes
 from solver.assumptions import Assumption, assumed, unmeasured
 from solver.costs import Floats
 
@@ -153,9 +152,8 @@ def _trace(path: Path, names: list[str], rounds: int | None) -> Rates:
     """Read a trace. Its rounds count from 1 (or from 0) without a gap; every round names every device once."""
     seen: dict[tuple[int, str], tuple[int, float, float]] = {}
     try:
-        with io.TextIOWrapper(open_file(path), newline="", encoding="utf-8-sig") as file:
-            if os.fstat(file.fileno()).st_size > MAX_TRACE_BYTES:
-                raise BadInput(f"{path}: expected a trace of at most {MAX_TRACE_BYTES} bytes")
+        raw = io.BytesIO(read_bytes(path, MAX_TRACE_BYTES, "a trace of rates"))
+        with io.TextIOWrapper(raw, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             header = [cell.strip() for cell in next(reader, [])]
             missing = [column for column in TRACE_COLUMNS if column not in header]

@@ -109,6 +109,23 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
         store.load(path)
 
 
+def test_a_file_of_any_kind_is_read_up_to_its_bound_and_the_message_says_what_it_should_be(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(b"12345")
+    assert store.read_bytes(path, 5, "a table") == b"12345"
+    with pytest.raises(BadInput, match=r"table\.csv: 5 bytes, expected at most 4 for a table"):
+        store.read_bytes(path, 4, "a table")
+
+
+def test_the_bound_holds_for_a_file_that_does_not_tell_its_size() -> None:
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("there is no /proc here, whose files say that they are empty")
+    assert status.stat().st_size == 0
+    with pytest.raises(BadInput, match="101 bytes, expected at most 100 for a table"):
+        store.read_bytes(status, 100, "a table")
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "box.json"

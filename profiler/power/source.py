@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from profiler.power.curve import Array
 from profiler.profile import BadInput, Profile, Provenance
-from profiler.store import open_file
+from profiler.store import read_bytes
 
 LOWEST_W = 1e-6
 """Far below anything a sensor of a whole processor can tell from nothing."""
@@ -58,12 +57,7 @@ def read_csv(path: Path | str) -> list[Sweep]:
     """
     path = Path(path)
     try:
-        with open_file(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            raw = b"" if size > _MAX_CSV_BYTES else file.read(_MAX_CSV_BYTES + 1)
-        if max(size, len(raw)) > _MAX_CSV_BYTES:
-            raise BadInput(f"{path}: larger than {_MAX_CSV_BYTES // 2**20} MiB, expected a table of clocks and watts")
-        text = raw.decode("utf-8-sig")
+        text = read_bytes(path, _MAX_CSV_BYTES, "a table of clocks and watts").decode("utf-8-sig")
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
