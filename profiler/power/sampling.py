@@ -172,7 +172,7 @@ def _blocks(
 
 def steady_point(
     device: Device,
-    load: Callable[[], None],
+    load: Callable[[], object],
     *,
     requested_hz: float | None = None,
     options: SamplingOptions | None = None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +21,11 @@ from profiler.profile import BadInput, MissingHardware, PowerBlock, PowerPoint
 AUTO_CLOCKS = 8
 """Enough for a law with three or four parameters and to leave some out; more clocks cost more time than they teach."""
 _EXPECTED = "expected auto, all, current, a count (8), one clock (1300mhz) or several in MHz (300,600,1300)"
+
+Load = Callable[[], AbstractContextManager[Callable[[], object]]]
+"""Starts the load and stops it when the context ends; the value is called again and again while the load shall last.
+
+It is started once for each clock, so that the machine is at rest before the sweep, after it, and while layers are timed."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ def visit_clocks(device: Device, frequencies_hz: Sequence[float], body: Callable
 
 def run_sweep(
     device: Device,
-    load: Callable[[], None],
+    load: Load,
     choice: ClockChoice,
     *,
     load_name: str,
@@ -201,7 +207,8 @@ def run_sweep(
             if on_progress is not None:
                 on_progress(what, seconds_s, power_w)
 
-        steady = steady_point(device, load, requested_hz=requested_hz, options=options, on_reading=tell)
+        with load() as step:
+            steady = steady_point(device, step, requested_hz=requested_hz, options=options, on_reading=tell)
         if at_clock is not None:
             at_clock(requested_hz)
         points.append(steady.point)
