@@ -338,9 +338,10 @@ def _catch_signals() -> None:
 
 
 def _say(command: str, text: str) -> None:
+    from profiler.profile import printable
+
     # One line, and names out of files cannot steer the terminal.
-    line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
-    print(f"{command}: {line}", file=sys.stderr)
+    print(f"{command}: {printable(' '.join(text.split()))}", file=sys.stderr)
 
 
 def _main(app: typer.Typer, command: str) -> int:
@@ -361,7 +362,8 @@ def _main(app: typer.Typer, command: str) -> int:
 
 
 def _stopped(command: str) -> int:
-    _say(command, "stopped")
+    # Nothing is imported here: the stop may have come in the middle of an import.
+    print(f"{command}: stopped", file=sys.stderr)
     return 130
 
 

@@ -45,6 +45,11 @@ class MissingHardware(Exception):
     """Hardware, a permission or an optional package is missing. One line: what is missing and how to get it (exit 3)."""
 
 
+def printable(text: str) -> str:
+    """``text`` with "?" for what could steer a terminal: words out of files are printed so."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 class Document(BaseModel):
     """Base of everything in a profile: unknown fields, NaN and infinities are refused."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from profiler.profile import Block, Profile
+from profiler.profile import Block, Profile, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +61,7 @@ def plain(text: str) -> Text:
     """Words from a profile as they are: brackets are not markup, and control characters cannot reach the terminal."""
     from rich.text import Text
 
-    return Text("".join(character if character.isprintable() else "?" for character in text))
+    return Text(printable(text))
 
 
 def show(profile: Profile, console: Console | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from profiler.profile import BadInput, MissingHardware
+from profiler.profile import BadInput, MissingHardware, printable
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY
 from solver.costs import Floats
 from solver.scenario import Decisions, Solution, ranges
@@ -54,7 +54,7 @@ def _heading(solution: Solution) -> RenderableType:
     rounds = len(solution.rates.rounds)
     over = f"; means over {rounds} rounds" if len(solution.decisions.cut) > MOST_ROWS else ""
     return Text.assemble(
-        ("".join(character if character.isprintable() else "?" for character in work.model), "bold"),
+        (printable(work.model), "bold"),
         f" on {solution.server.name}: method {options.method}, w = {options.w:g}, T = {options.local_epochs} mini-batches a round; "
         f"delay and energy from {figures}{over}",
     )

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from profiler import store
-from profiler.profile import BadInput, Profile
+from profiler.profile import BadInput, Profile, printable
 from tests.synthetic import make_profile
 
 
@@ -221,3 +221,8 @@ def test_killed_at_any_moment_the_old_file_or_the_new_one_is_there_whole(saved: 
         writer.wait()
         writer.stdout.close()
         assert isinstance(store.load(saved), Profile)
+
+
+def test_words_out_of_files_cannot_steer_a_terminal() -> None:
+    assert printable("a\x1b[2Jb\u202ec\x9bd\te") == "a?[2Jb?c?d?e"
+    assert printable("Orin 16 GB · µ [red] 模型") == "Orin 16 GB · µ [red] 模型"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.power.curve import Array
-from profiler.profile import BadInput, Profile, Provenance
+from profiler.profile import BadInput, Profile, Provenance, printable
 from profiler.store import read_bytes
 
 LOWEST_W = 1e-6
@@ -46,7 +46,7 @@ class Sweep:
     def title(self) -> str:
         """For people: device and workload as the file has them, without what could steer a terminal."""
         title = " · ".join(part for part in (self.device, self.workload) if part) or Path(self.source).stem
-        return "".join(character if character.isprintable() else "?" for character in title)
+        return printable(title)
 
 
 def read_csv(path: Path | str) -> list[Sweep]:
