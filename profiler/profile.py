@@ -277,6 +277,17 @@ class PowerPoint(Document):
     capped: bool = False
     throttled: bool = False
     stopped_by: Text = Field(description="Why sampling ended: steady, or the bound that was reached")
+    method: Literal["energy counter", "power sensor"] | None = Field(
+        default=None, description="Which of the two `power_w` and its interval come from"
+    )
+    counter_w: Watts | None = Field(default=None, description="Mean watts by the energy counter, same windows")
+    sensor_w: Watts | None = Field(default=None, description="Mean watts by the power sensor, same windows")
+    agreement: Literal["agree", "disagree"] | None = Field(
+        default=None,
+        description="Counter against sensor: disagree when more than 3 % and more than their intervals apart; "
+        "null: only one of them is there, or the noise does not let it be told",
+    )
+    notes: list[Text] = Field(default_factory=list, max_length=20, description="What is worth telling about this point")
 
 
 class PowerBlock(Block):
@@ -287,6 +298,9 @@ class PowerBlock(Block):
     load: Text
     idle_w: Watts | None = None
     points: list[PowerPoint] = Field(max_length=MAX_CLOCKS)
+    repeated: PowerPoint | None = Field(
+        default=None, description="The clock visited first, measured again after the last: what drifted meanwhile"
+    )
 
 
 class FittedModel(Document):
