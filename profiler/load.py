@@ -1,0 +1,79 @@
+"""A program of the user's as the load of a sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from profiler.profile import BadInput
+
+_PR_SET_PDEATHSIG = 1
+
+
+@contextlib.contextmanager
+def running(command: str) -> Iterator[Callable[[], None]]:
+    """Run ``command`` (no shell) as long as the body lasts; the value checks that it still runs, and raises BadInput if not.
+
+    Whatever it starts ends with it, and it ends when this process is killed.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise BadInput(f"--load-command {command!r}: {error}") from None
+    if not words:
+        raise BadInput("--load-command: expected a command")
+    with tempfile.TemporaryFile() as complaints:
+        try:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=complaints,
+                start_new_session=True,  # one signal then reaches whatever the command starts
+                preexec_fn=_ends_with_us if sys.platform == "linux" else None,
+            )
+        except OSError as error:
+            raise BadInput(f"--load-command {command!r}: cannot be started: {error.strerror or error}") from None
+
+        def alive() -> None:
+            code = process.poll()
+            if code is not None:
+                raise BadInput(
+                    f"--load-command {command!r}: ended with {code} before the measurement did{_last_line(complaints)}; "
+                    "expected a load that lasts"
+                )
+
+        try:
+            yield alive
+        finally:
+            _end(process)
+
+
+def _ends_with_us() -> None:
+    """In the child: the kernel ends it when its parent dies, even by SIGKILL."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _last_line(complaints: IO[bytes]) -> str:
+    complaints.seek(0, os.SEEK_END)
+    complaints.seek(max(0, complaints.tell() - 2000))
+    lines = complaints.read().decode(errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    return f" (it said: {said[-1][:300]})" if said else ""
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for sign, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=patience_s)
+            return
