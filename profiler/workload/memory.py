@@ -252,18 +252,33 @@ def predict(
     ``split`` may be on the meta device. Raises BadInput where no adapter can be trained.
     """
     record = record_step(split, batch)
-    none = Workspace(0, 0)
-    extra = workspace or none
     cuts = [
         CutMemory(
             cut=cut,
-            device_peak_bytes=_half_peak(split, batch, record, cut, "device") + extra.layers_bytes,
-            server_peak_bytes=_half_peak(split, batch, record, cut, "server") + extra.head_bytes,
+            device_peak_bytes=_half_peak(split, batch, record, cut, "device"),
+            server_peak_bytes=_half_peak(split, batch, record, cut, "server"),
         )
         for cut in split.cuts
     ]
-    whole = _half_peak(split, batch, record, None, "device") + extra.head_bytes
-    return MemoryBlock(provenance=provenance, cuts=cuts, whole_peak_bytes=whole, checks=list(checks), note=note)
+    whole = _half_peak(split, batch, record, None, "device")
+    block = MemoryBlock(provenance=provenance, cuts=cuts, whole_peak_bytes=whole, checks=list(checks), note=note)
+    return block if workspace is None else with_workspace(block, workspace)
+
+
+def with_workspace(block: MemoryBlock, workspace: Workspace) -> MemoryBlock:
+    """Peaks of a process, from those of its tensors alone: the libraries' share (``library_workspace``) is added to each half.
+
+    The device half never holds the head; the server half and the unsplit step do.
+    """
+    cuts = [
+        CutMemory(
+            cut=row.cut,
+            device_peak_bytes=row.device_peak_bytes + workspace.layers_bytes,
+            server_peak_bytes=row.server_peak_bytes + workspace.head_bytes,
+        )
+        for row in block.cuts
+    ]
+    return block.model_copy(update={"cuts": cuts, "whole_peak_bytes": block.whole_peak_bytes + workspace.head_bytes})
 
 
 def _half_peak(split: SplitModel, batch: Batch, record: AllocationRecord, cut: int | None, side: Role) -> int:

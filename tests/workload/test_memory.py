@@ -176,6 +176,7 @@ def test_the_libraries_share_is_added_to_either_half() -> None:
         assert b.device_peak_bytes - a.device_peak_bytes == 1000
         assert b.server_peak_bytes - a.server_peak_bytes == 5000
     assert added.whole_peak_bytes - without.whole_peak_bytes == 5000
+    assert memory.with_workspace(without, Workspace(1000, 5000)) == added
 
 
 def test_predicting_leaves_no_gradients_and_changes_no_adapter() -> None:
