@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading
-from profiler.hardware.host import WallTime, read_number, read_text, sysfs_root
+from profiler.hardware.host import WallTime, read_number, read_text, refuse_change, sysfs_root
 from profiler.profile import Clocks, Hardware, Provenance, Role
 
 _PROBE_S = 0.25
@@ -143,6 +143,7 @@ class CpuDevice:
         if self.current_hz() is None:
             reasons["clock"] = "neither cpufreq nor /proc/cpuinfo tells the clock"
         self.absent = Absent(reasons)
+        self._settings = self.settings()
 
     def _own_cpu(self) -> str:
         """The first processor that this process may run on: the one whose clock is read."""
@@ -190,38 +191,31 @@ class CpuDevice:
                 hertz = float(self._cpuinfo()["cpu mhz"]) * 1e6
         return hertz if hertz is not None and 1e6 <= hertz <= 1e11 else None
 
+    def _usable(self) -> int:
+        """Threads that this process may run on."""
+        try:
+            return len(os.sched_getaffinity(0)) if self._root == Path("/") else (os.cpu_count() or 1)
+        except (AttributeError, OSError):  # pragma: no cover - not Linux
+            return os.cpu_count() or 1
+
     def describe(self) -> Hardware:
         """What the processor is. ``cores`` are physical cores that this process may use; ``flops_per_core_cycle`` is not
         guessed: it depends on vector units that the kernel does not tell."""
-        info = self._cpuinfo()
-        try:
-            usable = len(os.sched_getaffinity(0)) if self._root == Path("/") else (os.cpu_count() or 1)
-        except (AttributeError, OSError):  # pragma: no cover - not Linux
-            usable = os.cpu_count() or 1
-        threads = (read_text(self._root / "proc/cpuinfo") or "").count("processor\t") or usable
-        physical = int(info.get("physical cores", threads))
+        info, settings = self._cpuinfo(), self.settings()
         total_kb = re.search(r"^MemTotal:\s+(\d+) kB", read_text(self._root / "proc/meminfo") or "", re.MULTILINE)
         memory = [int(total_kb.group(1)) * 1024] if total_kb else []
         limit = cgroup_limit_bytes(self._root)
         if limit is not None:
             memory.append(limit)
-        conditions = {"threads": str(threads), "physical cores": str(physical), "usable threads": str(usable)}
-        governor = read_text(self._root / "sys/devices/system/cpu" / self._cpu / "cpufreq/scaling_governor")
-        if governor:
-            conditions["governor"] = governor
-        if os.environ.get("OMP_NUM_THREADS"):
-            conditions["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
-        if limit is not None:
-            conditions["memory limit"] = f"control group, {limit} bytes"
         return Hardware(
             provenance="measured",
             kind="cpu",
             description=info.get("model name") or info.get("model") or platform.processor() or platform.machine(),
-            cores=max(1, min(physical, usable)),
+            cores=max(1, min(int(settings["physical cores"]), self._usable())),
             memory_bytes=min(memory) if memory else None,
             clocks=self._clock_range(),
             software={"kernel": platform.release(), "machine": platform.machine()},
-            conditions=conditions,
+            conditions=settings,
         )
 
     def _clock_range(self) -> Clocks | None:
@@ -259,7 +253,7 @@ class CpuDevice:
     def executing(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def load(self, step: Callable[[], None]) -> Callable[[], None]:
+    def load(self, step: Callable[[], object]) -> Callable[[], object]:
         return step
 
     def wait(self, seconds_s: float) -> None:
@@ -293,5 +287,22 @@ class CpuDevice:
         with WallTime().watching(read, period_s) as readings:
             yield readings
 
+    def settings(self) -> dict[str, str]:
+        """Threads, governor and memory limit: figures under others do not belong together."""
+        info = self._cpuinfo()
+        threads = (read_text(self._root / "proc/cpuinfo") or "").count("processor\t") or self._usable()
+        found = {"threads": str(threads), "physical cores": info.get("physical cores", str(threads))}
+        found["usable threads"] = str(self._usable())
+        governor = read_text(self._root / "sys/devices/system/cpu" / self._cpu / "cpufreq/scaling_governor")
+        if governor:
+            found["governor"] = governor
+        if os.environ.get("OMP_NUM_THREADS"):
+            found["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
+        limit = cgroup_limit_bytes(self._root)
+        if limit is not None:
+            found["memory limit"] = f"control group, {limit} bytes"
+        return found
+
     def unchanged(self) -> None:
-        """Nothing is watched here."""
+        """Raises MissingHardware where a setting changed since the device was opened."""
+        refuse_change(self.name, self._settings, self.settings())

@@ -50,13 +50,17 @@ class PowerSensor:
 class ClockControl(Protocol):
     """Lock and release the clock of the processor that runs the layers."""
 
-    def held(self) -> AbstractContextManager[tuple[str, ...]]:
+    caution: str | None
+    """What the user should know before the clock is touched at all."""
+
+    def held(self, restore_hz: tuple[float, float] | None = None) -> AbstractContextManager[tuple[str, ...]]:
         """The right to set this clock, for as long as the body runs; ``lock`` and ``reset`` work inside only.
 
         Entering undoes what ended runs have left locked, excludes other runs on this device, and tries whether the clock
         can be set at all, so that a missing right is told at once. The value is what the user should know before the first
-        lock. Leaving gives the clock back, whatever happened. Raises MissingHardware (no right, with the exact command that
-        gives it), BadInput (another run holds the device).
+        lock. Leaving gives the clock back, whatever happened: to the driver, or to ``restore_hz`` (lowest, highest) for
+        those who know what an administrator had locked before. Raises MissingHardware (no right, with the exact command
+        that gives it; or another run holds the device).
         """
         ...
 
@@ -139,8 +143,15 @@ class Instruments(Protocol):
         """Versions that figures depend on (driver, kernel, JetPack)."""
         ...
 
+    def settings(self) -> dict[str, str]:
+        """What somebody may have set and must stay the same for figures to belong together: power mode, power limit, MIG.
+
+        Cheap: it is read again after every point, and a change ends the run.
+        """
+        ...
+
     def conditions(self) -> dict[str, str]:
-        """What figures depend on and nobody here sets: power mode, memory and CPU clocks, cores online, fan, temperatures, MIG."""
+        """What else figures depend on, recorded as it was: memory and CPU clocks, cores online, fan, governor, processes."""
         ...
 
 
@@ -152,14 +163,17 @@ class Device(Protocol):
     default_role: Role
     provenance: Provenance
     """``measured`` on real hardware, ``emulated`` else: the mark on every figure taken here."""
-    torch_device: str | None
-    """Where tensors of the workload live: ``cpu``, ``cuda:0``, or ``meta`` (shapes only) on an emulated device; None where
-    torch cannot use the device, so that only power under the user's own program can be measured."""
     clocks: ClockControl | None
     """None where clocks cannot be set."""
     power: PowerSensor | None
     """None where no watts can be read."""
     absent: Absent
+
+    @property
+    def torch_device(self) -> str | None:
+        """Where tensors of the workload live: ``cpu``, ``cuda:0``, or ``meta`` (shapes only) on an emulated device; None where
+        torch cannot use the device, so that only power under the user's own program can be measured."""
+        ...
 
     def describe(self) -> Hardware:
         """The profile's hardware block."""
@@ -177,7 +191,7 @@ class Device(Protocol):
         """Inside, operators on ``torch_device`` tensors take this device's time."""
         ...
 
-    def load(self, step: Callable[[], None]) -> Callable[[], None]:
+    def load(self, step: Callable[[], object]) -> Callable[[], object]:
         """Turn one training step into a load that can be repeated at will (an emulated device captures its kernels once and replays them)."""
         ...
 
@@ -189,7 +203,10 @@ class Device(Protocol):
         """Read the sensors every ``period_s`` while the body runs; the list grows as readings come."""
         ...
 
+    def settings(self) -> dict[str, str]:
+        """What must be the same for figures to belong together, and for an interrupted run to be resumed (threads, power mode)."""
+        ...
+
     def unchanged(self) -> None:
-        """Whether what figures depend on is as it was when the device was opened. Raises MissingHardware saying what changed
-        (a power mode switched while we measured)."""
+        """Whether ``settings`` are as they were when the device was opened. Raises MissingHardware saying what changed."""
         ...

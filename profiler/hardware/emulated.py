@@ -168,11 +168,13 @@ class _Recorder:
 class EmulatedClocks:
     """Clock lock of an emulated board (``device.ClockControl``). ``locked_hz`` is None while the driver rules."""
 
+    caution: str | None = None
+
     def __init__(self, device: EmulatedDevice) -> None:
         self._device = device
         self.locked_hz: float | None = None
 
-    def held(self) -> AbstractContextManager[tuple[str, ...]]:
+    def held(self, restore_hz: tuple[float, float] | None = None) -> AbstractContextManager[tuple[str, ...]]:
         return nullcontext(())  # nobody else can hold a device that exists in this process alone
 
     def supported_hz(self) -> tuple[float, ...]:
@@ -290,7 +292,7 @@ class EmulatedDevice:
                 max_hz=physics.max_hz,
                 operating_hz=physics.max_hz,
             ),
-            conditions={"seed": str(self.seed), "ambient": f"{physics.ambient_c:g} C"},
+            conditions=self.settings(),
         )
 
     # ---- time ----
@@ -322,7 +324,7 @@ class EmulatedDevice:
             finally:
                 self._settle()
 
-    def load(self, step: Callable[[], None]) -> Callable[[], None]:
+    def load(self, step: Callable[[], object]) -> Callable[[], object]:
         """Run ``step`` to capture its kernels (which takes no virtual time), and return what replays them fast.
 
         It runs twice and the second is captured: the first makes gradients and optimizer state, later ones add to them.
@@ -478,8 +480,12 @@ class EmulatedDevice:
             self._settle()
             self._recorders.remove(recorder)
 
+    def settings(self) -> dict[str, str]:
+        """What fixes every draw and the physics."""
+        return {"seed": str(self.seed), "ambient": f"{self._physics.ambient_c:g} C"}
+
     def unchanged(self) -> None:
-        """Nobody switches an emulated board's power mode."""
+        """Nobody changes the settings of an emulated board."""
 
     # ---- truth, for tests and benchmarks ----
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from profiler.hardware.device import Reading
+from profiler.profile import MissingHardware
 
 
 def sysfs_root() -> Path:
@@ -32,6 +33,16 @@ def read_number(path: Path) -> float | None:
         return float(text) if text is not None else None
     except ValueError:
         return None
+
+
+def refuse_change(name: str, before: dict[str, str], now: dict[str, str]) -> None:
+    """Raises MissingHardware where a setting of the device ``name`` is no longer what it was."""
+    for key, value in before.items():
+        if now.get(key) != value:
+            raise MissingHardware(
+                f"{name}: {key} changed while we measured, from {value} to {now.get(key, 'unknown')}; what was measured "
+                "under the old one is kept: set it back and run again, or start anew with --fresh"
+            )
 
 
 class WallTime:
