@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from profiler.profile import Block, Profile, printable
+from profiler.units import data_size, quantity
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,35 +20,6 @@ MARKS = {
     "literature": "literature",
     "assumed": "ASSUMED",
 }
-
-
-def quantity(value: float, unit: str, digits: int = 3) -> str:
-    """A figure with an SI prefix: ``quantity(2.46e9, "Hz")`` is ``2.46 GHz``."""
-    if value == 0:
-        return "0"
-    for factor, prefix in (
-        (1e15, "P"),
-        (1e12, "T"),
-        (1e9, "G"),
-        (1e6, "M"),
-        (1e3, "k"),
-        (1, ""),
-        (1e-3, "m"),
-        (1e-6, "µ"),
-    ):
-        if abs(value) >= factor:
-            return (
-                f"{value / factor:.{digits}g} {prefix}{unit}" if abs(value) < 1000 * factor else f"{value:.3g} {unit}"
-            )
-    return f"{value:.{digits}g} {unit}"
-
-
-def data_size(count: float) -> str:
-    """Bytes with a binary prefix: ``data_size(4194304)`` is ``4 MiB``."""
-    for factor, prefix in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if count >= factor:
-            return f"{count / factor:.3g} {prefix}"
-    return f"{count:.0f} B"
 
 
 def mark(block: Block) -> str:

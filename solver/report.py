@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from profiler.profile import BadInput, MissingHardware, printable
+from profiler.units import data_size, quantity
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY
 from solver.costs import Floats
 from solver.scenario import Decisions, Solution, ranges
@@ -34,11 +35,11 @@ def renderables(solution: Solution) -> list[RenderableType]:
 
     parts: list[RenderableType] = [_heading(solution), _table(solution), _summary(solution)]
     for e in solution.exclusions:
-        low, high = (_bytes(b) for b in e.needs_bytes)
+        low, high = (data_size(b) for b in e.needs_bytes)
         needs = low if low == high else f"{low} to {high}"
         parts.append(
             Text(
-                f"{e.device}: cuts {ranges(e.cuts)} left out: they need {needs} on {e.machine}, which has {_bytes(e.limit_bytes)}"
+                f"{e.device}: cuts {ranges(e.cuts)} left out: they need {needs} on {e.machine}, which has {data_size(e.limit_bytes)}"
             )
         )
     parts.append(_assumptions(solution))
@@ -102,8 +103,8 @@ def _row(solution: Solution, group: Sequence[int], show_round: bool) -> list[str
         ", ".join(f"{cut} ({100 * times / len(group):.0f} %)" if several else str(cut) for cut, times in counts)
     )
     cells.append(_span(ours.frequency_hz[rows] / 1e9) if solution.clocks.known else "?")
-    cells.append(_quantity(float(ours.costs.delay_s[rows].mean()), "s"))
-    cells.append("?" if ours.costs.energy_j is None else _quantity(float(ours.costs.energy_j[rows].mean()), "J"))
+    cells.append(quantity(float(ours.costs.delay_s[rows].mean()), "s", 4))
+    cells.append("?" if ours.costs.energy_j is None else quantity(float(ours.costs.energy_j[rows].mean()), "J", 4))
     cells.append(f"{float(ours.cost[rows].mean()):.3f}")
     cells.append(_saving(ours.costs.delay_s, solution.baselines[DEVICE_ONLY], "delay", rows))
     cells.append(_saving(ours.costs.energy_j, solution.baselines[SERVER_ONLY], "energy", rows))
@@ -134,8 +135,8 @@ def _summary(solution: Solution) -> RenderableType:
     summary = solution.summary()
     delay, energy = summary["mean_delay_s"], summary["mean_energy_j"]
     text = Text("mean of a round: ", style="bold")
-    text.append("delay " + ("?" if delay is None else _quantity(delay, "s")))
-    text.append(", server's energy " + ("?" if energy is None else _quantity(energy, "J")))
+    text.append("delay " + ("?" if delay is None else quantity(delay, "s", 4)))
+    text.append(", server's energy " + ("?" if energy is None else quantity(energy, "J", 4)))
     against_device = summary["delay_reduction_vs_device_only_pct"]
     against_server = summary["energy_reduction_vs_server_only_pct"]
     if against_device is not None:
@@ -167,17 +168,6 @@ def _assumptions(solution: Solution) -> RenderableType:
 def _span(values: Floats) -> str:
     low, high = float(values.min()), float(values.max())
     return f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f}-{high:.3f}"
-
-
-def _quantity(value: float, unit: str) -> str:
-    for factor, prefix in ((1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u")):
-        if abs(value) >= factor and not (unit == "s" and factor > 1):
-            return f"{value / factor:.4g} {prefix}{unit}"
-    return f"{value:.4g} {unit}"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 # -------------------------------------------------------------------------------------------------------------- plots
