@@ -25,9 +25,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from profiler.hardware.host import WallTime
 from profiler.profile import Profile
 from profiler.store import load
 from profiler.workload.cuts import SplitModel
@@ -36,13 +36,6 @@ from profiler.workload.timing import Steps, predict, stat, undisturbed
 
 MEDIAN_PCT, WORST_PCT, CONTROL_PCT = 3.0, 8.0, 2.0
 WARMUP_ROUNDS = 3
-
-
-class WallClock:
-    """Time as it passes; on the CPU work has ended when a call returns."""
-
-    def now_s(self) -> float:
-        return time.perf_counter()
 
 
 def profile_in_another_process(arguments: argparse.Namespace, folder: Path) -> Profile:
@@ -87,7 +80,7 @@ def unequal_gradients(split: SplitModel) -> list[int]:
 
 def measure_halves(split: SplitModel, rounds: int) -> tuple[dict[int, tuple[float, float]], float]:
     """Median seconds of (device half, server half) by cut, and of the plain step, all interleaved."""
-    clock, steps = WallClock(), Steps(split, split.batch())
+    clock, steps = WallTime(), Steps(split, split.batch())
     shuffled = random.Random(0)
     halves: dict[int, list[tuple[float, float]]] = {cut: [] for cut in split.cuts}
     plain: list[float] = []

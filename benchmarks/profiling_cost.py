@@ -18,19 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from profiler.hardware.host import WallTime
 from profiler.workload.cuts import SplitModel
 from profiler.workload.model import WorkloadSpec, build
 from profiler.workload.timing import LEARNING_RATE, TimingOptions, measure
 
 RATIO, RUN_S = 1.15, 30.0
 TINY = "tiny-llama-test"
-
-
-class WallClock:
-    """Time as it passes; on the CPU work has ended when a call returns."""
-
-    def now_s(self) -> float:
-        return time.perf_counter()
 
 
 def compare(model: str, steps: int, blocks: int) -> list[tuple[float, float]]:
@@ -44,7 +38,7 @@ def compare(model: str, steps: int, blocks: int) -> list[tuple[float, float]]:
     options = TimingOptions(warmup_rounds=0, min_rounds=steps // 2, max_rounds=steps // 2, min_s=0)
 
     def profiled() -> None:
-        measure(split, WallClock(), options, batch=batch)
+        measure(split, WallTime(), options, batch=batch)
 
     def plain() -> None:
         for _ in range(steps):

@@ -38,7 +38,7 @@ MAY_IMPORT = {
         "profiler.store",
         "profiler.show",
         "profiler.units",
-    ),  # fmt: skip
+    ),
     "profiler.profile": (),
     "profiler.store": ("profiler.profile",),
     "profiler.units": (),
