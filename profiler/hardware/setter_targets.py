@@ -1,0 +1,338 @@
+"""What the setter can set: clock limits in files of the kernel's, and the graphics clock of an NVIDIA GPU.
+
+Imports the standard library, and ``pynvml`` where a target needs it: this is loaded by ``setter.py``, which runs as root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+ALIVE_PATIENCE_S = 0.5
+"""A live run keeps its device; the half second is for somebody who only looks."""
+_LIMITS = {"min": ("min_freq", "scaling_min_freq"), "max": ("max_freq", "scaling_max_freq")}
+
+Result = TypeVar("Result")
+
+
+class Problem(Exception):
+    """What stands in the way; ``kind`` for the program, the text for people."""
+
+    def __init__(self, kind: str, text: str, pid: int | None = None) -> None:
+        super().__init__(text)
+        self.kind, self.pid = kind, pid
+
+
+class Damaged(Exception):
+    """A journal that cannot be believed."""
+
+
+def read_text(path: str, limit: int = 4096) -> str | None:
+    """The text of a small regular file, stripped; None where it cannot be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, limit).decode(errors="replace").strip("\0 \t\r\n")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def boot_id(root: str) -> str | None:
+    """The boot's identity below ``root``, else the real one's: limits and locks do not outlive a boot."""
+    name = "proc/sys/kernel/random/boot_id"
+    return read_text(os.path.join(root, name)) or read_text("/" + name)
+
+
+def os_problem(error: OSError, what: str) -> Problem:
+    kinds = {errno.EACCES: "permission", errno.EPERM: "permission", errno.EROFS: "permission"}
+    kinds |= {errno.ENOENT: "missing", errno.ENODEV: "missing", errno.ENXIO: "missing"}
+    why = "it is mounted read-only (a container?)" if error.errno == errno.EROFS else error.strerror or str(error)
+    return Problem(kinds.get(error.errno or 0, "fault"), f"{what}: {why}")
+
+
+class SysfsClocks:
+    """Clock limits in files: one or several nodes with a lowest and a highest clock each."""
+
+    def __init__(self, target: dict[str, Any], root: str) -> None:
+        """Raises Damaged for anything but clock limits below ``root``/sys."""
+        nodes = target.get("nodes")
+        if not isinstance(nodes, list) or not 1 <= len(nodes) <= 4096:
+            raise Damaged("target.nodes: expected a list of nodes")
+        self.nodes: list[tuple[str, str, float]] = []
+        for node in nodes:
+            if not isinstance(node, dict):
+                raise Damaged("target.nodes: expected objects")
+            unit = node.get("unit_hz")
+            if isinstance(unit, bool) or not isinstance(unit, (int, float)) or not 1 <= unit <= 1e6:
+                raise Damaged("target.nodes.unit_hz: expected a number from 1 to 1e6")
+            low, high = (_limit_file(node.get(which), which, root) for which in ("min", "max"))
+            if os.path.dirname(low) != os.path.dirname(high):
+                raise Damaged("target.nodes: min and max of one node lie in one folder")
+            self.nodes.append((low, high, float(unit)))
+        self._held: int | None = None
+
+    def identity(self) -> dict[str, str]:
+        return {"kernel": os.uname().release}
+
+    def hold(self) -> None:
+        """Exclude runs that keep their journals elsewhere (another user's): the first node's file is locked too."""
+        try:
+            fd = os.open(self.nodes[0][1], os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise os_problem(error, self.nodes[0][1]) from None
+        until = time.monotonic() + ALIVE_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.02)
+                    continue
+                os.close(fd)
+                raise Problem("busy", "another run holds it, which keeps its journal in another folder") from None
+            except OSError:  # a file system without locks: the lock file alone excludes
+                os.close(fd)
+                return
+            self._held = fd
+            return
+
+    def free(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def check_right(self) -> None:
+        """Raises Problem (permission) before anything is written."""
+        for low, high, _ in self.nodes:
+            for path in (low, high):
+                try:
+                    os.close(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+                except OSError as error:
+                    raise os_problem(error, path) from None
+
+    def originals(self) -> list[list[int]]:
+        """Limits now, [lowest, highest] of each node in the file's own unit."""
+        return [[self._value(low), self._value(high)] for low, high, _ in self.nodes]
+
+    def probe(self, range_hz: list[float], restore_hz: list[float] | None, originals: list[list[int]]) -> None:
+        """Write back what is there: a missing right shows, nothing changes."""
+        self.give_back(None, originals)
+
+    def lock(self, hz: float) -> dict[str, Any]:
+        """Both limits of every node to one clock; the answer is what the kernel made of it (it clips to the hardware's range)."""
+        became = []
+        for low, high, unit in self.nodes:
+            if not os.path.exists(high):  # a processor that was taken offline
+                continue
+            value = round(hz / unit)
+            self._set(low, high, value, value)
+            became.append([self._value(low) * unit, self._value(high) * unit])
+        if not became:
+            raise Problem("missing", f"{self.nodes[0][1]} is gone")
+        return {"became_hz": became}
+
+    def give_back(self, restore_hz: list[float] | None, originals: list[list[int]]) -> list[str]:
+        """Limits as they were, or as the user said. Returns which nodes are gone (a processor taken offline)."""
+        gone = []
+        for (low, high, unit), (least, most) in zip(self.nodes, originals, strict=True):
+            if restore_hz is not None:
+                least, most = round(restore_hz[0] / unit), round(restore_hz[1] / unit)
+            if not os.path.exists(high):
+                gone.append(f"{os.path.dirname(high)} is gone")
+                continue
+            self._set(low, high, least, most)
+        return gone
+
+    def _value(self, path: str) -> int:
+        until = time.monotonic() + 1.0
+        while True:
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    return int(os.read(fd, 4096).split()[0])
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EBUSY) or time.monotonic() > until:
+                    raise os_problem(error, path) from None
+            except (ValueError, IndexError):  # half written (a copied tree), or no number at all
+                if time.monotonic() > until:
+                    raise Problem("fault", f"{path}: expected a clock") from None
+            time.sleep(0.02)
+
+    def _set(self, low: str, high: str, least: int, most: int) -> None:
+        """Raise the highest first when going up, lower the lowest first when going down: older kernels refuse min > max."""
+        try:
+            now = self._value(high) or None  # older kernels write 0 where there is no limit
+        except Problem as problem:
+            if problem.kind != "fault":
+                raise
+            now = None
+        upwards = now is not None and (most == 0 or most >= now)
+        steps = [(high, most), (low, least)] if upwards else [(low, least), (high, most)]
+        try:
+            for path, value in steps:
+                self._write(path, value)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise os_problem(error, path) from None
+            try:  # somebody moved the limits in between: the other order
+                for path, value in [*reversed(steps), *steps]:
+                    self._write(path, value)
+            except OSError as again:
+                raise os_problem(again, f"{path} <- {value}") from None
+
+    @staticmethod
+    def _write(path: str, value: int) -> None:
+        """One write, as the kernel wants it. In a copied tree the file is a plain one: no longer tail of the old text stays."""
+        text = b"%d\n" % value
+        until = time.monotonic() + 1.0
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                old = os.pread(fd, 4096, 0)
+                # A file of sysfs claims 4096 bytes whatever it holds, and wants no padding.
+                plain = stat.S_ISREG(os.fstat(fd).st_mode) and os.fstat(fd).st_size == len(old)
+                os.pwrite(fd, text.ljust(len(old), b"\n") if plain else text, 0)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EBUSY) or time.monotonic() > until:
+                    raise
+            finally:
+                os.close(fd)
+            time.sleep(0.02)
+
+
+def _limit_file(path: object, which: str, root: str) -> str:
+    """``path`` if it is a clock limit below ``root``/sys, wherever links lead, else Damaged."""
+    if not isinstance(path, str) or "\0" in path or len(path) > 4000:
+        raise Damaged(f"target.nodes.{which}: expected a path")
+    base = os.path.join(os.path.realpath(root), "sys") + os.sep
+    given = os.path.join(os.path.realpath(root), os.path.relpath(path, root)) if path.startswith("/") else ""
+    real = os.path.realpath(path)
+    if os.path.normpath(path) != path or not given.startswith(base) or not real.startswith(base):
+        raise Damaged(f"target.nodes.{which}: {path!r} is not below {base}")
+    if os.path.basename(path) not in _LIMITS[which] or os.path.basename(real) not in _LIMITS[which]:
+        raise Damaged(f"target.nodes.{which}: {path!r} is no clock limit")
+    return real
+
+
+_NVML_SAYS = {
+    1: ("fault", "NVML is not initialised"),
+    2: ("fault", "NVML calls the clock an invalid argument"),
+    3: ("unsupported", "this GPU or its driver cannot lock clocks (Volta and newer can)"),
+    4: ("permission", "the driver refuses (NVML error 4)"),
+    6: ("missing", "NVML knows no GPU of this UUID"),
+    9: ("missing", "the NVIDIA driver is not loaded"),
+    10: ("fault", "the driver did not answer in time"),
+    12: ("missing", "the driver's library libnvidia-ml.so.1 is not found"),
+    13: ("unsupported", "this driver is too old to lock clocks (no such function)"),
+    15: ("missing", "the GPU is lost (fallen off the bus): it comes back with a reboot"),
+    16: ("missing", "the GPU needs a reset first"),
+    18: ("missing", "driver and library are of different versions: reload the driver or reboot"),
+    24: ("unsupported", "the driver does not support this clock"),
+}
+
+
+class NvmlClocks:
+    """The graphics clock of an NVIDIA GPU. What was locked before cannot be read, so there are no originals."""
+
+    def __init__(self, target: dict[str, Any], folder_of_pynvml: str | None) -> None:
+        uuid = target.get("uuid")
+        if not isinstance(uuid, str) or not re.fullmatch(r"[A-Za-z0-9-]{1,80}", uuid):
+            raise Damaged("target.uuid: expected a UUID")
+        self._uuid, self._folder = uuid, folder_of_pynvml
+        self._nvml: Any = None
+        self._handle: Any = None
+
+    def _call(self, action: Callable[[Any], Result]) -> Result:
+        try:
+            if self._nvml is None:
+                self._nvml = _pynvml(self._folder)
+                self._nvml.nvmlInit()
+            if self._handle is None:
+                self._handle = self._nvml.nvmlDeviceGetHandleByUUID(self._uuid.encode())
+            return action(self._nvml)
+        except Exception as error:
+            value = getattr(error, "value", None)
+            if not isinstance(value, int):
+                raise
+            kind, text = _NVML_SAYS.get(value, ("fault", f"NVML error {value}: {error}"))
+            raise Problem(kind, text) from None
+
+    def identity(self) -> dict[str, str]:
+        version = self._call(lambda nvml: nvml.nvmlSystemGetDriverVersion())
+        return {"driver": version.decode() if isinstance(version, bytes) else str(version)}
+
+    def hold(self) -> None:
+        """The lock file alone excludes: locking needs root, and root has one folder."""
+
+    def free(self) -> None:
+        """Nothing is held."""
+
+    def check_right(self) -> None:
+        """Only trying tells: see ``probe``."""
+        self._call(lambda nvml: None)
+
+    def originals(self) -> list[list[int]]:
+        return []
+
+    def probe(self, range_hz: list[float], restore_hz: list[float] | None, originals: list[list[int]]) -> None:
+        """Lock the whole range, which holds no clock down or up, and give it back: error 4 shows here."""
+        self._set(range_hz)
+        try:
+            self.give_back(restore_hz, originals)
+        except Problem as problem:
+            raise Problem("fault", f"it was locked to try the right, and could not be given back: {problem}") from None
+
+    def lock(self, hz: float) -> dict[str, Any]:
+        self._set([hz, hz])
+        return {}
+
+    def give_back(self, restore_hz: list[float] | None, originals: list[list[int]]) -> list[str]:
+        if restore_hz is not None:
+            self._set(restore_hz)
+        else:
+            self._call(lambda nvml: nvml.nvmlDeviceResetGpuLockedClocks(self._handle))
+        return []
+
+    def _set(self, hz: list[float]) -> None:
+        low, high = (max(1, round(value / 1e6)) for value in hz)
+        self._call(lambda nvml: nvml.nvmlDeviceSetGpuLockedClocks(self._handle, low, high))
+
+
+def _pynvml(folder: str | None) -> Any:
+    with contextlib.suppress(ImportError):
+        import pynvml
+
+        return pynvml
+    if folder is not None and folder not in sys.path:
+        sys.path.append(folder)  # an isolated interpreter does not see the user's own packages
+    try:
+        import pynvml
+    except ImportError:
+        raise Problem("missing", "the package nvidia-ml-py is missing: pip install nvidia-ml-py") from None
+    return pynvml
+
+
+def backend_of(target: object, root: str, folder_of_pynvml: str | None) -> Any:
+    """What sets this target. Raises Damaged for a target that no device has."""
+    if isinstance(target, dict) and target.get("kind") == "nvml":
+        return NvmlClocks(target, folder_of_pynvml)
+    if isinstance(target, dict) and target.get("kind") == "sysfs":
+        return SysfsClocks(target, root)
+    raise Damaged("target.kind: expected nvml or sysfs")
