@@ -49,7 +49,7 @@ def main() -> int:
         batch = split.batch()
         start = time.perf_counter()
         workspace = memory.library_workspace(split, batch, threads=chosen.threads)
-        block = memory.predict(split, batch, provenance="emulated", workspace=workspace)
+        block = memory.with_workspace(memory.predict(split, batch, provenance="emulated"), workspace)
         took = time.perf_counter() - start
         table = Table(
             title=f"{model}, {dtype}, {batch_size} x {tokens} tokens; libraries hold {workspace.layers_bytes / 1e6:.1f} MB "

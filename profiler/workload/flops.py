@@ -129,8 +129,8 @@ def count_flops(
     )
 
 
-def disagreements(segment: str, row: SegmentFlops, tolerance: float = TOLERANCE) -> list[FlopsDisagreement]:
-    """The counters of one segment that are more than ``tolerance`` off the formula (relative to it)."""
+def disagreements(segment: str, row: SegmentFlops) -> list[FlopsDisagreement]:
+    """The counters of one segment that are more than ``TOLERANCE`` off the formula (relative to it)."""
     found = []
     for direction, counter in (("forward", "fvcore"), ("forward", "torch"), ("backward", "torch")):
         counted = getattr(row, f"{direction}_{counter}_flops")
@@ -138,7 +138,7 @@ def disagreements(segment: str, row: SegmentFlops, tolerance: float = TOLERANCE)
         if counted is None or formula is None or counted == formula:
             continue
         relative = (counted - formula) / formula if formula else 1.0
-        if abs(relative) > tolerance:
+        if abs(relative) > TOLERANCE:
             found.append(
                 FlopsDisagreement(
                     segment=segment,

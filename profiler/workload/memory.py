@@ -242,14 +242,12 @@ def predict(
     batch: Batch,
     *,
     provenance: Provenance,
-    workspace: Workspace | None = None,
-    checks: Sequence[MemoryCheck] = (),
     note: str | None = None,
 ) -> MemoryBlock:
     """Peak bytes of the device half and the server half at every cut 1..I-1, and of the unsplit step, from one pass.
 
-    ``workspace`` (see ``library_workspace``) is added to each half; without it the figures are those of tensors alone.
-    ``split`` may be on the meta device. Raises BadInput where no adapter can be trained.
+    The figures are those of tensors alone (``with_workspace`` adds what libraries hold). ``split`` may be on the meta device.
+    Raises BadInput where no adapter can be trained.
     """
     record = record_step(split, batch)
     cuts = [
@@ -261,8 +259,7 @@ def predict(
         for cut in split.cuts
     ]
     whole = _half_peak(split, batch, record, None, "device")
-    block = MemoryBlock(provenance=provenance, cuts=cuts, whole_peak_bytes=whole, checks=list(checks), note=note)
-    return block if workspace is None else with_workspace(block, workspace)
+    return MemoryBlock(provenance=provenance, cuts=cuts, whole_peak_bytes=whole, note=note)
 
 
 def with_workspace(block: MemoryBlock, workspace: Workspace) -> MemoryBlock:
@@ -328,9 +325,7 @@ class Workspace:
     skipped: tuple[str, ...] = ()
 
 
-def library_workspace(
-    split: SplitModel, batch: Batch, *, threads: int | None = None, timeout_s: float = 300.0
-) -> Workspace:
+def library_workspace(split: SplitModel, batch: Batch, *, threads: int | None = None) -> Workspace:
     """Measure what the CPU libraries hold for this workload: every distinct operator of a step, run once in a fresh process.
 
     Operators, shapes, strides and dtypes come from one recorded step (``split`` may be on the meta device); their values are
@@ -361,7 +356,7 @@ def library_workspace(
         "head": [json.loads(operator) for operator in head if operator not in layers],
         "threads": threads,
     }
-    answer = _in_fresh_process("workspace", task, timeout_s)
+    answer = _in_fresh_process("workspace", task, 300.0)
     return Workspace(
         int(answer["layers_bytes"]), int(answer["head_bytes"]), tuple(sorted({*skipped, *answer["skipped"]}))
     )
@@ -438,18 +433,16 @@ def measure_half(
     side: Role,
     *,
     device: str = "cpu",
-    steps: int = 2,
     threads: int | None = None,
-    timeout_s: float = 900.0,
 ) -> int:
-    """Train one half (``cut`` None: the whole model) for ``steps`` mini-batches in a fresh process; its peak bytes.
+    """Train one half (``cut`` None: the whole model) for two mini-batches in a fresh process; its peak bytes.
 
     The peak is over the resident size before the model is built, everything imported. ``threads`` None: torch's default.
     Raises BadInput for a workload that cannot be built, MissingHardware where the system does not tell, RuntimeError with the
     child's last line if it fails.
     """
-    task = {"spec": asdict(spec), "cut": cut, "side": side, "device": device, "steps": steps, "threads": threads}
-    answer = _in_fresh_process("half", task, timeout_s)
+    task = {"spec": asdict(spec), "cut": cut, "side": side, "device": device, "threads": threads}
+    answer = _in_fresh_process("half", task, 900.0)
     return int(answer["peak_bytes"])
 
 
@@ -461,7 +454,6 @@ def check(
     sides: Sequence[Role] = ("device", "server"),
     device: str = "cpu",
     threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
 ) -> list[MemoryCheck]:
     """Really run the halves at ``cuts`` and hold each against ``block``. Raises as ``measure_half``."""
     rows = {row.cut: row for row in block.cuts}
@@ -470,8 +462,6 @@ def check(
         if cut not in rows:
             raise BadInput(f"memory check at cut {cut}: expected 1..{len(rows)}")
         for side in sides:
-            if progress is not None:
-                progress(f"memory of the {side} half at cut {cut}")
             measured = measure_half(spec, cut, side, device=device, threads=threads)
             predicted = rows[cut].device_peak_bytes if side == "device" else rows[cut].server_peak_bytes
             done.append(MemoryCheck(cut=cut, side=side, predicted_bytes=predicted, measured_bytes=measured))
@@ -609,7 +599,7 @@ def _measure_here(task: dict[str, Any]) -> dict[str, Any]:
     gc.collect()
     built = peak.now()
     peak.reset()
-    for _ in range(task["steps"]):
+    for _ in range(2):  # the moments are there from the second on
         step()
     highest = peak.highest()
     return {"peak_bytes": highest - before, "built_bytes": built - before, "before_bytes": before}

@@ -171,12 +171,12 @@ def test_the_libraries_share_is_added_to_either_half() -> None:
     split = tiny("llama", "meta")
     batch = split.batch()
     without = memory.predict(split, batch, provenance="emulated")
-    added = memory.predict(split, batch, provenance="emulated", workspace=Workspace(1000, 5000))
+    added = memory.with_workspace(without, Workspace(1000, 5000))
     for a, b in zip(without.cuts, added.cuts, strict=True):
         assert b.device_peak_bytes - a.device_peak_bytes == 1000
         assert b.server_peak_bytes - a.server_peak_bytes == 5000
     assert added.whole_peak_bytes - without.whole_peak_bytes == 5000
-    assert memory.with_workspace(without, Workspace(1000, 5000)) == added
+    assert added.provenance == without.provenance
 
 
 def test_predicting_leaves_no_gradients_and_changes_no_adapter() -> None:
@@ -200,8 +200,8 @@ def test_a_really_trained_half_peaks_where_it_was_predicted() -> None:
     spec = WorkloadSpec("tiny-llama-test", batch_size=4, seq_len=128)
     split = SplitModel(build(spec, "meta"))
     batch = split.batch()
-    block = memory.predict(
-        split, batch, provenance="emulated", workspace=memory.library_workspace(split, batch, threads=1)
+    block = memory.with_workspace(
+        memory.predict(split, batch, provenance="emulated"), memory.library_workspace(split, batch, threads=1)
     )
     (found,) = memory.check(spec, block, [4], sides=("device",), threads=1)
     assert found.predicted_bytes == block.cuts[3].device_peak_bytes
