@@ -311,7 +311,9 @@ class NvmlCard:
         from profiler.hardware.guard import GuardedClocks
 
         return GuardedClocks(
-            {"kind": "nvml", "uuid": self.uuid},
+            key=self.key,
+            name=self.given_name,
+            target={"kind": "nvml", "uuid": self.uuid},
             supported_hz=self._supported_hz,
             read_hz=self.current_hz,
             time=self.time,
@@ -524,7 +526,10 @@ class NvmlCard:
         if mode is not None:
             names = {0: "default", 2: "prohibited", 3: "exclusive process"}
             found["compute_mode"] = names.get(int(mode), str(mode))
-        running = self._ask("nvmlDeviceGetComputeRunningProcesses")
+        # By versioned names: the plain one fails with an error of its own kind on a driver older than the client.
+        running = self._ask("nvmlDeviceGetComputeRunningProcesses_v3")
+        if running is None:
+            running = self._ask("nvmlDeviceGetComputeRunningProcesses_v2")
         if running is not None:
             found["other_processes"] = str(sum(int(process.pid) != os.getpid() for process in running))
         return found

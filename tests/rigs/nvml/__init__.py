@@ -343,7 +343,7 @@ class Rig:
 
 def _forget_pynvml() -> None:
     """Put ``pynvml`` back to before its first ``nvmlInit``, closing the library that it had found by name."""
-    pynvml = sys.modules.get("pynvml")
+    pynvml: Any = sys.modules.get("pynvml")
     if pynvml is None or pynvml.nvmlLib is None:
         return
     _ctypes.dlclose(pynvml.nvmlLib._handle)
