@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from profiler.profile import BadInput, CutMemory, MemoryBlock, MissingHardware
 from profiler.workload import memory
-from profiler.workload.memory import AllocationRecord, Workspace
+from profiler.workload.allocations import AllocationRecord, tracker_class
+from profiler.workload.memory import Workspace
 from profiler.workload.model import WorkloadSpec
 from tests.workload.families import NAMES, tiny
 
@@ -33,7 +34,7 @@ def predicted(name: str, device: str = "meta", **spec: Any) -> MemoryBlock:
 def tracked(work: Any, existing: list[torch.Tensor]) -> AllocationRecord:
     record = AllocationRecord()
     record.enter("forward", 0)
-    with memory._tracker_class()(record, existing):
+    with tracker_class()(record, existing):
         work(record)
     return record
 
