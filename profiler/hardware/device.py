@@ -35,6 +35,8 @@ class Reading:
     temperature_c: float | None = None
     capped: bool = False
     throttled: bool = False
+    rails_w: dict[str, float] | None = None
+    """Watts of every supply rail that answered, by label, where the board measures several."""
 
 
 @dataclass(frozen=True)

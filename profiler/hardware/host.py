@@ -18,6 +18,18 @@ def sysfs_root() -> Path:
     return Path(os.environ.get("CARD_SYSFS_ROOT") or "/")
 
 
+def inside(root: Path, name: str) -> Path:
+    """``root/name`` with its links followed as they are meant under ``root``: an absolute link starts there, not at ``/``."""
+    path = root / name
+    for _ in range(20 if root != Path("/") else 0):
+        try:
+            target = os.readlink(path)
+        except OSError:
+            break
+        path = root / target.lstrip("/") if os.path.isabs(target) else Path(os.path.normpath(path.parent / target))
+    return path
+
+
 def read_text(path: Path) -> str | None:
     """The file's text without white space and NULs at its ends; None where it cannot be read (any read may fail on sysfs)."""
     try:

@@ -1,0 +1,378 @@
+"""A Jetson board through the kernel's files alone: watts of its rails, clock and heat of its GPU, and what else figures depend on.
+
+Everything is found by what it is (the device tree's names, labels, types), never by a bus or hwmon number, so boards that are
+not in the catalog work too. Any read may fail at any time: it then counts as not told.
+
+    sys/class/devfreq/*/device/of_node/name    the GPU's clock: gpu, ga10b, gv11b, gp10b ...; Thor: gpu-gpc-0 without of_node
+    sys/bus/i2c/drivers/ina*/...               rails, see rails.py
+    sys/class/thermal/thermal_zone*/type       gpu-thermal, GPU-therm ...
+    sys/class/thermal/cooling_device*/type     devfreq-17000000.gpu, gpu-throttle-alert ...: heat holds the clock down
+    sys/class/hwmon/*/oc*_event_cnt            over-current events of the SoC's power input
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from profiler.hardware.catalog import Board, board_named, boards
+from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading, Timebase
+from profiler.hardware.host import WallTime, read_number, read_text, sysfs_root
+from profiler.hardware.l4t import L4t, PowerMode, fan, memory_clock, processors
+from profiler.hardware.rails import Figure, Rail, choose, find_rails
+from profiler.profile import MissingHardware, Role
+
+_GPU_NAMES = {"gpu", "gm20b", "gp10b", "gv11b", "ga10b", "gb10b"}
+_OTHER_ENGINES = ("nvd", "vic", "nvenc", "nvjpg", "pva", "dla")
+
+_MODULES = {
+    "p3767-0000": "orin-nx",
+    "p3767-0001": "orin-nx",
+    "p3767-0003": "orin-nano",
+    "p3767-0004": "orin-nano-4gb",
+    "p3767-0005": "orin-nano",
+    "p3701": "orin-agx",
+    "p3668": "xavier-nx",
+    "p2888": "xavier-agx",
+    "p3310": "tx2",
+    "p3489": "tx2",
+    "p3636": "tx2",
+    "p3448": "nano",
+    "p3834": "thor",
+}
+"""Part numbers of modules as the device tree's ``compatible`` holds them, and their entries in the catalog."""
+
+_MODELS = {
+    "jetson-agx": "xavier-agx",
+    "nvidia orin nx developer kit": "orin-nx",
+    "nvidia orin nano developer kit": "orin-nano",
+}
+"""Names in the device tree's ``model`` that are not the product's."""
+
+_INSTANT_EVENTS_PER_S = 50.0
+"""Over-current events of the third kind are microsecond spikes: boards at their highest mode count several a second while
+their clock holds. At about 0.2 ms of throttling each, this rate takes 1 % of the time."""
+
+
+def find_jetson(
+    root: Path | None = None, *, time: Timebase | None = None, rail: str | None = None
+) -> JetsonBoard | None:
+    """The Jetson that the files under ``root`` show (default: this machine's, or CARD_SYSFS_ROOT's), else None.
+
+    ``rail`` or the environment variable CARD_POWER_RAIL picks the rail whose watts are the figure, by label. Raises BadInput
+    for a label that the board has not.
+    """
+    root = (sysfs_root() if root is None else root).absolute()
+    nodes = gpu_nodes(root)
+    l4t = L4t(root)
+    compatible = _device_tree(root, "compatible") or ""
+    if compatible and "nvidia," not in compatible:
+        return None  # a board of another maker, whose GPU may be called gpu as well
+    chip = any(_of_name(node) in _GPU_NAMES - {"gpu"} or "gpu-gpc" in node.name for node in nodes)
+    monitored = bool(find_rails(root))
+    told = chip or l4t.release is not None or "nvidia,tegra" in compatible or (bool(nodes) and monitored)
+    if not told or not (nodes or monitored):
+        return None
+    return JetsonBoard(root, nodes, l4t, time=time, rail=rail)
+
+
+def gpu_nodes(root: Path) -> list[Path]:
+    """Devfreq folders of the GPU, the one that runs layers first (on Thor the graphics clusters before the video engine)."""
+    found = [node for node in sorted((root / "sys/class/devfreq").glob("*")) if _is_gpu(node)]
+    return sorted(found, key=lambda node: (_is_engine(node), "gpc" not in node.name))
+
+
+def _of_name(node: Path) -> str:
+    return (read_text(node / "device/of_node/name") or "").lower()
+
+
+def _is_gpu(node: Path) -> bool:
+    name, entry = _of_name(node), node.name.lower()
+    known = name in _GPU_NAMES or "gpu" in name
+    return known or entry.rpartition(".")[2] in _GPU_NAMES or entry.startswith("gpu")
+
+
+def _is_engine(node: Path) -> bool:
+    return any(part in node.name.lower() for part in _OTHER_ENGINES)
+
+
+def _device_tree(root: Path, name: str) -> str | None:
+    return read_text(root / "proc/device-tree" / name) or read_text(root / "sys/firmware/devicetree/base" / name)
+
+
+class JetsonBoard:
+    """The GPU of a Jetson and the sensors around it (``device.Instruments``). It shares its memory with the CPU."""
+
+    default_role: Role = "device"
+
+    def __init__(
+        self, root: Path, nodes: list[Path], l4t: L4t, *, time: Timebase | None = None, rail: str | None = None
+    ) -> None:
+        self.root = root
+        self.time: Timebase = time if time is not None else WallTime()
+        self.l4t = l4t
+        self._others = [node for node in nodes if _is_engine(node)]
+        self._nodes = [node for node in nodes if node not in self._others] or nodes[:1]
+        self._node = self._nodes[0] if self._nodes else None
+        self._mode = PowerMode(root)
+        self._opened_mode, self._opened_online = self.power_mode(), self._online()
+        model = _device_tree(root, "model") or "Jetson"
+        self.given_name = model
+        self.board = _catalog_entry(model, _device_tree(root, "compatible") or "", self.supported_hz())
+        self.key = f"devfreq-{self._node.name}" if self._node is not None else "jetson"
+        self.rails: list[Rail] = find_rails(root)
+        self._figure: Figure | None = choose(self.rails, rail or os.environ.get("CARD_POWER_RAIL"))
+        self._zone = _zone(root)
+        self._cooling = _gpu_cooling(root, self._nodes)
+        self._events = sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt"))
+        self._counted: dict[Path, float] = {}
+        self._counted_at_s = self.time.now_s()
+        self._pinned = self._is_pinned()
+        self._over_current()  # what was counted before is not ours
+        reasons = {}
+        self.power: PowerSensor | None = None
+        if self._figure is not None:
+            self.power = PowerSensor(
+                scope=self._figure.scope,
+                sensor=self._figure.sensor,
+                period_s=max(0.02, self._figure.period_s),
+                averaging_s=self._figure.averaging_s,
+            )
+        elif self.rails:
+            reasons["power"] = "none of the board's power monitors answers: " + ", ".join(r.label for r in self.rails)
+        else:
+            reasons["power"] = (
+                "no power monitor (INA3221, INA238) under sys/bus/i2c/drivers: this carrier may have none, or its driver "
+                "is not loaded"
+            )
+        self.clocks: ClockControl | None = None
+        if self.supported_hz():
+            self.clocks = self._control()
+        elif self._node is None:
+            reasons["clocks"] = "no GPU under sys/class/devfreq: the GPU's driver (nvgpu) is not loaded"
+        else:
+            reasons["clocks"] = f"{self._node.name} lists no available_frequencies"
+        if self._zone is None:
+            reasons["temperature"] = "no thermal zone of the GPU or the chip under sys/class/thermal"
+        self.absent = Absent(reasons)
+
+    def _control(self) -> ClockControl:
+        from profiler.hardware.guard import GuardedClocks
+
+        return GuardedClocks(
+            key=self.key,
+            name=self.given_name,
+            target=self.clock_target(),
+            supported_hz=self.supported_hz(),
+            read_hz=self.current_hz,
+            time=self.time,
+            hint=self.clock_hint(),
+        )
+
+    def clock_target(self) -> dict[str, object]:
+        """Which files hold the clock, for the guard: minimum and maximum of each graphics cluster, in Hz."""
+        nodes = [{"min": str(node / "min_freq"), "max": str(node / "max_freq"), "unit_hz": 1} for node in self._nodes]
+        return {"kind": "sysfs", "nodes": nodes}
+
+    def clock_hint(self) -> str:
+        """How a group gets the right to set the clock for good, in one line."""
+        return "or let a group set it for good: the udev rule in docs/boards/README.md"
+
+    def supported_hz(self) -> tuple[float, ...]:
+        """Clocks of the GPU up to the power mode's limit, ascending, in Hz. Above it is another power mode's range."""
+        if self._node is None:
+            return ()
+        listed = [hz for hz in self._all_hz() if hz >= 1e6]
+        limit = self._mode.gpu_limit_hz()
+        inside = [hz for hz in listed if limit is None or hz <= limit * 1.001]
+        return tuple(inside or listed)
+
+    def current_hz(self) -> float | None:
+        """The clock as the driver tells it; None where it is not told, or 0 while the GPU's supply is switched off."""
+        value = read_number(self._node / "cur_freq") if self._node is not None else None
+        return value if value is not None and 1e6 <= value <= 1e11 else None
+
+    def read(self) -> Reading:
+        now_s = self.time.now_s()
+        rails_w = {rail.label: watts for rail in self.rails if (watts := rail.read_w()) is not None}
+        hertz = self.current_hz()
+        return Reading(
+            time_s=now_s,
+            power_w=self._figure.watts(rails_w) if self._figure is not None else None,
+            frequency_hz=hertz,
+            temperature_c=self._temperature_c(),
+            capped=self._over_current(),
+            throttled=self._held_by_heat(hertz),
+            rails_w=rails_w or None,
+        )
+
+    def _temperature_c(self) -> float | None:
+        """Degrees of the GPU's zone. It does not answer, or tells -256, while the GPU's supply is switched off."""
+        milli = read_number(self._zone / "temp") if self._zone is not None else None
+        return milli / 1e3 if milli is not None and -50e3 < milli < 200e3 else None
+
+    def _over_current(self) -> bool:
+        """Whether the supply held the chip down since the reading before: under-voltage (1), average (2), many spikes (3)."""
+        now_s, held = self.time.now_s(), False
+        elapsed_s = max(now_s - self._counted_at_s, 1e-3)
+        for path in self._events:
+            count = read_number(path)
+            if count is None:
+                continue
+            more = count - self._counted.get(path, count)
+            self._counted[path] = count
+            if read_number(path.with_name(path.name.replace("event_cnt", "throt_en"))) == 0:
+                continue  # counted, and nothing done about it
+            spikes = path.name.startswith("oc3")
+            held = held or (more > _INSTANT_EVENTS_PER_S * elapsed_s if spikes else more > 0)
+        self._counted_at_s = now_s
+        return held
+
+    def _held_by_heat(self, hertz: float | None) -> bool:
+        """Whether a cooling device of the GPU is at work. A devfreq one allows the clock of its state: only at it does it bind."""
+        for folder in self._cooling:
+            state = read_number(folder / "cur_state")
+            if state is None or state <= 0:
+                continue
+            highest = read_number(folder / "max_state")
+            steps = self._all_hz()
+            if "alert" not in (read_text(folder / "type") or "") and highest == len(steps) - 1 and hertz is not None:
+                allowed = steps[len(steps) - 1 - int(min(state, highest))]
+                if hertz < 0.99 * allowed:
+                    continue
+            return True
+        return False
+
+    def _all_hz(self) -> list[float]:
+        words = (read_text(self._node / "available_frequencies") or "").split() if self._node is not None else []
+        return sorted({float(word) for word in words if word.isdigit()})
+
+    def memory_bytes(self) -> int | None:
+        """MemAvailable: CPU and GPU share one memory, so what is free now is what a training process may take."""
+        match = re.search(r"^MemAvailable:\s+(\d+) kB", read_text(self.root / "proc/meminfo") or "", re.MULTILINE)
+        return int(match.group(1)) * 1024 if match else None
+
+    def power_cap_w(self) -> float | None:
+        """None: a Jetson's power mode sets clocks and cores, and no limit in watts can be read."""
+        return None
+
+    def software(self) -> dict[str, str]:
+        kernel = read_text(self.root / "proc/sys/kernel/osrelease")
+        return {**({"kernel": kernel} if kernel else {}), **self.l4t.versions()}
+
+    def layers_reason(self) -> str | None:
+        """Why layers cannot be timed on this board's own software, and what works; None where they can."""
+        return self.l4t.layers_reason()
+
+    def power_mode(self) -> str | None:
+        """The power mode now (``MODE_30W (2)``); None where nvpmodel has left no state."""
+        return self._mode.now()
+
+    def unchanged(self) -> None:
+        """Raises MissingHardware when the power mode or the cores online are not those the board was opened with."""
+        mode, online = self.power_mode(), self._online()
+        if mode != self._opened_mode:
+            raise MissingHardware(
+                f"the power mode changed from {self._opened_mode} to {mode} during the run: points before and after do not "
+                "belong together; choose one (sudo nvpmodel -m N) and start again with --fresh"
+            )
+        if online != self._opened_online:
+            raise MissingHardware(
+                f"the CPU cores online changed from {self._opened_online} to {online} during the run: points before and "
+                "after do not belong together; start again with --fresh"
+            )
+
+    def _online(self) -> str | None:
+        return read_text(self.root / "sys/devices/system/cpu/online")
+
+    def _is_pinned(self) -> bool | None:
+        """Whether minimum and maximum of GPU and CPU are one, as jetson_clocks leaves them."""
+        if self._node is None:
+            return None
+        low, high = read_number(self._node / "min_freq"), read_number(self._node / "max_freq")
+        return None if low is None or high is None else low == high and _cpu_pinned(self.root)
+
+    def conditions(self) -> dict[str, str]:
+        """Power mode, clocks of memory and CPU, cores, fan, governors, rails, temperatures, over-current events."""
+        told: dict[str, str] = {}
+        mode = self.power_mode()
+        if mode is not None:
+            told["power mode"] = mode
+        for node in self._nodes[:1]:
+            governor = read_text(node / "governor")
+            if governor:
+                told["GPU governor"] = governor
+        if self._pinned is not None:
+            told["jetson_clocks"] = "on (clocks pinned)" if self._pinned else "off"
+        limit = self._mode.gpu_limit_hz()
+        if limit is not None:
+            told["GPU clock limit of the power mode"] = f"{limit / 1e6:g} MHz"
+        for node in self._others:
+            hertz = read_number(node / "cur_freq")
+            if hertz is not None:
+                told[f"{node.name} clock"] = f"{hertz / 1e6:g} MHz"
+        told.update(memory_clock(self.root))
+        told.update(processors(self.root))
+        told.update(fan(self.root))
+        for folder in sorted((self.root / "sys/class/thermal").glob("thermal_zone*")):
+            name, milli = read_text(folder / "type"), read_number(folder / "temp")
+            if name and milli is not None and -50e3 < milli < 200e3:
+                told[f"temperature {name}"] = f"{milli / 1e3:.1f} C"
+        if self.rails:
+            told["rails"] = ", ".join(f"{rail.label}: {rail.scope}" for rail in self.rails)
+        step_w = self._figure.step_w() if self._figure is not None else None
+        if step_w is not None:
+            told["step of the power monitor"] = f"{step_w:.2g} W"
+        for path in self._events:
+            count = read_number(path)
+            if count:
+                told[f"over-current events {path.name.partition('_')[0]}"] = f"{count:g} since boot"
+        return told
+
+
+def _cpu_pinned(root: Path) -> bool:
+    folders = sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*"))
+    limits = [(read_number(f / "scaling_min_freq"), read_number(f / "scaling_max_freq")) for f in folders]
+    return bool(limits) and all(low is not None and low == high for low, high in limits)
+
+
+def _catalog_entry(model: str, compatible: str, clocks_hz: tuple[float, ...]) -> Board | None:
+    """The catalog's entry: by the module's part number (a carrier's name may be another kit's), else by the model's name.
+
+    The Orin Nano's faster mode has an entry of its own, known by clocks above the plain module's.
+    """
+    known, name = boards(), None
+    for part, entry in sorted(_MODULES.items(), key=lambda item: -len(item[0])):
+        if re.search(rf"\b{part}(?!\d)", compatible):
+            name = entry
+            break
+    name = name or _MODELS.get(model.lower())
+    board = known.get(name) if name is not None else board_named(model)
+    faster = known.get(f"{board.name}-super") if board is not None else None
+    if board is not None and faster is not None and clocks_hz and clocks_hz[-1] > max(board.clocks_hz) * 1.01:
+        return faster
+    return board
+
+
+def _zone(root: Path) -> Path | None:
+    """The GPU's thermal zone, else the chip's hottest point's (tj), else the CPU's."""
+    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
+    named = [((read_text(zone / "type") or "").lower(), zone) for zone in zones]
+    for wanted in ("gpu", "tj", "cpu", "soc"):
+        for name, zone in named:
+            if wanted in re.split(r"[-_ ]", name) or name.startswith(wanted):
+                return zone
+    return None
+
+
+def _gpu_cooling(root: Path, nodes: list[Path]) -> list[Path]:
+    """Cooling devices that act on the GPU: its devfreq one, and the alerts of its throttling."""
+    names = {node.name.lower() for node in nodes}
+    found = []
+    for folder in sorted((root / "sys/class/thermal").glob("cooling_device*")):
+        kind = (read_text(folder / "type") or "").lower()
+        devfreq = kind.startswith(("devfreq-", "thermal-devfreq")) and kind.partition("-")[2] in names
+        if devfreq or (("gpu" in kind or any(name in kind for name in names)) and not _is_engine(Path(kind))):
+            found.append(folder)
+    return found

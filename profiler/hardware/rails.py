@@ -1,0 +1,292 @@
+"""Power monitors on the supply rails of a board: INA3221 (through hwmon or iio) and INA238, found by their drivers.
+
+A rail is one supply line with a shunt in it. Bus and hwmon numbers differ between boards and boots, so nothing here knows one:
+a rail is known by the label that the board's device tree gives it.
+
+    hwmon  in{n}_label   in{n}_input [mV]  curr{n}_input [mA]      JetPack 5 and newer (INA3221)
+    iio    rail_name_{n}                   in_power{n}_input [mW]  JetPack 4 (INA3221)
+    hwmon  in1_label                       power1_input [uW]       Thor's carrier (INA238)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from profiler.hardware.host import read_number, read_text
+from profiler.profile import BadInput
+
+ASSUMED_PERIOD_S = 0.1
+"""How often a monitor renews where it does not say so."""
+SHUNT_STEP_V = 40e-6
+"""One step of an INA3221 over its shunt (data sheet): the current's step is this over the shunt's resistance."""
+
+WHOLE = {"VDD_IN": "whole module", "POM_5V_IN": "whole module", "VIN": "whole board, carrier included"}
+"""Rails that everything else hangs on, the first that a board has is its total. Sources: NVIDIA's Jetson Linux developer
+guide (VDD_IN, POM_5V_IN: the module's input); VIN of Thor is measured on the carrier."""
+
+PARTS = {
+    "VDD_CPU_GPU_CV": "CPU+GPU+CV rail",
+    "VDD_CPU_GPU": "CPU+GPU rail",
+    "VDD_GPU_SOC": "GPU+SOC rail",
+    "VDD_CPU_CV": "CPU+CV rail",
+    "VDD_CPU_SOC_MSS": "CPU+SOC+memory subsystem rail",
+    "VDD_GPU": "GPU rail",
+    "VDD_SYS_GPU": "GPU rail",
+    "POM_5V_GPU": "GPU rail",
+    "GPU": "GPU rail",
+    "VDD_CPU": "CPU rail",
+    "VDD_SYS_CPU": "CPU rail",
+    "POM_5V_CPU": "CPU rail",
+    "CPU": "CPU rail",
+    "VDD_SOC": "SOC rail",
+    "VDD_SYS_SOC": "SOC rail",
+    "SOC": "SOC rail",
+    "CV": "CV (vision engines) rail",
+    "VDD_SYS_DDR": "memory rail",
+    "VDDRQ": "memory rail",
+    "VDDQ_VDD2_1V8AO": "memory rail, fed from VIN_SYS_5V0",
+    "VIN_SYS_5V0": "5 V system rail",
+    "SYS5V": "5 V system rail",
+    "VDD_4V0_WIFI": "radio rail",
+}
+"""What hangs on a rail, by label. A label that is not here is named as it is."""
+
+FED_BY = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
+"""Rails behind another measured rail, which a sum must not count twice. AGX Orin's memory converter stands on the 5 V
+system rail: both monitors read the same bus voltage, and the device tree keeps the 5 V channel out of the chip's own sum."""
+
+
+@dataclass(frozen=True)
+class Rail:
+    """One supply rail: ``chip`` that measures it, and the files that it is read from."""
+
+    label: str
+    chip: str
+    power: Path | None
+    power_unit_w: float
+    voltage: Path | None
+    current: Path | None
+    shunt_ohm: float | None
+    update_s: float | None
+
+    @property
+    def scope(self) -> str:
+        """What hangs on this rail, in words."""
+        return WHOLE.get(self.label) or PARTS.get(self.label) or "rail"
+
+    def read_w(self) -> float | None:
+        """Watts at this moment; None where the monitor did not answer. A few milliwatts below zero are its offset."""
+        if self.power is not None:
+            value = read_number(self.power)
+            watts = None if value is None else value * self.power_unit_w
+        else:
+            millivolt = read_number(self.voltage) if self.voltage is not None else None
+            milliampere = read_number(self.current) if self.current is not None else None
+            watts = None if millivolt is None or milliampere is None else millivolt * milliampere * 1e-6
+        return watts if watts is not None and -5.0 < watts < 2000.0 else None
+
+    def step_w(self) -> float | None:
+        """The least step of ``read_w`` at the present voltage; None where the shunt or the voltage is not told."""
+        millivolt = read_number(self.voltage) if self.voltage is not None else None
+        if self.shunt_ohm is None or millivolt is None:
+            return None
+        return SHUNT_STEP_V / self.shunt_ohm * millivolt * 1e-3
+
+
+def find_rails(root: Path) -> list[Rail]:
+    """Every rail whose monitor can be read, in the order of the monitors' addresses. A label is taken once."""
+    found: dict[str, Rail] = {}
+    drivers = root / "sys/bus/i2c/drivers"
+    for device in _listed(drivers, "ina3221*/*") + _listed(drivers, "ina2[23][0-9]*/*"):
+        chip = device.parent.name.upper()
+        for folder in _listed(device, "hwmon/hwmon*"):
+            for rail in [*_hwmon_rails(folder, chip), *_ina238_rails(folder, chip)]:
+                found.setdefault(rail.label, rail)
+        for folder in _listed(device, "iio:device*"):
+            for rail in _iio_rails(folder, chip):
+                found.setdefault(rail.label, rail)
+    for folder in _listed(root / "sys/class/hwmon", "hwmon*"):  # trees and drivers without the i2c driver's folder
+        chip = (read_text(folder / "name") or "").upper()
+        if chip.startswith("INA"):
+            for rail in [*_hwmon_rails(folder, chip), *_ina238_rails(folder, chip)]:
+                found.setdefault(rail.label, rail)
+    return list(found.values())
+
+
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    """Matches, sorted, each real folder once (classes and drivers are links to the same devices)."""
+    found: dict[Path, Path] = {}
+    for path in sorted(folder.glob(pattern)):
+        if path.is_dir():
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _useful(label: str | None) -> bool:
+    return bool(label) and label not in ("NC", "nc") and "sum of shunt" not in str(label).lower()
+
+
+def _seconds(path: Path) -> float | None:
+    """``update_interval`` of hwmon, milliseconds in the file."""
+    value = read_number(path)
+    return value / 1e3 if value is not None and 1 <= value <= 10_000 else None
+
+
+def _hwmon_rails(folder: Path, chip: str) -> list[Rail]:
+    """Channels 1 to 3 with a label, a voltage and a current (4 to 7 are shunt voltages and sums of them)."""
+    rails = []
+    for n in (1, 2, 3):
+        label = read_text(folder / f"in{n}_label")
+        voltage, current = folder / f"in{n}_input", folder / f"curr{n}_input"
+        if not _useful(label) or not voltage.exists() or not current.exists():
+            continue
+        assert label is not None
+        if (folder / f"power{n}_input").exists():
+            continue  # the chip multiplies itself: read below
+        micro_ohm = read_number(folder / f"shunt{n}_resistor")
+        rails.append(
+            Rail(
+                label=label,
+                chip=chip,
+                power=None,
+                power_unit_w=1.0,
+                voltage=voltage,
+                current=current,
+                shunt_ohm=micro_ohm * 1e-6 if micro_ohm is not None and micro_ohm > 0 else None,
+                update_s=_seconds(folder / "update_interval"),
+            )
+        )
+    return rails
+
+
+def _ina238_rails(folder: Path, chip: str) -> list[Rail]:
+    """A monitor that multiplies itself: one rail, in microwatts. Without a label on a Jetson it stands at the board's input."""
+    power = folder / "power1_input"
+    if not power.exists():
+        return []
+    label = read_text(folder / "in1_label") or read_text(folder / "power1_label") or "VIN"
+    voltage = folder / "in1_input"
+    return [
+        Rail(
+            label=label,
+            chip=chip,
+            power=power,
+            power_unit_w=1e-6,
+            voltage=voltage if voltage.exists() else None,
+            current=None,
+            shunt_ohm=None,
+            update_s=_seconds(folder / "update_interval"),
+        )
+    ]
+
+
+def _iio_rails(folder: Path, chip: str) -> list[Rail]:
+    rails = []
+    for named in sorted(folder.glob("rail_name_*")):
+        match = re.fullmatch(r"rail_name_(\d+)", named.name)
+        label = read_text(named)
+        if match is None or not _useful(label):
+            continue
+        assert label is not None
+        n = match.group(1)
+        power = folder / f"in_power{n}_input"
+        voltage, current = folder / f"in_voltage{n}_input", folder / f"in_current{n}_input"
+        if not power.exists() and not (voltage.exists() and current.exists()):
+            continue
+        rails.append(
+            Rail(
+                label=label,
+                chip=chip.removesuffix("X"),
+                power=power if power.exists() else None,
+                power_unit_w=1e-3,
+                voltage=voltage if voltage.exists() else None,
+                current=current if current.exists() else None,
+                shunt_ohm=None,
+                update_s=None,
+            )
+        )
+    return rails
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The rail, or sum of rails, whose watts a profile holds. Idle is never subtracted; the scope says what they cover."""
+
+    rails: tuple[Rail, ...]
+    scope: str
+
+    @property
+    def period_s(self) -> float:
+        """How often the slowest of the monitors renews."""
+        return max(rail.update_s or ASSUMED_PERIOD_S for rail in self.rails)
+
+    @property
+    def averaging_s(self) -> float:
+        """Over how long the slowest monitor averages: a conversion cycle, which is what ``update_interval`` tells."""
+        return max(rail.update_s or 0.0 for rail in self.rails)
+
+    @property
+    def sensor(self) -> str:
+        """Which monitors."""
+        return "+".join(sorted({rail.chip for rail in self.rails}))
+
+    def step_w(self) -> float | None:
+        """The coarsest step of its rails at the present voltages; None where a monitor does not tell its shunt."""
+        steps = [rail.step_w() for rail in self.rails]
+        known = [step for step in steps if step is not None]
+        return max(known) if len(known) == len(steps) else None
+
+    def watts(self, rails_w: Mapping[str, float]) -> float | None:
+        """The figure, from one look at all rails; None where one of its rails did not answer."""
+        parts = [rails_w.get(rail.label) for rail in self.rails]
+        found = [part for part in parts if part is not None]
+        return max(0.0, sum(found)) if len(found) == len(parts) else None
+
+
+def choose(rails: Sequence[Rail], asked: str | None) -> Figure | None:
+    """Which watts stand for the board: the rail asked for by label, else its total, else the sum of its rails.
+
+    Rails that do not answer now are left out of a sum, and the scope says so. Raises BadInput for a label that the board has not.
+    """
+    by_label = {rail.label: rail for rail in rails}
+    if asked:
+        wanted = {label.lower(): label for label in by_label}.get(asked.strip().lower())
+        if wanted is None:
+            raise BadInput(
+                f"CARD_POWER_RAIL: no rail {asked!r} on this board; expected one of {', '.join(by_label) or 'none'}"
+            )
+        return _single(by_label[wanted])
+    silent = [label for label, rail in by_label.items() if not _answers(rail)]
+    for label in WHOLE:
+        if label in by_label and label not in silent:
+            return _single(by_label[label])
+    whole = [label for label in WHOLE if label in by_label]
+    summed = [
+        rail
+        for label, rail in by_label.items()
+        if label not in silent and label not in WHOLE and FED_BY.get(label) not in by_label
+    ]
+    missed = [label for label in silent if FED_BY.get(label) not in by_label]
+    notes = [f"{label} is inside {FED_BY[label]}" for label in by_label if FED_BY.get(label) in by_label]
+    notes += [f"{label} did not answer" for label in missed]
+    if not summed:
+        return None
+    if len(summed) == 1:
+        only = _single(summed[0])
+        return Figure(only.rails, "; ".join([only.scope, *notes]))
+    names = [rail.label for rail in summed]
+    lacks = "not the whole module" if whole else "this board has no rail of the whole module"
+    return Figure(tuple(summed), f"sum of {', '.join(names[:-1])} and {names[-1]} ({'; '.join([lacks, *notes])})")
+
+
+def _single(rail: Rail) -> Figure:
+    if rail.label in WHOLE:
+        return Figure((rail,), f"{rail.scope} ({rail.label})")
+    return Figure((rail,), f"{rail.scope} ({rail.label}), idle not subtracted")
+
+
+def _answers(rail: Rail) -> bool:
+    return any(rail.read_w() is not None for _ in range(3))
