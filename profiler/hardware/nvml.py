@@ -99,14 +99,23 @@ def _text(value: object) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def uuids() -> list[str]:
-    """UUIDs of all cards in NVML's order, lost ones left out. Raises MissingHardware where NVML cannot be used."""
+def _started(what: str) -> tuple[Any, int]:
+    """The initialised module and how many cards it counts. Raises MissingHardware, which begins with ``what``."""
     try:
         nvml = _nvml()
     except _NoNvml as why:
-        raise MissingHardware(f"NVML: {why}") from None
+        raise MissingHardware(f"{what}: {why}") from None
+    try:
+        return nvml, int(nvml.nvmlDeviceGetCount())
+    except nvml.NVMLError as error:
+        raise MissingHardware(f"{what}: NVML cannot count the cards: {error}") from None
+
+
+def uuids() -> list[str]:
+    """UUIDs of all cards in NVML's order, lost ones left out. Raises MissingHardware where NVML cannot be used."""
+    nvml, count = _started("NVML")
     found = []
-    for index in range(nvml.nvmlDeviceGetCount()):
+    for index in range(count):
         try:
             found.append(_text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index))))
         except nvml.NVMLError:
@@ -132,11 +141,7 @@ def cards(*, time: Timebase | None = None) -> list[NvmlCard]:
 
 def by_index(index: int, *, time: Timebase | None = None) -> NvmlCard:
     """The card that NVML numbers ``index`` (nvidia-smi's number). Raises MissingHardware."""
-    try:
-        nvml = _nvml()
-    except _NoNvml as why:
-        raise MissingHardware(f"nvml:{index}: {why}") from None
-    count = int(nvml.nvmlDeviceGetCount())
+    nvml, count = _started(f"nvml:{index}")
     if not 0 <= index < count:
         numbers = f"NVML numbers the cards here 0 to {count - 1}" if count else "NVML lists no card"
         raise MissingHardware(f"nvml:{index}: no such card: {numbers}")
@@ -157,22 +162,19 @@ def by_uuid(uuid: str, *, time: Timebase | None = None) -> NvmlCard:
 def why_no_nvml() -> str | None:
     """Why NVML gives no card, in one sentence with the way out; None where it gives one."""
     try:
-        nvml = _nvml()
-    except _NoNvml as why:
-        return str(why)
+        _, count = _started("NVML")
+    except MissingHardware as fault:
+        return str(fault).removeprefix("NVML: ")
     faults, integrated = [], []
-    try:
-        for index in range(nvml.nvmlDeviceGetCount()):
-            try:
-                card = by_index(index)
-            except MissingHardware as fault:
-                faults.append(str(fault))
-                continue
-            if not card.integrated:
-                return None
-            integrated.append(card.given_name)
-    except nvml.NVMLError as error:
-        return f"NVML cannot count the cards: {error}"
+    for index in range(count):
+        try:
+            card = by_index(index)
+        except MissingHardware as fault:
+            faults.append(str(fault))
+            continue
+        if not card.integrated:
+            return None
+        integrated.append(card.given_name)
     if integrated:
         return (
             f"NVML answers but measures neither watts nor clocks of {', '.join(integrated)}: "
@@ -317,6 +319,7 @@ class NvmlCard:
             supported_hz=self._supported_hz,
             read_hz=self.current_hz,
             time=self.time,
+            hint="in a container the capability SYS_ADMIN is needed too (--cap-add SYS_ADMIN)",
         )
 
     def _read_supported_hz(self) -> tuple[float, ...]:

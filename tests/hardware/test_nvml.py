@@ -16,11 +16,13 @@ import pytest
 from profiler.hardware import nvml
 from profiler.hardware.nvml import NvmlCard
 from profiler.profile import MissingHardware
-from tests.rigs.nvml import CardState, Rig, ada, set_clocks, volta, why_no_rig
+from tests.rigs.nvml import CardState, Rig, ada, compiler, set_clocks, volta, why_no_rig
 
 if why_no_rig() is not None:
     pytest.skip(str(why_no_rig()), allow_module_level=True)
 pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -177,30 +179,29 @@ def test_a_missing_or_foreign_pynvml_is_told_apart(tmp_path: Path, files: dict[s
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert expected in reason_in_a_fresh_process({"PYTHONPATH": f"{tmp_path}:{Path.cwd()}"})
+    assert expected in reason_in_a_fresh_process({"PYTHONPATH": f"{tmp_path}:{ROOT}"})
 
 
 def test_a_library_that_is_not_nvidias_is_said_so(tmp_path: Path) -> None:
     source, target = tmp_path / "other.c", tmp_path / "libnvidia-ml.so.1"
     source.write_text("int something_else(void) { return 0; }\n")
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(target), str(source)], check=True)
-    reason = reason_in_a_fresh_process({"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(Path.cwd())})
+    subprocess.run([str(compiler()), "-shared", "-fPIC", "-o", str(target), str(source)], check=True)
+    reason = reason_in_a_fresh_process({"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(ROOT)})
     assert "LD_LIBRARY_PATH" in reason
 
 
 def test_no_library_at_all_is_said_so(tmp_path: Path) -> None:
-    reason = reason_in_a_fresh_process({"PYTHONPATH": str(Path.cwd())})
+    reason = reason_in_a_fresh_process({"PYTHONPATH": str(ROOT)})
     if reason == "None":
         pytest.skip("this machine has an NVIDIA driver")
     assert "libnvidia-ml.so.1 is not here" in reason or "modprobe" in reason
 
 
 def reason_in_a_fresh_process(environment: dict[str, str]) -> str:
-    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", "from profiler.hardware.nvml import why_no_nvml; print(why_no_nvml())"],
         env={**os.environ, **environment},
-        cwd=root,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
@@ -458,6 +459,29 @@ def test_nothing_but_the_graphics_clock_is_ever_set(machine: Callable[..., Rig])
         assert card.current_hz() == 1500e6
     assert rig.locked_mhz() is None
     assert rig.card().forbidden == 0
+
+
+def test_a_card_is_swept_as_a_device_and_its_clocks_come_back(machine: Callable[..., Rig]) -> None:
+    from contextlib import nullcontext
+
+    from profiler.hardware.gpu import GpuDevice
+    from profiler.power.sweep import choose_clocks, run_sweep
+
+    described = ada()
+    described.cap_w, described.root_only = 150.0, 0
+    rig = machine(described)
+    device = GpuDevice(card_of(rig), None)
+    assert device.clocks is not None
+    choice = choose_clocks("600,1500,3105", device.clocks.supported_hz())
+    with device.clocks.held():
+        found = run_sweep(device, lambda: nullcontext(rig.step), choice, load_name="step").block
+    assert rig.locked_mhz() is None
+    assert [point.capped for point in found.points] == [False, False, True]
+    for point in found.points[:2]:
+        assert point.frequency_hz == point.requested_hz
+        assert point.power_w == pytest.approx(rig.truth(point.frequency_hz).power_w, rel=0.01)
+    assert found.points[2].power_w == pytest.approx(150.0, rel=0.02)
+    assert found.points[2].frequency_hz < 2800e6
 
 
 def test_an_approximate_lock_is_read_as_what_it_became(machine: Callable[..., Rig]) -> None:

@@ -104,10 +104,11 @@ def why_no_rig() -> str | None:
     """Why the rig cannot be built here, for a test that skips."""
     if sys.platform != "linux":
         return "the rig is a Linux shared library"
-    return None if _compiler() else "no C compiler (cc) here"
+    return None if compiler() else "no C compiler (cc) here"
 
 
-def _compiler() -> str | None:
+def compiler() -> str | None:
+    """The C compiler here, if any."""
     return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 
@@ -128,12 +129,12 @@ def library(variant: str = "") -> Path:
     target = folder / "libnvidia-ml.so.1"
     if not target.exists():
         folder.mkdir(exist_ok=True)
-        compiler = _compiler()
-        assert compiler is not None, why_no_rig()
+        cc = compiler()
+        assert cc is not None, why_no_rig()
         fresh = folder / f"{os.getpid()}.so"
         flags = ["-std=gnu11", "-O2", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1"]
         flags += [f"-DRIG_{variant.upper()}"] if variant else []
-        subprocess.run([compiler, *flags, "-o", str(fresh), str(_SOURCE), "-lm", "-lpthread"], check=True)
+        subprocess.run([cc, *flags, "-o", str(fresh), str(_SOURCE), "-lm", "-lpthread"], check=True)
         fresh.replace(target)
     return target
 
