@@ -216,7 +216,7 @@ def test_an_error_that_a_library_made_of_the_stop_counts_as_the_stop(
 def test_no_librarys_progress_bar_is_in_our_output() -> None:
     pytest.importorskip("torch", reason="the [profile] extra is not installed")
     program = (
-        "from profiler.workload import model\nmodel._libraries()\n"
+        "from profiler.workload.pretrained import libraries\nlibraries()\n"
         "from tqdm.auto import tqdm\nfor _ in tqdm(range(3), desc='Converting'): pass\n"
     )
     process = subprocess.run(

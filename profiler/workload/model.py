@@ -1,24 +1,20 @@
 """Build the model that is profiled: a transformer with LoRA adapters on frozen base weights.
 
-A model comes from a preset (its architecture ships with the toolkit, its weights are random: time, memory, FLOPs and sizes do
-not depend on their values), from a Hugging Face id, from a local directory, or from a GGUF file. Weights are read from
-safetensors and GGUF alone: nothing received is ever unpickled, and no code that comes with a model is run.
+A preset's architecture ships with the toolkit and its weights are random: time, memory, FLOPs and sizes do not depend on their
+values. For all other places a model comes from see ``pretrained``.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiler.profile import BadInput, MissingHardware
+from profiler.profile import BadInput
+from profiler.workload.pretrained import auto_class, dtype_argument, libraries, presets, quiet, reason_of, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +27,6 @@ FUSED_ATTENTION = "card_profile_fused"
 """Name of the attention that models on the meta device use (see ``_register_fused_attention``)."""
 
 _BATCH_SIZE, _SEQ_LEN = 8, 512
-_MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-_HUB_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -113,14 +107,6 @@ class BuiltModel:
     vocab_size: int
 
 
-@lru_cache(maxsize=1)
-def presets() -> dict[str, dict[str, Any]]:
-    """The architectures that ship: name -> ``source``, ``parameters``, ``model_type``, ``config`` (and batch, sequence)."""
-    path = Path(__file__).with_name("presets.json")
-    found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
 def build(spec: WorkloadSpec, device: str = "cpu", only: Collection[str] | None = None) -> BuiltModel:
     """Build ``spec``'s model with its adapters on ``device`` (a torch device; ``meta`` holds shapes and no values).
 
@@ -128,18 +114,18 @@ def build(spec: WorkloadSpec, device: str = "cpu", only: Collection[str] | None 
     half of a split passes the names that ``cuts.SplitModel.half_parameters`` gives.
     Raises BadInput for a model that is unknown, unreachable, quantized, pickled, or has no place for the adapters.
     """
-    torch, transformers = _libraries()
+    torch, transformers = libraries()
     if device == "meta":
         _register_fused_attention()
     torch.manual_seed(spec.seed)
-    source = _resolve(spec.model)
+    source = resolve(spec.model)
     config = source.config(transformers)
     try:
         _prepare_config(config, spec)
     except BadInput:
         raise
     except Exception as error:  # the library checks a configuration also when a field is set
-        raise BadInput(f"--model {spec.model}: {_reason(error, False)}") from None
+        raise BadInput(f"--model {spec.model}: {reason_of(error, False)}") from None
     if device == "meta" or source.random:
         model = _empty_model(transformers, config, spec, device)
     else:
@@ -176,187 +162,6 @@ def build(spec: WorkloadSpec, device: str = "cpu", only: Collection[str] | None 
     )
 
 
-# --- where a model comes from -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Source:
-    """One place a model comes from: ``config`` reads its architecture, ``load`` its weights (unless they are random)."""
-
-    name: str
-    config: Callable[[Any], Any]
-    load: Callable[[Any, Any, str], Any]
-    random: bool = False
-
-
-def _resolve(model: str) -> _Source:
-    """Find out what ``--model`` names: a preset, a path, or a Hugging Face id, in this order."""
-    if model in presets():
-        preset = presets()[model]
-
-        def preset_config(transformers: Any) -> Any:
-            # A copy, for transformers completes nested dictionaries in place.
-            return transformers.AutoConfig.for_model(preset["model_type"], **json.loads(json.dumps(preset["config"])))
-
-        return _Source(model, preset_config, _no_weights, random=True)
-    path = Path(model).expanduser()
-    if path.exists():
-        return _local(path)
-    looks_local = model.startswith((".", "/", "~")) or model.endswith(".gguf") or "\\" in model
-    if looks_local or not _MODEL_ID.fullmatch(model):
-        raise BadInput(f"--model {model}: no such file or directory; {_known()}")
-    return _pretrained(model, model.rsplit("/", 1)[-1] if model.count("/") > 1 else model, {})
-
-
-def _known() -> str:
-    return f"expected a Hugging Face id, a local directory or GGUF file, or a preset: {', '.join(presets())}"
-
-
-def _no_weights(transformers: Any, config: Any, dtype: str) -> Any:
-    raise AssertionError("a preset has no weights to load")
-
-
-def _local(path: Path) -> _Source:
-    name = path.resolve().stem if path.is_file() else path.resolve().name
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise BadInput(f"--model {path}: expected a directory with config.json and safetensors, or a .gguf file")
-        return _gguf(path, name)
-    has = {
-        suffix: sorted(path.glob(f"*{suffix}")) for suffix in (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt")
-    }
-    if not (path / "config.json").is_file() or not has[".safetensors"]:
-        if len(has[".gguf"]) == 1:
-            return _gguf(has[".gguf"][0], name)
-        if has[".gguf"]:
-            found = ", ".join(p.name for p in has[".gguf"])
-            raise BadInput(f"--model {path}: several GGUF files ({found}); name the one to use")
-    if not (path / "config.json").is_file():
-        raise BadInput(f"--model {path}: no config.json and no .gguf file in this directory")
-    if not has[".safetensors"]:
-        pickled = [p.name for s in (".bin", ".pt", ".pth", ".ckpt") for p in has[s]]
-        if pickled:
-            raise BadInput(
-                f"--model {path}: its weights are pickled ({pickled[0]}), which could run code when read; "
-                "expected .safetensors (convert them where you trust them)"
-            )
-        raise BadInput(f"--model {path}: no weights, expected .safetensors or .gguf in this directory")
-    return _pretrained(str(path), name, {"local_files_only": True})
-
-
-def _gguf(path: Path, name: str) -> _Source:
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise MissingHardware(
-            f"--model {path}: reading GGUF needs the package gguf: pip install 'card-profile[gguf]'"
-        ) from None
-    return _pretrained(str(path.parent), name, {"gguf_file": path.name, "local_files_only": True})
-
-
-def _pretrained(where: str, name: str, options: dict[str, Any]) -> _Source:
-    def call(what: Callable[..., Any], **more: Any) -> Any:
-        local = {"local_files_only": True} if not _hub_reachable() else {}
-        try:
-            with _quiet():
-                return what(where, trust_remote_code=False, **{**local, **options, **more})
-        except BadInput:
-            raise
-        except Exception as error:  # a damaged file makes the readers raise whatever they met first
-            raise BadInput(f"--model {where}: {_reason(error, bool(local) and not options)}") from None
-
-    def config(transformers: Any) -> Any:
-        return call(transformers.AutoConfig.from_pretrained)
-
-    def load(transformers: Any, config: Any, dtype: str) -> Any:
-        weights = {} if "gguf_file" in options else {"use_safetensors": True}
-        model, found = call(
-            _auto_class(transformers, config, where).from_pretrained,
-            config=config,
-            output_loading_info=True,
-            **weights,
-            **_dtype_argument(transformers, dtype),
-        )
-        missing = sorted(found["missing_keys"])
-        if missing:
-            raise BadInput(
-                f"--model {where}: its files hold no weights for {missing[0]}"
-                + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-                + "; expected all that its configuration asks for"
-            )
-        return model
-
-    return _Source(name, config, load)
-
-
-def _reason(error: Exception, offline: bool) -> str:
-    """One clear line for whatever the library raised."""
-    text = " ".join(str(error).split())
-    if offline:
-        return f"not in the local cache, and the Hugging Face hub cannot be reached from here; {_known()}"
-    if "trust_remote_code" in text or "custom code" in text:
-        return "this model brings code of its own, which is never run; expected an architecture that transformers knows"
-    if "safetensors" in text:
-        return "no safetensors weights there; pickled weights are never read (they could run code)"
-    return text[:300] or type(error).__name__
-
-
-@lru_cache(maxsize=1)
-def _hub_reachable() -> bool:
-    """One quick try, so that a machine without a network answers at once instead of retrying for minutes."""
-    import socket
-    from urllib.parse import urlsplit
-
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
-        return False
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # the proxy resolves the name, we cannot
-    from huggingface_hub.constants import ENDPOINT
-
-    end = urlsplit(ENDPOINT)
-    try:
-        port = end.port or (80 if end.scheme == "http" else 443)
-        with socket.create_connection((end.hostname or "", port), timeout=_HUB_TIMEOUT_S):
-            return True
-    except (OSError, ValueError):
-        return False
-
-
-def _libraries() -> tuple[Any, Any]:
-    """torch and transformers, imported late: they take seconds."""
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(_HUB_TIMEOUT_S)))
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else a thread asks the hub to convert weights
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader's own bar ignores the library's settings
-    try:
-        import peft  # noqa: F401
-        import torch
-        import transformers
-    except ImportError as error:
-        raise MissingHardware(
-            f"profiling layers needs the package {error.name}: pip install 'card-profile[profile]' "
-            "(on a Jetson keep NVIDIA's torch: use a virtual environment with --system-site-packages)"
-        ) from None
-    if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        transformers.utils.logging.set_verbosity_error()
-    return torch, transformers
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The library's progress bars are not part of our output."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 # --- architecture and weights -----------------------------------------------------------------------------------------
 
 
@@ -380,27 +185,6 @@ def _prepare_config(config: Any, spec: WorkloadSpec) -> None:
         raise BadInput(f"--seq-len {spec.tokens}: {spec.model} has positions for {longest} tokens at most")
 
 
-def _auto_class(transformers: Any, config: Any, name: str) -> Any:
-    """The class with a language-model head and loss. Raises BadInput where transformers has none for this architecture."""
-    if getattr(config, "is_encoder_decoder", False):
-        auto, mapping = transformers.AutoModelForSeq2SeqLM, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
-    else:
-        auto, mapping = transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    if type(config) not in mapping:
-        raise BadInput(
-            f"--model {name}: {type(config).__name__} cannot be cut: looked for a class with a language-model head in "
-            f"transformers ({auto.__name__}), found none; expected a decoder-only or encoder-decoder language model"
-        )
-    return auto
-
-
-def _dtype_argument(transformers: Any, dtype: str) -> dict[str, Any]:
-    import torch
-
-    version = tuple(int(part) for part in re.findall(r"\d+", transformers.__version__)[:2])
-    return {"dtype" if version >= (4, 56) else "torch_dtype": getattr(torch, dtype)}
-
-
 def _empty_model(transformers: Any, config: Any, spec: WorkloadSpec, device: str) -> Any:
     """The architecture with memory that nothing has been written to (so that a large model is there in a second)."""
     import torch
@@ -410,12 +194,12 @@ def _empty_model(transformers: Any, config: Any, spec: WorkloadSpec, device: str
     except ImportError:  # transformers 4
         from transformers.modeling_utils import no_init_weights
 
-    auto = _auto_class(transformers, config, spec.model)
+    auto = auto_class(transformers, config, spec.model)
     try:
-        with torch.device(device), no_init_weights(), _quiet():
-            model = auto.from_config(config, **_dtype_argument(transformers, spec.dtype))
+        with torch.device(device), no_init_weights(), quiet():
+            model = auto.from_config(config, **dtype_argument(transformers, spec.dtype))
     except Exception as error:
-        raise BadInput(f"--model {spec.model}: its configuration makes no model: {_reason(error, False)}") from None
+        raise BadInput(f"--model {spec.model}: its configuration makes no model: {reason_of(error, False)}") from None
     if device == "meta":
         # An encoder and a decoder have a configuration each. Attention that is not sdpa stays what it is anywhere.
         for module in model.modules():

@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="the [profile] extra is not installed")
 
 import torch
 
-from profiler.workload import model as model_module
+from profiler.workload import pretrained
 from profiler.workload.cuts import SplitModel
 from profiler.workload.model import WorkloadSpec, build
 
@@ -79,7 +79,7 @@ NAMES = tuple(FAMILIES)
 @contextmanager
 def available() -> Iterator[None]:
     """Inside, the tiny families can be built by name."""
-    presets = model_module.presets()
+    presets = pretrained.presets()
     tiny = {preset(name): {"model_type": kind, "config": config} for name, (kind, config) in FAMILIES.items()}
     presets.update(tiny)
     try:

@@ -15,7 +15,8 @@ import torch
 from profiler.profile import FlopsBlock, SegmentFlops
 from profiler.workload import flops
 from profiler.workload.cuts import SplitModel
-from profiler.workload.model import WorkloadSpec, build, presets
+from profiler.workload.model import WorkloadSpec, build
+from profiler.workload.pretrained import presets
 from tests.workload.families import NAMES, tiny
 
 

@@ -15,8 +15,9 @@ pytest.importorskip("torch", reason="the [profile] extra is not installed")
 import torch
 
 from profiler.profile import BadInput
-from profiler.workload import model as model_module
-from profiler.workload.model import WorkloadSpec, build, presets
+from profiler.workload import pretrained
+from profiler.workload.model import WorkloadSpec, build
+from profiler.workload.pretrained import presets
 from tests.workload.families import FAMILIES, available, preset, tiny
 
 # As published with the models (safetensors' own count, or the paper's).
@@ -253,11 +254,11 @@ def test_an_unreachable_hub_is_one_clear_line_within_seconds(monkeypatch: pytest
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
-    model_module._hub_reachable.cache_clear()
+    pretrained._hub_reachable.cache_clear()
     began = time.monotonic()
     with pytest.raises(BadInput, match="not in the local cache, and the Hugging Face hub cannot be reached") as caught:
         build(WorkloadSpec("nobody/no-such-model"))
-    model_module._hub_reachable.cache_clear()
+    pretrained._hub_reachable.cache_clear()
     assert "\n" not in str(caught.value)
     assert time.monotonic() - began < 15
 

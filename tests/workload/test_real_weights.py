@@ -14,7 +14,8 @@ pytest.importorskip("gguf", reason="the [gguf] extra is not installed")
 import torch
 
 from profiler.workload.cuts import SplitModel
-from profiler.workload.model import WorkloadSpec, build, presets
+from profiler.workload.model import WorkloadSpec, build
+from profiler.workload.pretrained import presets
 from tests.workload.families import equal, take_gradients
 
 TEXT = (
