@@ -7,6 +7,7 @@ board more than 1 %.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 import warnings
@@ -36,9 +37,11 @@ def main(names: list[str]) -> int:
         load = device.load(lambda device=device: steps.plain(device))  # type: ignore[misc]
         assert device.clocks is not None
         began = time.perf_counter()
-        points = run_sweep(
-            device, load, choose_clocks("auto", device.clocks.supported_hz()), load_name="step"
-        ).block.points
+        choice = choose_clocks("auto", device.clocks.supported_hz())
+        with device.clocks.held():
+            points = run_sweep(
+                device, lambda load=load: contextlib.nullcontext(load), choice, load_name="step"
+            ).block.points
         spent = time.perf_counter() - began
         errors = []
         for point in points:

@@ -1,173 +1,418 @@
 """From a stream of sensor readings to one steady figure with an interval that can be believed.
 
-    |-- warm-up --|--------- window: whole load steps ----------|
-    .  .  .  .  . [ block | block | block | block | block |  ... ]  mean of the blocks, 95 % interval
-                  ^ cut where the interval of what remains is narrowest
+    |- load rises -|- warm-up -|- window -| |- window -| |- window -| ...      a window is a row of whole load steps
+                                           ^            ^                      pauses of random length
+                               [----------- dropped ----][-------- kept ------ mean of the windows, 95 % interval
+                                                         ^ cut where the interval of what remains is narrowest
 
-Sampling ends when the interval is narrow enough and neither temperature nor power still drifts, or at a bound; which of these
-it was is recorded. Neighbouring readings resemble each other (sensors average, heat lags), so the interval counts the
-readings' effective number, not their number. Time is the device's own.
+Sampling ends when the interval is narrow enough and the temperature has stopped moving, or at a bound; which of these it was
+is recorded. Sensors look at a load for part of the time only, at a beat of their own. So the load pauses for a random moment
+after each window: every window meets another phase, and what the phase does to the figure shows as variance between windows.
+Neighbouring windows may still resemble each other (heat lags), so the interval counts their effective number, not their
+number. Time is the device's own.
+
+Two methods are computed over the same windows wherever both exist: the energy counter's differences, taken between moments at
+which the counter moved, and the mean of the power sensor's readings. The counter sums what the sensor samples, so its figure is
+kept, unless it is not to be believed.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from profiler.hardware.device import Device, Reading
-from profiler.profile import MissingHardware, PowerPoint
+from profiler.hardware.device import Device, PowerSensor, Reading
+from profiler.power.interval import Mean, halves_differ, mean_interval, rounding_w, steady_from
+from profiler.profile import BadInput, MissingHardware, PowerPoint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+_AGREE = 0.03
+"""Counter and sensor agree within this share of the watts."""
+_PAUSE_S = 0.1  # the longest pause between windows, a period of the slowest sensors
+_SHORT_STEP_S = 1.0  # longer steps meet the sensor at another phase each without a pause
+_BATCH_S = 0.05  # steps shorter than this are submitted in rows, for looking at the clock waits until they have ended
+_COUNTER_MOVES = 10  # in a window, for its differences to mean something
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """When a figure is steady, and how long to wait for it.
 
-    ``relative_ci``: half width of the 95 % interval over the mean. ``drift_c``: change of temperature between the halves of
-    the last ``drift_window_s``. ``period_s`` None: the sensor's own, at least 0.05 s.
+    ``relative_ci``: half width of the 95 % interval over the mean. ``windows``: at least so many are kept. ``min_s`` and
+    ``max_s`` count from when the load has risen above rest, for which ``start_s`` are waited. ``drift_c``: change of
+    temperature between the halves of the last ``drift_window_s``. ``period_s`` None: the sensor's own, at least 0.05 s.
+    ``seed`` fixes the pauses.
     """
 
     relative_ci: float = 0.005
+    start_s: float = 60.0
     warm_up_s: float = 3.0
     min_s: float = 10.0
     max_s: float = 180.0
     drift_c: float = 0.2
     drift_window_s: float = 20.0
-    block_s: float = 0.5
-    min_blocks: int = 12
+    windows: int = 5
     period_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Mean of a series, half width of its 95 % interval, and how many independent values the series is worth."""
-
-    mean: float
-    half_width: float
-    effective: float
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Steady:
-    """A power point, the readings that it came from, and what is worth telling about it."""
+    """A power point and the readings that it came from."""
 
     point: PowerPoint
     readings: list[Reading]
-    notes: tuple[str, ...] = field(default=())
-
-
-def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> Mean:
-    """Mean of a stationary series, shape (n,), with a 95 % interval that allows for autocorrelation.
-
-    The variance of the mean is gamma_0 + 2 sum gamma_k over n, the sum cut by Geyer's initial positive monotone sequence
-    (Statistical Science 7, 1992), and each autocorrelation first corrected for its bias in a short series (about
-    (1 + 3 rho)/n for an autoregression of order one; Kendall 1954). Student's t with the effective number of values less
-    one. Negative correlation is not trusted to narrow the interval. Infinite for fewer than 4 values.
-    """
-    series = np.asarray(values, dtype=float)
-    count = len(series)
-    if count == 0:
-        return Mean(math.nan, math.inf, 0.0)
-    mean = float(series.mean())
-    if count < 4:
-        return Mean(mean, math.inf, 1.0)
-    centred = series - mean
-    variance = float(centred @ centred) / count
-    if variance <= 0.0 or math.sqrt(variance) < 1e-12 * abs(mean):
-        # A sensor that never moved tells nothing of its error but its step, which the caller knows.
-        return Mean(mean, 0.0, float(count))
-    lags = count // 2
-    rho = np.array([float(centred[k:] @ centred[: count - k]) / (count * variance) for k in range(lags + 1)])
-    inflation = _inflation(rho)
-    first = min(0.99, rho[1] + (1.0 + 3.0 * max(rho[1], 0.0)) / count)
-    inflation = max(1.0, inflation, (1.0 + first) / (1.0 - first) if first > 0 else 1.0)
-    effective = min(float(count), max(count / inflation, 1.5))
-    error = math.sqrt(variance * count / (count - 1) * inflation / count)
-    return Mean(mean, _student_975(max(effective - 1.0, 1.0)) * error, effective)
-
-
-def _inflation(rho: NDArray[np.float64]) -> float:
-    """1 + 2 sum of autocorrelations, cut where the sum of a pair turns negative; pairs never grow."""
-    total, least, k = -1.0, math.inf, 0
-    while k + 1 < len(rho):
-        pair = float(rho[k] + rho[k + 1])
-        if pair <= 0:
-            break
-        least = min(least, pair)
-        total += 2.0 * least
-        k += 2
-    return total
-
-
-def _student_975(freedom: float) -> float:
-    """The 97.5 % point of Student's t."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, 0.975))
-
-
-def _cut(values: NDArray[np.float64], keep: int) -> int:
-    """How many of the first values to drop, so that the 95 % interval of the rest is narrowest; at least ``keep`` stay.
-
-    What is left of a transient makes neighbours alike and so the interval wide; too few values make it wide as well. Only
-    about a dozen lengths are tried, so that the narrowest is not one by luck.
-    """
-    best, narrowest = 0, math.inf
-    length = float(len(values))
-    while length >= max(keep, 4):
-        drop = len(values) - math.floor(length)
-        width = mean_interval(values[drop:]).half_width
-        if width < narrowest:
-            best, narrowest = drop, width
-        length *= 0.8
-    return best
-
-
-def _halves_differ(values: NDArray[np.float64]) -> float:
-    """Mean of the second half less mean of the first."""
-    middle = len(values) // 2
-    return float(values[middle:].mean() - values[:middle].mean())
 
 
 @dataclass(frozen=True)
-class _Blocks:
-    """Power in blocks of equal length, from one method."""
+class Rest:
+    """Power at rest: ``power_w`` with the half width of its 95 % interval (None: unknown), and the readings."""
 
-    power_w: NDArray[np.float64]
-    start_s: NDArray[np.float64]
+    power_w: float
+    ci95_w: float | None
+    readings: list[Reading]
 
 
-def _blocks(
-    readings: Sequence[Reading], edges: NDArray[np.float64], *, counter: bool, lag_s: float = 0.0
-) -> _Blocks | None:
-    """Mean power of each block between ``edges``; by the energy counter's differences, or the mean of the readings in it.
+# ------------------------------------------------------------------------------------------------ running the load
 
-    Blocks that begin less than ``lag_s`` after the first edge are left out. None where no block is filled.
+
+class _Steps:
+    """Runs the load in whole steps up to a moment."""
+
+    def __init__(self, device: Device, load: Callable[[], object]) -> None:
+        self._device, self._load = device, load
+        self._batch, self._idle_calls = 1, 0
+        self.step_s = 0.0
+
+    def until(self, due_s: float) -> tuple[float, int]:
+        """Run at least one step, on until ``due_s`` has passed; (when the last one ended, how many). Raises BadInput."""
+        count, before = 0, self._device.now_s()
+        while True:
+            for _ in range(self._batch):
+                self._load()
+            count += self._batch
+            now = self._device.now_s()
+            self.step_s = (now - before) / self._batch
+            self._idle_calls = self._idle_calls + self._batch if self.step_s <= 0 else 0
+            if self._idle_calls > 100_000:
+                raise BadInput(f"{self._device.name}: the load takes no time, so no power can be measured under it")
+            self._batch = max(1, min(2 * self._batch, int(_BATCH_S / max(self.step_s, 1e-9))))
+            before = now
+            if now >= due_s:
+                return now, count
+
+
+@dataclass
+class _Run:
+    """Windows one after the other without a pause: ``edges_s`` (n + 1), ``steps`` in each (n). The load runs since ``since_s``."""
+
+    since_s: float
+    edges_s: list[float]
+    steps: list[int]
+
+
+@dataclass
+class _Sampled:
+    """All that one sampling saw. ``begin_s``: when the load had risen. ``length_s``: of a window, rounded up to whole steps."""
+
+    begin_s: float
+    period_s: float
+    length_s: float
+    readings: list[Reading]
+    runs: list[_Run]
+    stopped_by: str = "time limit"
+
+
+def _sample(
+    device: Device,
+    sensor: PowerSensor,
+    load: Callable[[], object],
+    options: SamplingOptions,
+    *,
+    pauses: bool,
+    above_w: float | None = None,
+    on_reading: Callable[[float, float], None] | None = None,
+) -> _Sampled:
+    period = options.period_s or max(sensor.period_s, 0.05)
+    # An averaging sensor shows what was before a window for as long as it averages, so a window is several times that.
+    length = max(options.min_s, options.drift_window_s) / options.windows
+    longest = options.max_s / (options.windows + 2)
+    dice = random.Random(options.seed)
+    steps = _Steps(device, load)
+    with device.monitor(period) as readings:
+        begin = device.now_s()
+        if above_w is not None:
+            begin = _risen(device, steps, readings, above_w, options.start_s)
+        warm_s, start = begin + max(options.warm_up_s, sensor.averaging_s), device.now_s()
+        if start < warm_s:
+            start, _ = steps.until(warm_s)
+        sampled = _Sampled(begin, period, length, readings, [_Run(begin, [start], [])])
+        if start - begin >= 2.0 * options.max_s:  # there is no time for a whole step of warm-up: a part of it has to do
+            sampled.runs = [_Run(begin, [begin + 0.5 * options.max_s, start], [1])]
+        least = max(4.0 * sensor.averaging_s, 1.2 * _COUNTER_MOVES * max(period, _beat_s(readings)))
+        sampled.length_s = length = max(length, min(least, longest))
+        while not sampled.runs[0].steps or begin + options.max_s - device.now_s() >= 0.5 * length:
+            run = sampled.runs[-1]
+            end, count = steps.until(min(run.edges_s[-1] + length, begin + options.max_s))
+            run.edges_s.append(end)
+            run.steps.append(count)
+            if end - begin >= options.min_s:
+                found = _estimate(sampled, sensor, options, list(readings))
+                if found is not None and on_reading is not None:
+                    on_reading(end - begin, found.mean.mean)
+                if found is not None and not found.waiting_for:
+                    sampled.stopped_by = "steady"
+                    break
+            if pauses and steps.step_s < _SHORT_STEP_S:
+                device.wait(dice.uniform(0.0, _PAUSE_S))
+                since = device.now_s()
+                sampled.runs.append(_Run(since, [since], []))
+    sampled.readings = list(readings)
+    return sampled
+
+
+def _risen(device: Device, steps: _Steps, readings: Sequence[Reading], above_w: float, patience_s: float) -> float:
+    """Run the load until a reading is above ``above_w`` (a program may have to start first); the time since which it may be."""
+    begin = since = device.now_s()
+    while True:
+        now, _ = steps.until(since + 0.5)
+        last = next((r.power_w for r in reversed(readings) if r.power_w is not None), None)
+        if last is None or last > above_w or now - begin >= patience_s:
+            return since
+        since = now
+
+
+# ------------------------------------------------------------------------------------------------ windows into watts
+
+
+def _beat_s(readings: Sequence[Reading]) -> float:
+    """The usual time between two moments at which the energy counter moved; 0 where there is none."""
+    counted = [(r.time_s, r.energy_j) for r in list(readings) if r.energy_j is not None]
+    moved = [b[0] for a, b in itertools.pairwise(counted) if b[1] != a[1]]
+    return float(np.median(np.diff(moved))) if len(moved) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class _Window:
+    """[start_s, end_s) of ``steps`` whole load steps (0: parts of one), inside a stretch [since_s, till_s] of load."""
+
+    start_s: float
+    end_s: float
+    steps: int
+    since_s: float
+    till_s: float
+
+
+def _windows(sampled: _Sampled, readings: Sequence[Reading], options: SamplingOptions) -> tuple[list[_Window], int]:
+    """All windows in which the sensors were read throughout, and how many of them make whole steps."""
+    found = [
+        _Window(run.edges_s[k], run.edges_s[k + 1], run.steps[k], run.since_s, run.edges_s[-1])
+        for run in sampled.runs
+        for k in range(len(run.steps))
+    ]
+    each = 1
+    if 0 < len(found) < 3 * options.windows and len(sampled.runs) == 1 and max(w.steps for w in found) == 1:
+        # Steps so long that there are few: where power is even, parts of whole steps tell as much in less time.
+        step_s = (found[-1].end_s - found[0].start_s) / len(found)
+        each = max(math.ceil(2 * options.windows / len(found)), int(step_s / sampled.length_s))
+        found = [
+            replace(window, start_s=float(a), end_s=float(b), steps=0)
+            for window in found
+            for a, b in itertools.pairwise(np.linspace(window.start_s, window.end_s, each + 1))
+        ]
+    times = np.array([r.time_s for r in readings])
+
+    def longest_gap(window: _Window) -> float:
+        inside = times[(times >= window.start_s) & (times <= window.end_s)]
+        return float(np.diff([window.start_s, *inside, window.end_s]).max())
+
+    # A machine that was suspended, or a starved thread, leaves holes; where all windows have them they are the load's own.
+    whole = [w for w in found if longest_gap(w) <= max(1.0, 10.0 * sampled.period_s)]
+    if each == 1 and len(whole) >= 0.5 * len(found):
+        return whole, 1
+    return found, each
+
+
+def _by_sensor(windows: Sequence[_Window], times: Array, watts: Array, sensor: PowerSensor) -> Array:
+    """Mean of the readings in each window, shape (windows,); NaN where there is none.
+
+    A reading tells of the ``averaging_s`` before it: it is placed in their middle, and used where the load ran all along.
     """
-    edges = edges[edges >= edges[0] + lag_s]
-    usable = [r for r in readings if (r.energy_j if counter else r.power_w) is not None]
-    if len(usable) < 2:
+    place = times - 0.5 * sensor.averaging_s
+    lag = sensor.averaging_s + sensor.period_s
+    means = np.full(len(windows), np.nan)
+    for k, window in enumerate(windows):
+        inside = (place >= window.start_s) & (place < window.end_s)
+        inside &= (times >= window.since_s + lag) & (times <= window.till_s)
+        if inside.any():
+            means[k] = watts[inside].mean()
+    return means
+
+
+def _by_counter(windows: Sequence[_Window], times: Array, joules: Array, least: int) -> Array:
+    """The counter's differences over each window, shape (windows,), in watts; NaN where it moved less than ``least`` times.
+
+    Only readings at which the counter had moved count: they are all late by less than one look, while the others lag by up
+    to the counter's own period. Over a row of steps, first and last quarter of these moments are averaged, which takes most
+    of that lateness out; a window of few steps is taken from edge to edge, for a step is not even.
+    """
+    moved = np.concatenate([[True], np.diff(joules) != 0])
+    times, joules = times[moved], joules[moved]
+    watts = np.full(len(windows), np.nan)
+    for k, window in enumerate(windows):
+        inside = (times >= window.start_s) & (times <= window.end_s)
+        count = int(inside.sum())
+        if count < least:
+            continue
+        t, e = times[inside], joules[inside]
+        if window.steps >= 8 and count >= 4:
+            some = count // 4
+            watts[k] = (e[-some:].mean() - e[:some].mean()) / (t[-some:].mean() - t[:some].mean())
+        else:
+            edges = np.clip([window.start_s, window.end_s], times[0], times[-1])
+            watts[k] = np.diff(np.interp(edges, times, joules))[0] / np.diff(edges)[0]
+    return watts
+
+
+def _distrust(joules: Array, by_counter: Array, by_sensor: Array | None) -> str | None:
+    """Why the energy counter is not believed, else None. ``joules`` as read; watts by window, NaN where unknown."""
+    if np.all(joules == joules[0]):
+        return f"the energy counter stands still at {joules[0]:g} J"
+    fallen = np.flatnonzero(np.diff(joules) < 0)
+    if len(fallen):
+        before, after = joules[fallen[0]], joules[fallen[0] + 1]
+        return f"the energy counter fell from {before:.3f} to {after:.3f} J (reset or overflow)"
+    seen = by_counter[np.isfinite(by_counter)]
+    if not len(seen):
+        return "the energy counter moves too seldom"
+    if len(seen) < 0.5 * len(by_counter) or seen.min() <= 0:
+        return "the energy counter stood still for part of the time"
+    middle = float(np.median(seen))
+    # A jump is what the sensor did not see, or what no load does.
+    far = seen > 3.0 * middle
+    if by_sensor is not None:
+        far = (by_counter > 1.5 * middle) & (by_counter > 1.5 * by_sensor * (middle / np.nanmedian(by_sensor)))
+    if far.any():
+        return "the energy counter jumped"
+    return None
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """``mean`` by ``method`` over ``windows``; both methods over the same; ``waiting_for`` empty: steady."""
+
+    mean: Mean
+    method: Literal["energy counter", "power sensor"]
+    windows: list[_Window]
+    counter_w: float | None
+    sensor_w: float | None
+    agreement: Literal["agree", "disagree"] | None
+    waiting_for: str
+    distrust: str | None
+
+
+def _estimate(
+    sampled: _Sampled, sensor: PowerSensor, options: SamplingOptions, readings: Sequence[Reading]
+) -> _Estimate | None:
+    """The best figure from what was read so far; None where nothing was read."""
+    readings = _sound(readings)
+    windows, each = _windows(sampled, readings, options)
+    if not windows:
         return None
-    times = np.array([r.time_s for r in usable])
-    if counter:
-        joules = np.array([r.energy_j for r in usable], dtype=float)
-        # Between two readings the counter is taken to run evenly.
-        edges = edges[(edges >= times[0]) & (edges <= times[-1])]
-        if len(edges) < 2:
-            return None
-        return _Blocks(np.diff(np.interp(edges, times, joules)) / np.diff(edges), edges[:-1])
-    watts = np.array([r.power_w for r in usable], dtype=float)
-    which = np.searchsorted(edges, times, side="right") - 1
-    filled = [i for i in range(len(edges) - 1) if (which == i).any()]
-    if not filled:
+    shown = [(r.time_s, r.power_w) for r in readings if r.power_w is not None]
+    counted = [(r.time_s, r.energy_j) for r in readings if r.energy_j is not None]
+    by_sensor = by_counter = None
+    distrust = None
+    if shown:
+        times, watts = np.array(shown, dtype=float).T
+        by_sensor = _by_sensor(windows, times, watts, sensor)
+        if not np.isfinite(by_sensor).any():
+            by_sensor = None
+    if len(counted) > 1:
+        moments, joules = np.array(counted, dtype=float).T
+        # A counter that moves seldom is better than nothing at all.
+        by_counter = _by_counter(windows, moments, joules, _COUNTER_MOVES if by_sensor is not None else 2)
+        distrust = _distrust(joules, by_counter, by_sensor)
+        if distrust is not None:
+            by_counter = None
+    main = by_counter if by_counter is not None else by_sensor
+    if main is None:
         return None
-    return _Blocks(np.array([watts[which == i].mean() for i in filled]), edges[filled])
+    known = np.isfinite(main)
+    series, windows = main[known], [w for w, k in zip(windows, known, strict=True) if k]
+    drop = steady_from(series, options.windows, each if known.all() else len(series))
+    mean, windows = mean_interval(series[drop:]), windows[drop:]
+
+    def other(values: Array | None) -> Mean | None:
+        kept = None if values is None else values[known][drop:]
+        return None if kept is None or not np.isfinite(kept).any() else mean_interval(kept[np.isfinite(kept)])
+
+    of_counter, of_sensor = other(by_counter), other(by_sensor)
+    if of_sensor is not None:
+        inside = [w for t, w in shown if windows[0].start_s <= t <= windows[-1].end_s]
+        of_sensor = replace(of_sensor, half_width=math.hypot(of_sensor.half_width, rounding_w(np.array(inside))))
+    if by_counter is None and of_sensor is not None:
+        mean = of_sensor
+    waiting = ""
+    if len(windows) < options.windows or not mean.half_width <= options.relative_ci * abs(mean.mean):
+        waiting = "interval still wide"
+    return _Estimate(
+        mean=mean,
+        method="power sensor" if by_counter is None else "energy counter",
+        windows=windows,
+        counter_w=None if of_counter is None else of_counter.mean,
+        sensor_w=None if of_sensor is None else of_sensor.mean,
+        agreement=_agreement(of_counter, of_sensor),
+        waiting_for=waiting or _heat(sampled, readings, options, windows[-1].end_s),
+        distrust=distrust,
+    )
+
+
+def _sound(readings: Sequence[Reading]) -> list[Reading]:
+    """Readings in order of time, each later than the one before; figures that are no numbers taken as missing."""
+    sound: list[Reading] = []
+    for reading in readings:
+        if sound and reading.time_s <= sound[-1].time_s:
+            continue
+        if reading.power_w is not None and not (math.isfinite(reading.power_w) and reading.power_w >= 0):
+            reading = replace(reading, power_w=None)
+        if reading.energy_j is not None and not math.isfinite(reading.energy_j):
+            reading = replace(reading, energy_j=None)
+        sound.append(reading)
+    return sound
+
+
+def _agreement(counter: Mean | None, sensor: Mean | None) -> Literal["agree", "disagree"] | None:
+    if counter is None or sensor is None:
+        return None
+    apart = abs(counter.mean - sensor.mean)
+    if apart <= _AGREE * counter.mean:
+        return "agree"
+    return "disagree" if apart > math.hypot(counter.half_width, sensor.half_width) else None
+
+
+def _heat(sampled: _Sampled, readings: Sequence[Reading], options: SamplingOptions, end_s: float) -> str:
+    """What the temperature lets us wait for; empty: it stands still, or there is none."""
+    recent = [r.temperature_c for r in readings if end_s - options.drift_window_s <= r.time_s <= end_s]
+    temperatures = np.array([t for t in recent if t is not None])
+    if end_s - sampled.begin_s < options.drift_window_s:
+        return "temperature not yet watched long enough" if len(temperatures) else ""
+    if len(temperatures) >= 4 and abs(halves_differ(temperatures)) > options.drift_c:
+        return "temperature still moving"
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------------ the figures
 
 
 def steady_point(
@@ -175,146 +420,120 @@ def steady_point(
     load: Callable[[], object],
     *,
     requested_hz: float | None = None,
+    rest_w: float | None = None,
     options: SamplingOptions | None = None,
     on_reading: Callable[[float, float], None] | None = None,
 ) -> Steady:
     """Run ``load`` again and again until the power it draws is steady, and return that power.
 
-    The clock of the point is the measured one where the device tells it, else ``requested_hz``. ``on_reading`` is called
-    after each check with (seconds so far, mean watts so far). Raises MissingHardware without a power sensor, or where it
-    gave no reading, or where no clock is known.
+    The clock of the point is the measured one where the device tells it, else ``requested_hz``. With ``rest_w``, the power at
+    rest, sampling waits until the load shows (a program has to start first). ``on_reading`` is called after each window with
+    (seconds so far, mean watts so far). Raises MissingHardware without a power sensor, or where it gave no reading, or where
+    no clock is known; BadInput where the load takes no time.
     """
     options = options or SamplingOptions()
-    sensor = device.power
-    if sensor is None:
-        raise MissingHardware(f"{device.name}: no watts can be read: {device.absent.reasons.get('power', 'no sensor')}")
-    period = options.period_s or max(sensor.period_s, 0.05)
-    block = max(options.block_s, 4.0 * period, sensor.averaging_s)
-    begin = device.now_s()
-    ends: list[float] = []
-    next_check = begin + options.min_s
-    stopped = "time limit"
-    with device.monitor(period) as readings:
-        while True:
-            load()
-            now = device.now_s()
-            ends.append(now)
-            if now < next_check:
-                continue
-            found = _estimate(list(readings), begin, ends, sensor.averaging_s, block, options)
-            spent = now - begin
-            if found is not None:
-                if on_reading is not None:
-                    on_reading(spent, found.mean.mean)
-                if found.steady:
-                    stopped = "steady"
-                    break
-            if spent >= options.max_s:
-                break
-            next_check = now + max(2.0 * block, 1.0)
-        taken = list(readings)
-    final = _estimate(taken, begin, ends, sensor.averaging_s, block, options)
-    if final is None:
+    sensor = _sensor(device)
+    above_w = None if rest_w is None else 1.05 * rest_w
+    sampled = _sample(device, sensor, load, options, pauses=True, above_w=above_w, on_reading=on_reading)
+    found = _estimate(sampled, sensor, options, sampled.readings)
+    if found is None:
         raise MissingHardware(f"{device.name}: the power sensor ({sensor.sensor}) gave no reading under this load")
-    if stopped != "steady" and final.waiting_for:
-        stopped = f"time limit, {final.waiting_for}"
-    return _point(device, taken, final, begin, requested_hz, stopped)
+    return Steady(_point(device, sampled, found, requested_hz, rest_w), sampled.readings)
 
 
-@dataclass(frozen=True)
-class _Estimate:
-    mean: Mean
-    start_s: float
-    end_s: float
-    steady: bool
-    waiting_for: str
-    by_counter: bool
-    other_w: float | None
+def rest_power(
+    device: Device, options: SamplingOptions | None = None, on_reading: Callable[[float, float], None] | None = None
+) -> Rest:
+    """Power while the device is left alone, half as exact as ``options`` say and in less time. Raises MissingHardware."""
+    options = options or SamplingOptions()
+    sensor = _sensor(device)
+    # What was hot cools for minutes, which does not matter here as much as the time.
+    brief = replace(
+        options,
+        relative_ci=2 * options.relative_ci,
+        min_s=options.min_s / 2,
+        drift_window_s=options.min_s / 2,
+        drift_c=math.inf,
+        max_s=rest_limit_s(options),
+    )
+    sampled = _sample(device, sensor, lambda: device.wait(0.25), brief, pauses=False, on_reading=on_reading)
+    found = _estimate(sampled, sensor, brief, sampled.readings)
+    if found is None:
+        raise MissingHardware(f"{device.name}: the power sensor ({sensor.sensor}) gave no reading at rest")
+    return Rest(max(0.0, found.mean.mean), _interval(found.mean), sampled.readings)
 
 
-def _estimate(
-    readings: list[Reading], begin: float, ends: list[float], averaging_s: float, block: float, options: SamplingOptions
-) -> _Estimate | None:
-    """The best figure from what was read so far, over whole load steps."""
-    end = ends[-1]
-    starts = [begin, *ends[:-1]]
-    warm = min(options.warm_up_s, 0.5 * (end - begin))
-    whole = [s for s in starts if s >= begin + warm]
-    # A step as long as the whole sampling leaves no whole one after the warm-up: then part of it has to do.
-    start = whole[0] if whole else begin + warm
-    step = float(np.median(np.diff([begin, *ends])))
-    if whole and step < 4.0 * block:
-        # A step is not even (forward, backward, optimizer): a block of whole steps sees the same each time.
-        stride = math.ceil(block / step - 1e-6)
-        bounds = [*whole, end]
-        edges = np.array(bounds[len(whole) % stride :: stride])
-    else:
-        edges = np.linspace(start, end, max(1, int((end - start) / block)) + 1)
-    counter = _blocks(readings, edges, counter=True)
-    # An averaging sensor still shows what was before the window for as long as it averages.
-    shown = _blocks(readings, edges, counter=False, lag_s=averaging_s)
-    main = counter if counter is not None and len(counter.power_w) >= options.min_blocks else shown
-    if main is None:
-        return None
-    drop = _cut(main.power_w, options.min_blocks)
-    first_s = float(main.start_s[drop])
-    used = main.power_w[drop:]
-    mean = mean_interval(used)
-    other = None
-    if main is counter and shown is not None:
-        tail = shown.power_w[shown.start_s >= first_s]
-        other = float(tail.mean()) if len(tail) else None
-    waiting = ""
-    if len(used) < options.min_blocks or mean.half_width > options.relative_ci * abs(mean.mean):
-        waiting = "interval still wide"
-    recent = [r.temperature_c for r in readings if r.time_s >= end - options.drift_window_s]
-    temperatures = np.array([t for t in recent if t is not None])
-    if end - begin < options.drift_window_s:
-        if len(temperatures):
-            waiting = waiting or "temperature not yet watched long enough"
-    elif len(temperatures) >= 4 and abs(_halves_differ(temperatures)) > options.drift_c:
-        waiting = waiting or "temperature still moving"
-    return _Estimate(mean, first_s, end, not waiting, waiting, main is counter, other)
+def rest_limit_s(options: SamplingOptions) -> float:
+    """The longest that ``rest_power`` takes."""
+    return max(options.min_s, 20.0)
+
+
+def _sensor(device: Device) -> PowerSensor:
+    if device.power is None:
+        raise MissingHardware(f"{device.name}: no watts can be read: {device.absent.reasons.get('power', 'no sensor')}")
+    return device.power
+
+
+def _interval(mean: Mean) -> float | None:
+    # A sensor that showed one value all along hides its error below its step, which nobody told us: no interval then.
+    return mean.half_width if 0 < mean.half_width < math.inf else None
 
 
 def _point(
-    device: Device, readings: list[Reading], found: _Estimate, begin: float, requested_hz: float | None, stopped: str
-) -> Steady:
-    inside = [r for r in readings if r.time_s >= found.start_s]
+    device: Device, sampled: _Sampled, found: _Estimate, requested_hz: float | None, rest_w: float | None
+) -> PowerPoint:
+    bounds = [(w.start_s, w.end_s) for w in found.windows]
+    inside = [r for r in sampled.readings if any(a <= r.time_s <= b for a, b in bounds)]
     clocks = [r.frequency_hz for r in inside if r.frequency_hz is not None]
     measured = float(np.mean(clocks)) if clocks else requested_hz
     if measured is None:
         raise MissingHardware(
             f"{device.name}: its clock can neither be read nor was one set, so watts cannot be placed"
         )
+    watts, at = found.mean.mean, f"at {measured / 1e6:.0f} MHz"
     notes = []
-    share = max(len(inside), 1)
+    looks = max(len(inside), 1)
     # Now and then a reading falls into a moment of regulation; a point is marked where that was more than a tenth of it.
-    capped = sum(r.capped for r in inside) > 0.1 * share
-    throttled = sum(r.throttled for r in inside) > 0.1 * share
+    capped = sum(r.capped for r in inside) > 0.1 * looks
+    throttled = sum(r.throttled for r in inside) > 0.1 * looks
     if requested_hz is not None and clocks and not capped and not throttled and measured < 0.98 * requested_hz:
-        capped = True
+        limit_w = device.describe().power_cap_w
+        capped = limit_w is None or watts >= 0.95 * limit_w
+        taken = "taken as capped" if capped else f"at {watts:.1f} W it is not the power cap of {limit_w:g} W"
         notes.append(
             f"{requested_hz / 1e6:g} MHz was asked for and {measured / 1e6:.0f} MHz ran, for no reason that the device "
-            "tells: taken as capped"
+            f"tells: {taken}"
         )
-    if found.other_w is not None and abs(found.other_w - found.mean.mean) > 0.03 * found.mean.mean:
+    if found.distrust is not None:
+        notes.append(f"{at} {found.distrust}: the power sensor's figure is kept")
+    if found.agreement == "disagree":
         notes.append(
-            f"at {measured / 1e6:.0f} MHz the energy counter says {found.mean.mean:.2f} W and the power sensor "
-            f"{found.other_w:.2f} W: they disagree by more than 3 %, the counter's figure is kept"
+            f"{at} the energy counter says {found.counter_w:.2f} W and the power sensor {found.sensor_w:.2f} W: they "
+            f"disagree by more than {100 * _AGREE:g} %, the counter's figure is kept"
         )
+    answered = sum(r.power_w is not None or r.energy_j is not None for r in inside)
+    if answered < 0.5 * len(inside):
+        notes.append(f"{at} the power sensor answered {answered} of {len(inside)} times")
+    if rest_w is not None and watts < 1.05 * rest_w:
+        notes.append(f"{at} the load draws {watts:.2f} W, hardly more than rest ({rest_w:.2f} W): did it run?")
     temperatures = [r.temperature_c for r in inside if r.temperature_c is not None]
-    point = PowerPoint(
+    stopped = sampled.stopped_by
+    if stopped != "steady" and found.waiting_for:
+        stopped = f"{stopped}, {found.waiting_for}"
+    return PowerPoint(
         frequency_hz=measured,
         requested_hz=requested_hz,
-        power_w=max(0.0, found.mean.mean),
-        # A sensor that showed one value all along hides its error below its step, which nobody told us: no interval then.
-        ci95_w=found.mean.half_width if 0 < found.mean.half_width < math.inf else None,
+        power_w=max(0.0, watts),
+        ci95_w=_interval(found.mean),
         temperature_c=round(float(np.mean(temperatures)), 2) if temperatures else None,
-        samples=max(1, sum(r.power_w is not None or r.energy_j is not None for r in inside)),
-        seconds_s=found.end_s - begin,
+        samples=max(1, answered),
+        seconds_s=found.windows[-1].end_s - sampled.begin_s,
         capped=capped,
         throttled=throttled,
         stopped_by=stopped,
+        method=found.method,
+        counter_w=found.counter_w,
+        sensor_w=found.sensor_w,
+        agreement=found.agreement,
+        notes=notes,
     )
-    return Steady(point, readings, tuple(notes))

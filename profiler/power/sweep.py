@@ -1,21 +1,25 @@
 """A power sweep: which clocks, in which order, and the clocks given back whatever happens.
 
 Clocks are visited low, high, second lowest, second highest, ... so that a machine that warms up over the sweep does not look
-like a power law: heat and clock stay uncorrelated. Idle power is taken before the first and after the last.
+like a power law: heat and clock stay uncorrelated. The clock visited first is measured again after the last, which shows what
+drifted all the same. Idle power is taken before the first and after the last.
+
+Where the clocks are ours to choose (a count, not a list), the rest may be chosen as the sweep goes (``teach``), and no more
+than two clocks are spent where the power cap holds the real one.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from profiler.hardware.device import Device, Reading
-from profiler.power.sampling import SamplingOptions, mean_interval, steady_point
+from profiler.power.sampling import Rest, SamplingOptions, rest_limit_s, rest_power, steady_point
 from profiler.profile import BadInput, MissingHardware, PowerBlock, PowerPoint
 
 AUTO_CLOCKS = 8
@@ -27,19 +31,35 @@ Load = Callable[[], AbstractContextManager[Callable[[], object]]]
 
 It is started once for each clock, so that the machine is at rest before the sweep, after it, and while layers are timed."""
 
+Teach = Callable[[Sequence[float], Sequence[float], Sequence[float]], "float | None"]
+"""From measured clocks (Hz), their watts and all clocks to choose from: the clock that would teach a fit most, None: any."""
+
+_SEEN_FIRST = 4
+"""Clocks that are visited before what was measured says where to go on."""
+_CAPPED_ENOUGH = 2
+_SAME = 0.02
+"""Clocks within this share of each other are one clock, times and watts within it are flat."""
+
 
 @dataclass(frozen=True)
 class ClockChoice:
-    """Clocks to visit, ascending, in Hz. Empty with ``locks`` False: the one point that the device is at, nothing is locked."""
+    """Clocks to visit, ascending, in Hz. Empty with ``locks`` False: the one point that the device is at, nothing is locked.
+
+    ``free``: their number was asked for, not these clocks; others may be visited instead where they teach more.
+    """
 
     frequencies_hz: tuple[float, ...]
     locks: bool
     notes: tuple[str, ...] = ()
+    free: bool = False
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The block for the profile, the readings at rest (those at the points went to ``on_point``), and notes."""
+    """The block for the profile, the readings at rest (those at the points went to ``on_point``), and notes.
+
+    ``notes`` hold those of all points, also of points measured before an interruption.
+    """
 
     block: PowerBlock
     at_rest: list[Reading] = field(repr=False)
@@ -81,7 +101,8 @@ def choose_clocks(spec: str, supported_hz: Sequence[float]) -> ClockChoice:
                 f"--clocks {spec}: a bare number is a count, and the device has {len(supported)} clocks; "
                 f"for the clock write {spec}mhz"
             )
-        return ClockChoice(_spread(supported, AUTO_CLOCKS if count is None else count), locks=True, notes=notes)
+        spread = _spread(supported, AUTO_CLOCKS if count is None else count)
+        return ClockChoice(spread, locks=True, notes=notes, free=True)
     low, high = supported[0], supported[-1]
     chosen, told = [], []
     for mhz in wanted:
@@ -145,29 +166,122 @@ def visiting_order(frequencies_hz: Sequence[float]) -> tuple[float, ...]:
     return tuple(order)
 
 
-def estimate_sweep_s(choice: ClockChoice, options: SamplingOptions | None = None) -> tuple[float, float]:
-    """Shortest and longest time that the sweep will take on the device's clock, without what is done beside it."""
+def next_clock(
+    choice: ClockChoice, supported_hz: Sequence[float], points: Sequence[PowerPoint], teach: Teach | None = None
+) -> float | None:
+    """The clock to visit after ``points``, which follows from them alone, so that a sweep goes on where it was interrupted.
+
+    Clocks of a list come in ``visiting_order``. Free ones too, at first; then ``teach`` says where the next one is worth most.
+    Once two of them were held by the power cap (or heat), no more are spent where it binds. None: the sweep is complete.
+    """
+    planned = visiting_order(choice.frequencies_hz)
+    visited = {point.requested_hz for point in points if point.requested_hz is not None}
+    rest = [hz for hz in planned if hz not in visited]
+    if not choice.free:
+        return rest[0] if rest else None
+    if len(visited) >= len(planned):
+        return None
+    held = [point.frequency_hz for point in points if point.capped or point.throttled]
+    top = min(held) if len(held) >= _CAPPED_ENOUGH else math.inf
+    open_hz = [hz for hz in supported_hz if hz not in visited and hz <= top]
+    if len(visited) >= _SEEN_FIRST and teach is not None and open_hz:
+        found = teach([p.frequency_hz for p in points], [p.power_w for p in points], open_hz)
+        if found is not None and found in open_hz:
+            return found
+    below = [hz for hz in rest if hz <= top]
+    if below:
+        return below[0]
+    # What was planned above the cap goes into the widest gaps below it.
+    return max(open_hz, key=lambda hz: (min(abs(hz - seen) for seen in visited), hz)) if open_hz else None
+
+
+def estimate_sweep_s(
+    choice: ClockChoice, options: SamplingOptions | None = None, *, at_clock_s: float = 0.0
+) -> tuple[float, float]:
+    """Shortest and longest time that the sweep will take on the device's clock; ``at_clock_s``: what ``at_clock`` takes."""
     options = options or SamplingOptions()
     points = max(1, len(choice.frequencies_hz))
-    idle = 2 * _idle_options(options).min_s
-    least = max(options.min_s, options.drift_window_s)
-    return points * least + idle, points * options.max_s + 2 * _idle_options(options).max_s
+    sampled = points + _repeats(points)
+    least = max(options.min_s, options.drift_window_s, options.warm_up_s)
+    most = options.start_s + options.max_s
+    return (
+        points * at_clock_s + sampled * least + options.min_s,
+        points * at_clock_s + sampled * most + 2 * rest_limit_s(options),
+    )
+
+
+def _repeats(points: int) -> int:
+    """Drift shows between a first and a last point that lie some way apart."""
+    return int(points >= 3)
+
+
+@contextmanager
+def _clock(device: Device) -> Iterator[Callable[[float], None]]:
+    """Locks the clock; gives it back on every way out. Raises MissingHardware where it cannot be set."""
+    control = device.clocks
+    if control is None:
+        raise MissingHardware(f"{device.name}: {device.absent.reasons.get('clocks', 'its clock cannot be set')}")
+    try:
+        yield control.lock
+    finally:
+        control.reset()
 
 
 def visit_clocks(device: Device, frequencies_hz: Sequence[float], body: Callable[[float], None]) -> None:
     """Lock each clock in turn (in ``visiting_order``), call ``body(requested_hz)`` while it is held, and give the clock back.
 
-    It is given back on every way out, KeyboardInterrupt and SystemExit too. Raises MissingHardware where clocks cannot be set.
+    It is given back on every way out, KeyboardInterrupt and SystemExit too; ``device.clocks.held()`` is the caller's to enter.
+    Raises MissingHardware where clocks cannot be set, or where what figures depend on was changed meanwhile.
     """
-    control = device.clocks
-    if control is None:
-        raise MissingHardware(f"{device.name}: {device.absent.reasons.get('clocks', 'its clock cannot be set')}")
-    try:
+    with _clock(device) as lock:
         for frequency_hz in visiting_order(frequencies_hz):
-            control.lock(frequency_hz)
+            lock(frequency_hz)
             body(frequency_hz)
-    finally:
-        control.reset()
+            device.unchanged()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a sweep is: what it does, for how many seconds, the watts so far; points done of all; seconds left, as far as known."""
+
+    what: str
+    seconds_s: float
+    power_w: float
+    done: int
+    total: int
+    left_s: float
+
+    @property
+    def text(self) -> str:
+        """All of it in one line for a person."""
+        left = f"{self.left_s / 60:.0f} min" if self.left_s >= 90 else f"{self.left_s:.0f} s"
+        return f"{self.what}, {self.seconds_s:.0f} s, {self.power_w:.1f} W; {self.done} of {self.total} clocks, {left} left"
+
+
+class _Pace:
+    """How long the rest of a sweep will take, from how long its parts have taken."""
+
+    def __init__(self, device: Device, points: int, options: SamplingOptions, at_clock_s: float) -> None:
+        self._device, self.total, self.done = device, points, 0
+        self.left = float(points + _repeats(points))
+        self._rest_s = rest_limit_s(options)
+        # Until the first point has told: some longer than the least, for that is what heat mostly takes.
+        self._each_s = 2.0 * max(options.min_s, options.drift_window_s) + at_clock_s
+        self._taken_s: list[float] = []
+        self._begun_s = device.now_s()
+
+    def begin(self) -> None:
+        self._begun_s = self._device.now_s()
+
+    def end(self) -> None:
+        self._taken_s.append(self._device.now_s() - self._begun_s)
+        self._each_s = float(np.mean(self._taken_s))
+        self.left -= 1
+
+    def progress(self, what: str, seconds_s: float, power_w: float) -> Progress:
+        spent = 0.0 if what == "idle" else min(self._device.now_s() - self._begun_s, self._each_s)
+        left = max(0.0, self.left * self._each_s + self._rest_s - spent)
+        return Progress(what, seconds_s, power_w, self.done, self.total, left)
 
 
 def run_sweep(
@@ -178,99 +292,159 @@ def run_sweep(
     load_name: str,
     options: SamplingOptions | None = None,
     at_clock: Callable[[float | None], None] | None = None,
+    at_clock_s: float = 0.0,
     on_point: Callable[[PowerPoint, list[Reading]], None] | None = None,
     done: Collection[PowerPoint] = (),
-    on_progress: Callable[[str, float, float], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    teach: Teach | None = None,
 ) -> SweepResult:
     """Measure the steady power under ``load`` at every clock of ``choice``.
 
     At each clock: lock, sample until steady, ``at_clock(requested_hz)`` while the clock is still held (to time layers there;
-    None where nothing is locked), then ``on_point(point, readings)``: when that is called, everything at this clock is complete.
-    ``done``: points of an earlier, interrupted sweep; their clocks are not visited again. ``on_progress`` is called while
-    sampling with (what, seconds so far, mean watts so far). Raises MissingHardware without a power sensor.
+    None where nothing is locked; it takes about ``at_clock_s``), then ``on_point(point, readings)``: when that is called,
+    everything at this clock is complete. ``done``: points of an earlier, interrupted sweep, in the order in which they were
+    measured; their clocks are not visited again. ``teach``: see ``next_clock``. ``device.clocks.held()`` is the caller's to enter.
+
+    Raises MissingHardware without a power sensor, where what figures depend on was changed meanwhile (that point is dropped),
+    or where the clock did not follow what was asked for.
     """
     options = options or SamplingOptions()
-    sensor = device.power
-    if sensor is None:
-        raise MissingHardware(f"{device.name}: no watts can be read: {device.absent.reasons.get('power', 'no sensor')}")
     points = list(done)
-    at_rest: list[Reading] = []
-    notes = list(choice.notes)
+    total = max(1, len(choice.frequencies_hz))
+    pace = _Pace(device, total, options, at_clock_s)
+    pace.done = len(points)
+    pace.left -= len(points)
 
-    def idle() -> float:
-        return _idle_w(device, options, at_rest, on_progress)
-
-    def measure(requested_hz: float | None) -> None:
-        what = "current clock" if requested_hz is None else f"{requested_hz / 1e6:g} MHz"
-
+    def telling(what: str) -> Callable[[float, float], None]:
         def tell(seconds_s: float, power_w: float) -> None:
             if on_progress is not None:
-                on_progress(what, seconds_s, power_w)
+                on_progress(pace.progress(what, seconds_s, power_w))
 
+        return tell
+
+    def sample(requested_hz: float | None, what: str) -> tuple[PowerPoint, list[Reading]]:
         with load() as step:
-            steady = steady_point(device, step, requested_hz=requested_hz, options=options, on_reading=tell)
+            steady = steady_point(
+                device,
+                step,
+                requested_hz=requested_hz,
+                rest_w=before.power_w,
+                options=options,
+                on_reading=telling(what),
+            )
+        device.unchanged()
+        return steady.point, steady.readings
+
+    def measure(requested_hz: float | None) -> None:
+        pace.begin()
+        point, readings = sample(requested_hz, _named(requested_hz))
         if at_clock is not None:
             at_clock(requested_hz)
-        points.append(steady.point)
-        notes.extend(steady.notes)
+            device.unchanged()
+        points.append(point)
+        pace.done = len(points)
+        pace.end()
         if on_point is not None:
-            on_point(steady.point, list(steady.readings))
+            on_point(point, readings)
 
-    before_w = idle()
+    before = rest_power(device, options, telling("idle"))
+    repeated = None
     if choice.locks:
-        known = {point.requested_hz for point in done}
-        left = [hz for hz in choice.frequencies_hz if hz not in known]
-        if left:
-            visit_clocks(device, left, measure)
+        supported = device.clocks.supported_hz() if device.clocks is not None else ()
+        with _clock(device) as lock:
+            _refuse_a_clock_that_never_moved(points)
+            while (frequency_hz := next_clock(choice, supported, points, teach)) is not None:
+                lock(frequency_hz)
+                measure(frequency_hz)
+                _refuse_a_clock_that_never_moved(points)
+            first_hz = points[0].requested_hz if points else None
+            if first_hz is not None and _repeats(len(points)):
+                pace.begin()
+                lock(first_hz)
+                repeated, _ = sample(first_hz, f"{_named(first_hz)} again")
+                pace.end()
     elif not done:
         measure(None)
-    after_w = idle()
-    idle_w = (before_w + after_w) / 2
-    if abs(after_w - before_w) > 0.05 * idle_w + 0.2:
-        notes.append(
-            f"idle power was {before_w:.2f} W before the sweep and {after_w:.2f} W after it; their mean is kept"
-        )
+    after = rest_power(device, options, telling("idle"))
+    notes = [*choice.notes, *(note for point in points for note in point.notes)]
+    notes += _drift(points, repeated) + _idle_drift(before, after) + _mixed(points)
+    facts = _heat_and_clock(points)
+    sensor = device.power
+    assert sensor is not None  # rest_power has read it
     block = PowerBlock(
         provenance=device.provenance,
         scope=sensor.scope,
         sensor=sensor.sensor,
         load=load_name,
-        idle_w=idle_w,
+        idle_w=(before.power_w + after.power_w) / 2,
         points=sorted(points, key=lambda point: (point.requested_hz or point.frequency_hz, point.frequency_hz)),
-        note="; ".join(notes)[:4000] or None,
+        repeated=repeated,
+        note="; ".join([*facts, *notes])[:4000] or None,
     )
-    return SweepResult(block, at_rest, tuple(notes))
+    return SweepResult(block, [*before.readings, *after.readings], tuple(notes))
 
 
-def _idle_options(options: SamplingOptions) -> SamplingOptions:
-    return replace(
-        options, relative_ci=2 * options.relative_ci, min_s=options.min_s / 2, max_s=max(options.min_s, 20.0)
+def _named(requested_hz: float | None) -> str:
+    return "current clock" if requested_hz is None else f"{requested_hz / 1e6:g} MHz"
+
+
+def _refuse_a_clock_that_never_moved(points: Sequence[PowerPoint]) -> None:
+    """Raises MissingHardware where three clocks apart were asked for and one ran; cap and heat, where told, may do that."""
+    seen = [point for point in points if point.requested_hz is not None]
+    asked = sorted({point.requested_hz for point in seen if point.requested_hz is not None})
+    if len(asked) < 3 or asked[-1] < (1 + 3 * _SAME) * asked[0]:
+        return
+    ran = [point.frequency_hz for point in seen]
+    if max(ran) > (1 + _SAME) * min(ran):
+        return
+    # Cap and heat hold a clock below what was asked for, never above.
+    above = any(point.frequency_hz > (1 + _SAME) * (point.requested_hz or math.inf) for point in seen)
+    if not above and all(p.capped or p.throttled for p in seen if p.frequency_hz < (1 - _SAME) * (p.requested_hz or 0)):
+        return
+    raise MissingHardware(
+        f"the clock lock did not take: asked {', '.join(f'{hz / 1e6:g}' for hz in asked)} MHz, ran at "
+        f"{np.mean(ran) / 1e6:.0f} MHz each time; --clocks current takes one point at the clock that runs"
     )
 
 
-def _idle_w(
-    device: Device,
-    options: SamplingOptions,
-    at_rest: list[Reading],
-    on_progress: Callable[[str, float, float], None] | None,
-) -> float:
-    """Mean power at rest. The machine is left alone for the warm-up, then read."""
-    sensor = device.power
-    assert sensor is not None
-    idle = _idle_options(options)
-    device.wait(max(idle.warm_up_s, sensor.averaging_s))
-    begin = device.now_s()
-    with device.monitor(max(sensor.period_s, 0.05)) as readings:
-        while True:
-            device.wait(1.0)
-            spent = device.now_s() - begin
-            watts = [r.power_w for r in list(readings) if r.power_w is not None]
-            found = mean_interval(watts)
-            if on_progress is not None and watts:
-                on_progress("idle", spent, found.mean)
-            if spent >= idle.min_s and (found.half_width <= idle.relative_ci * found.mean or spent >= idle.max_s):
-                break
-    if not watts or not math.isfinite(found.mean):
-        raise MissingHardware(f"{device.name}: the power sensor ({sensor.sensor}) gave no reading at rest")
-    at_rest.extend(readings)
-    return found.mean
+def _drift(points: Sequence[PowerPoint], repeated: PowerPoint | None) -> list[str]:
+    """Whether the first clock, measured again at the end, shows another power."""
+    if repeated is None:
+        return []
+    first = points[0]
+    apart = repeated.power_w - first.power_w
+    known = math.hypot(first.ci95_w or 0.0, repeated.ci95_w or 0.0)
+    if abs(apart) <= known + 0.01 * first.power_w:
+        return []
+    return [
+        f"drift: {_named(first.requested_hz)} drew {first.power_w:.2f} W at the beginning and {repeated.power_w:.2f} W at the "
+        f"end ({100 * apart / max(first.power_w, 1e-9):+.1f} %)"
+    ]
+
+
+def _idle_drift(before: Rest, after: Rest) -> list[str]:
+    mean_w = (before.power_w + after.power_w) / 2
+    if abs(after.power_w - before.power_w) <= 0.05 * mean_w + 0.2:
+        return []
+    return [
+        f"idle power was {before.power_w:.2f} W before the sweep and {after.power_w:.2f} W after it; their mean is kept"
+    ]
+
+
+def _mixed(points: Sequence[PowerPoint]) -> list[str]:
+    """Points by both methods make one curve only where the methods agree."""
+    if len({point.method for point in points if point.method is not None}) < 2:
+        return []
+    return ["some points are by the energy counter and some by the power sensor: see their method"]
+
+
+def _heat_and_clock(points: Sequence[PowerPoint]) -> list[str]:
+    """What the order did to heat: how place in it and clock, temperature and clock go together."""
+    clocks = [point.frequency_hz for point in points]
+    if len(points) < 4 or np.std(clocks) == 0:
+        return []
+    facts = [f"order against clock: r = {np.corrcoef(range(len(clocks)), clocks)[0, 1]:+.2f}"]
+    warm = [(p.frequency_hz, p.temperature_c) for p in points if p.temperature_c is not None]
+    if len(warm) >= 4 and np.std([t for _, t in warm]) > 0:
+        facts.append(f"temperature against clock: r = {np.corrcoef(np.array(warm).T)[0, 1]:+.2f}")
+    return facts

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from profiler.hardware.catalog import find
 from profiler.hardware.device import Absent, PowerSensor, Reading
 from profiler.hardware.emulated import EmulatedDevice
-from profiler.power.sampling import SamplingOptions, mean_interval, steady_point
-from profiler.profile import MissingHardware
+from profiler.power.interval import mean_interval
+from profiler.power.sampling import SamplingOptions, steady_point
+from profiler.profile import Hardware, MissingHardware
 from tests.hardware.test_emulated import training_step
 
 
@@ -84,6 +85,7 @@ class Bench:
     capped: Callable[[float], bool] = lambda _: False
     counter_factor: float | None = None
     sensor: PowerSensor | None = METER
+    cap_w: float | None = None
 
     name = "bench"
     absent = Absent({"power": "there is no meter"})
@@ -92,6 +94,9 @@ class Bench:
         self.power = self.sensor
         self._now = self._energy = 0.0
         self._watching: list[Reading] | None = None
+
+    def describe(self) -> Hardware:
+        return Hardware(provenance="measured", kind="cuda", description="bench", power_cap_w=self.cap_w)
 
     def now_s(self) -> float:
         return self._now
@@ -184,15 +189,15 @@ def test_capped_readings_mark_the_point_and_so_does_a_clock_that_falls_short() -
     assert marked.point.capped
     short = measure(Bench(lambda t: 50 + 0.1 * np.sin(t), hertz=lambda t: 0.9e9), requested_hz=1e9)
     assert short.point.capped
-    assert "900 MHz ran" in short.notes[0]
+    assert "900 MHz ran" in short.point.notes[0]
 
 
 def test_where_counter_and_sensor_disagree_the_counter_is_kept_and_it_is_said() -> None:
     jitter = noise(4, 0.2)
     steady = measure(Bench(lambda t: 50 + jitter(t), counter_factor=1.1))
     assert steady.point.power_w == pytest.approx(55, abs=0.3)
-    assert "disagree" in steady.notes[0]
-    assert measure(Bench(lambda t: 50 + jitter(t), counter_factor=1.0)).notes == ()
+    assert "disagree" in steady.point.notes[0]
+    assert measure(Bench(lambda t: 50 + jitter(t), counter_factor=1.0)).point.notes == []
 
 
 def test_a_sensor_that_shows_one_value_all_along_has_no_interval() -> None:
