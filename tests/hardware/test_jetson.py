@@ -1,0 +1,368 @@
+"""A Jetson through the kernel's files: on trees of every board of the table, and on such as nobody here has seen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from profiler.hardware.jetson import JetsonBoard, find_jetson
+from profiler.profile import BadInput, MissingHardware
+from tests.rigs.jetsons import BOARDS
+from tests.rigs.sysfs import Live, build
+from tests.rigs.time import VirtualTime
+
+EXPECTED = {
+    "nano-jp4": ("devfreq-57000000.gpu", "nano", "whole module (POM_5V_IN)", 12, "4"),
+    "tx2-jp4": ("devfreq-17000000.gp10b", "tx2", "whole module (VDD_IN)", 13, "4"),
+    "xavier-agx-jp4": ("devfreq-17000000.gv11b", "xavier-agx", "sum of GPU, CPU, SOC, CV, VDDRQ and SYS5V", 14, "4"),
+    "xavier-agx-jp5": ("devfreq-17000000.gv11b", "xavier-agx", "sum of GPU, CPU, SOC, CV, VDDRQ and SYS5V", 14, "5"),
+    "xavier-nx-jp4": ("devfreq-17000000.gv11b", "xavier-nx", "whole module (VDD_IN)", 15, "4"),
+    "xavier-nx-jp5": ("devfreq-17000000.gv11b", "xavier-nx", "whole module (VDD_IN)", 15, "5"),
+    "orin-nano-jp5": ("devfreq-17000000.ga10b", "orin-nano", "whole module (VDD_IN)", 5, "5"),
+    "orin-nano-jp6": ("devfreq-17000000.gpu", "orin-nano-super", "whole module (VDD_IN)", 8, "6"),
+    "orin-nano-4gb-jp6": ("devfreq-17000000.gpu", "orin-nano-4gb", "whole module (VDD_IN)", 5, "6"),
+    "orin-nx-jp5": ("devfreq-17000000.ga10b", "orin-nx", "whole module (VDD_IN)", 7, "5"),
+    "orin-nx-jp6": ("devfreq-17000000.gpu", "orin-nx", "whole module (VDD_IN)", 7, "6"),
+    "orin-agx-jp5": ("devfreq-17000000.ga10b", "orin-agx", "sum of VDD_GPU_SOC, VDD_CPU_CV and VIN_SYS_5V0", 11, "5"),
+    "orin-agx-jp6": ("devfreq-17000000.gpu", "orin-agx", "sum of VDD_GPU_SOC, VDD_CPU_CV and VIN_SYS_5V0", 11, "6"),
+    "orin-agx-jp7": ("devfreq-17000000.gpu", "orin-agx", "sum of VDD_GPU_SOC, VDD_CPU_CV and VIN_SYS_5V0", 11, "7"),
+    "thor-jp7": ("devfreq-gpu-gpc-0", "thor", "whole board, carrier included (VIN)", 13, "7"),
+}
+
+
+def found(tree: Path, **more: object) -> JetsonBoard:
+    board = find_jetson(tree, **more)  # type: ignore[arg-type]
+    assert board is not None
+    return board
+
+
+def only(tree: Path, pattern: str) -> Path:
+    (path,) = tree.glob(pattern)
+    return path
+
+
+@pytest.fixture
+def orin(tmp_path: Path) -> Path:
+    build(tmp_path, "orin-nx-jp6")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", sorted(BOARDS))
+def test_every_board_of_the_table_is_found_with_its_rails_clocks_and_software(name: str, tmp_path: Path) -> None:
+    build(tmp_path, name)
+    board = found(tmp_path)
+    key, entry, scope, clocks, jetpack = EXPECTED[name]
+    assert board.key == key
+    assert board.board is not None
+    assert board.board.name == entry
+    assert board.power is not None
+    assert board.power.scope.startswith(scope)
+    assert board.power.period_s == pytest.approx(0.1)
+    assert len(board.supported_hz()) == clocks
+    assert board.clocks is not None
+    assert board.absent.reasons == {}
+    assert board.default_role == "device"
+    assert board.software()["JetPack"] == jetpack
+    assert board.power_mode() is not None
+    labels = {c.label for m in BOARDS[name].monitors for c in m.channels} - {"NC"}
+    reading = board.read()
+    assert set(reading.rails_w or {}) == labels
+    assert reading.power_w is not None
+    assert 0.5 < reading.power_w < 60
+    assert reading.frequency_hz == board.supported_hz()[0]
+    assert reading.temperature_c == pytest.approx(35, abs=3)
+    assert not reading.capped
+    assert not reading.throttled
+
+
+def test_a_sum_counts_no_rail_twice_and_a_total_is_never_a_sum(tmp_path: Path) -> None:
+    build(tmp_path / "agx", "orin-agx-jp6")
+    reading = found(tmp_path / "agx").read()
+    assert reading.rails_w is not None
+    outer = [reading.rails_w[name] for name in ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")]
+    assert reading.power_w == pytest.approx(sum(outer))
+    assert reading.rails_w["VDDQ_VDD2_1V8AO"] > 0  # behind VIN_SYS_5V0: recorded, not added
+    build(tmp_path / "nano", "nano-jp4")
+    reading = found(tmp_path / "nano").read()
+    assert reading.rails_w is not None
+    assert reading.power_w == reading.rails_w["POM_5V_IN"]
+
+
+def test_watts_are_millivolt_times_milliampere_and_no_channel_beyond_the_third_is_a_rail(orin: Path) -> None:
+    folder = only(orin, "sys/devices/**/1-0040/hwmon/hwmon1")
+    (folder / "in1_input").write_text("4984\n")
+    (folder / "curr1_input").write_text("1856\n")
+    (folder / "in7_input").write_text("99999\n")
+    reading = found(orin).read()
+    assert reading.power_w == pytest.approx(4.984 * 1.856)
+    assert set(reading.rails_w or {}) == {"VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"}
+
+
+def test_a_rail_can_be_picked_by_label_and_its_scope_says_what_it_is(
+    orin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = found(orin, rail="vdd_cpu_gpu_cv")
+    assert board.power is not None
+    assert board.power.scope == "CPU+GPU+CV rail (VDD_CPU_GPU_CV), idle not subtracted"
+    reading = board.read()
+    assert reading.rails_w is not None
+    assert reading.power_w == reading.rails_w["VDD_CPU_GPU_CV"]
+    monkeypatch.setenv("CARD_POWER_RAIL", "VDD_SOC")
+    board = found(orin)
+    assert board.power is not None
+    assert "VDD_SOC" in board.power.scope
+    monkeypatch.setenv("CARD_POWER_RAIL", "GPU")
+    with pytest.raises(BadInput, match="VDD_IN, VDD_CPU_GPU_CV, VDD_SOC"):
+        found(orin)
+
+
+def test_numbers_of_buses_and_monitors_do_not_matter(orin: Path) -> None:
+    driver = orin / "sys/bus/i2c/drivers/ina3221"
+    (driver / "1-0040").rename(driver / "11-0043")
+    hwmon = only(orin, "sys/devices/**/1-0040/hwmon/hwmon1")
+    hwmon.rename(hwmon.with_name("hwmon17"))
+    board = found(orin)
+    assert board.power is not None
+    assert board.power.scope == "whole module (VDD_IN)"
+
+
+def test_rails_are_found_through_the_class_of_monitors_alone(orin: Path) -> None:
+    (orin / "sys/bus/i2c/drivers/ina3221/1-0040").unlink()
+    assert [rail.label for rail in found(orin).rails] == ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"]
+
+
+def test_a_board_nobody_has_seen_works_by_its_structure(tmp_path: Path) -> None:
+    device = tmp_path / "sys/devices/platform/29000000.gb10b"
+    node = device / "devfreq/29000000.gb10b"
+    node.mkdir(parents=True)
+    (device / "of_node").mkdir()
+    (device / "of_node/name").write_bytes(b"gb10b\0")
+    (node / "device").symlink_to("../..")
+    for name, text in (("available_frequencies", "1200000000 600000000 300000000"), ("cur_freq", "600000000"),
+                       ("min_freq", "300000000"), ("max_freq", "1200000000"), ("governor", "nvhost_podgov")):  # fmt: skip
+        (node / name).write_text(text + "\n")
+    (tmp_path / "sys/class/devfreq").mkdir(parents=True)
+    (tmp_path / "sys/class/devfreq/29000000.gb10b").symlink_to(
+        "../../devices/platform/29000000.gb10b/devfreq/29000000.gb10b"
+    )
+    chip = tmp_path / "sys/bus/i2c/drivers/ina3221/9-0047/hwmon/hwmon3"
+    chip.mkdir(parents=True)
+    for name, text in (("in1_label", "VDD_NEW"), ("in1_input", "12000"), ("curr1_input", "1500")):
+        (chip / name).write_text(text + "\n")
+    board = found(tmp_path)
+    assert board.supported_hz() == (300e6, 600e6, 1200e6)
+    assert board.current_hz() == 600e6
+    assert board.read().power_w == pytest.approx(18.0)
+    assert board.power is not None
+    assert "VDD_NEW" in board.power.scope
+    assert board.board is None
+
+
+def test_other_makers_boards_and_plain_machines_are_no_jetsons(orin: Path, tmp_path: Path) -> None:
+    (orin / "sys/firmware/devicetree/base/compatible").write_bytes(b"radxa,rock-5b\0rockchip,rk3588\0")
+    assert find_jetson(orin) is None
+    assert find_jetson(tmp_path / "nothing") is None
+
+
+def test_reads_that_fail_are_not_told_and_do_not_end_the_run(orin: Path) -> None:
+    board = found(orin)
+    for name in ("sys/devices/**/hwmon1/curr1_input", "sys/devices/platform/bus@0/17000000.gpu/devfreq/*/cur_freq"):
+        path = only(orin, name)
+        path.unlink()
+        path.mkdir()  # reading a folder fails, for root too
+    zone = next(
+        z for z in (orin / "sys/devices/virtual/thermal").glob("thermal_zone*") if "gpu" in (z / "type").read_text()
+    )
+    (zone / "temp").write_text("-256000\n")  # what a zone without supply says
+    reading = board.read()
+    assert (reading.power_w, reading.frequency_hz, reading.temperature_c) == (None, None, None)
+    assert set(reading.rails_w or {}) == {"VDD_CPU_GPU_CV", "VDD_SOC"}
+    again = found(orin)  # opened like this, the scope says what is missing
+    assert again.power is not None
+    assert again.power.scope == "sum of VDD_CPU_GPU_CV and VDD_SOC (not the whole module; VDD_IN did not answer)"
+
+
+def test_a_gpu_without_supply_has_no_clock(orin: Path) -> None:
+    only(orin, "sys/devices/**/17000000.gpu/devfreq/17000000.gpu/cur_freq").write_text("0\n")
+    assert found(orin).current_hz() is None
+
+
+def test_only_clocks_of_the_power_mode_are_offered(orin: Path) -> None:
+    assert found(orin).supported_hz()[-1] == 918e6
+    (orin / "var/lib/nvpmodel/status").write_text("pmode:0001\n")
+    board = found(orin)
+    assert board.power_mode() == "15W (1)"
+    assert board.supported_hz()[-1] == 612e6
+
+
+def test_a_power_mode_or_core_that_changes_during_the_run_is_told(orin: Path) -> None:
+    board = found(orin)
+    board.unchanged()
+    (orin / "var/lib/nvpmodel/status").write_text("pmode:0002\n")
+    with pytest.raises(MissingHardware, match=r"changed from MAXN \(0\) to 10W \(2\)"):
+        board.unchanged()
+    (orin / "var/lib/nvpmodel/status").write_text("pmode:0000\n")
+    board.unchanged()
+    (orin / "sys/devices/system/cpu/online").write_text("0-3\n")
+    with pytest.raises(MissingHardware, match="0-7 to 0-3"):
+        board.unchanged()
+
+
+def test_heat_is_seen_where_it_binds(orin: Path) -> None:
+    board = found(orin)
+    thermal = {
+        (folder / "type").read_text().strip(): folder
+        for folder in (orin / "sys/devices/virtual/thermal").glob("cooling_device*")
+    }
+    clock = only(orin, "sys/devices/**/17000000.gpu/devfreq/17000000.gpu/cur_freq")
+    (thermal["pwm-fan"] / "cur_state").write_text("9\n")
+    (thermal["cpu-throttle-alert"] / "cur_state").write_text("1\n")
+    assert not board.read().throttled
+    (thermal["devfreq-17000000.gpu"] / "cur_state").write_text("2\n")  # allows the third highest clock
+    clock.write_text("714000000\n")
+    assert board.read().throttled
+    clock.write_text("306000000\n")  # locked below what heat allows
+    assert not board.read().throttled
+    (thermal["gpu-throttle-alert"] / "cur_state").write_text("1\n")
+    assert board.read().throttled
+
+
+def test_over_current_events_cap_and_lone_spikes_do_not(orin: Path) -> None:
+    rig = Live(orin)
+    clock = VirtualTime(rig.advance)
+    board = found(orin, time=clock)
+    events = {n: only(orin, f"sys/devices/platform/soctherm-oc-event/hwmon/*/oc{n}_event_cnt") for n in (1, 2, 3)}
+    assert not board.read().capped  # counted before
+    events[1].write_text("1\n")
+    assert board.read().capped
+    assert not board.read().capped
+    clock.wait(0.1)
+    events[3].write_text("2\n")
+    assert not board.read().capped  # 20 a second: 0.4 % of the time
+    clock.wait(0.1)
+    events[3].write_text("42\n")
+    assert board.read().capped
+    only(orin, "sys/devices/platform/soctherm-oc-event/hwmon/*/oc1_throt_en").write_text("0\n")
+    events[1].write_text("5\n")
+    assert not board.read().capped
+
+
+def test_conditions_tell_what_figures_depend_on(tmp_path: Path) -> None:
+    build(tmp_path / "thor", "thor-jp7")
+    told = found(tmp_path / "thor").conditions()
+    assert told["memory clock"] == "3199 MHz"
+    assert told["fan"] == "64 of 255, 1786 rpm"
+    assert told["CPU cores online"] == "0-13"
+    assert told["CPU clock of cores 0 1 2 3"] == "1190.4 MHz (729.6-1984, schedutil)"
+    assert told["jetson_clocks"] == "off"
+    assert told["gpu-nvd-0 clock"] == "315 MHz"
+    build(tmp_path / "nano", "nano-jp4")
+    told = found(tmp_path / "nano").conditions()
+    assert told["fan"] == "80 of 255, 2480 rpm"
+    assert told["memory clock"] == "1600 MHz"
+    assert told["power mode"] == "MAXN (0)"
+
+
+def test_thor_locks_the_cluster_that_runs_layers_and_not_the_video_engine(tmp_path: Path) -> None:
+    build(tmp_path, "thor-jp7")
+    target = found(tmp_path).clock_target()
+    assert target == {
+        "kind": "sysfs",
+        "nodes": [
+            {
+                "min": str(tmp_path / "sys/class/devfreq/gpu-gpc-0/min_freq"),
+                "max": str(tmp_path / "sys/class/devfreq/gpu-gpc-0/max_freq"),
+                "unit_hz": 1,
+            }
+        ],
+    }
+
+
+def test_old_releases_say_what_works_on_them(tmp_path: Path) -> None:
+    for name, says in (("tx2-jp4", "Python 3.6"), ("orin-nx-jp5", "Python 3.8")):
+        build(tmp_path / name, name)
+        reason = found(tmp_path / name).layers_reason()
+        assert reason is not None
+        assert says in reason
+        assert "--load-command" in reason
+    build(tmp_path / "new", "orin-nx-jp6")
+    assert found(tmp_path / "new").layers_reason() is None
+
+
+def test_memory_is_what_is_available_now(orin: Path) -> None:
+    assert found(orin).memory_bytes() == 15_400_000 // 5 * 4 * 1024
+
+
+def test_the_clock_is_locked_and_given_back_through_the_files(
+    orin: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(orin))
+    monkeypatch.setenv("CARD_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+    rig = Live(orin)
+    clock = VirtualTime(rig.advance)
+    board = found(orin, time=clock)
+    node = orin / "sys/class/devfreq/17000000.gpu"
+    assert board.clocks is not None
+    with board.clocks.held():
+        board.clocks.lock(510e6)
+        assert (node / "min_freq").read_text().strip() == "510000000"
+        assert (node / "max_freq").read_text().strip() == "510000000"
+        clock.elapse(1.0, busy=True)
+        assert board.current_hz() == pytest.approx(510e6)
+    assert (node / "min_freq").read_text().strip() == "306000000"
+    assert (node / "max_freq").read_text().strip() == "918000000"
+
+
+@pytest.mark.parametrize("name", ["nano-jp4", "xavier-agx-jp5", "orin-agx-jp6", "thor-jp7"])
+def test_the_rig_shows_its_own_truth_through_the_sensors(name: str, tmp_path: Path) -> None:
+    build(tmp_path, name)
+    rig = Live(tmp_path)
+    clock = VirtualTime(rig.advance)
+    board = found(tmp_path, time=clock)
+    node = rig.node
+    for hertz in (board.supported_hz()[2], board.supported_hz()[-1]):
+        (node / "max_freq").write_text(f"{hertz:.0f}\n")
+        (node / "min_freq").write_text(f"{hertz:.0f}\n")
+        clock.elapse(400, busy=True)
+        with clock.watching(board.read, 0.1) as readings:
+            clock.elapse(60, busy=True)
+        watts = [r.power_w for r in readings if r.power_w is not None]
+        assert board._figure is not None
+        truth = rig.steady_w(hertz, tuple(rail.label for rail in board._figure.rails))
+        assert sum(watts) / len(watts) == pytest.approx(truth, rel=0.01)
+        assert board.current_hz() == pytest.approx(hertz)
+
+
+def test_the_tree_lives_by_the_wall_clock_under_a_program_that_loads_it(orin: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+
+    def rig(*words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "tests.rigs.sysfs", str(orin), *words], cwd=root)
+
+    board = found(orin)
+    idle = board.read().power_w
+    live, load = rig("--live", "--seconds", "20"), rig("--load", "--seconds", "20")
+    try:
+        until = time.monotonic() + 10
+        while (board.current_hz() or 0) < 900e6 and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        assert board.current_hz() == pytest.approx(918e6, rel=0.02)
+        watts = board.read().power_w
+        assert idle is not None
+        assert watts is not None
+        assert watts > 1.5 * idle
+        load.terminate()
+        load.wait(10)
+        until = time.monotonic() + 10
+        while (board.current_hz() or 0) > 310e6 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert board.current_hz() == pytest.approx(306e6, rel=0.02)
+    finally:
+        for process in (live, load):
+            process.terminate()
+            process.wait(10)
