@@ -79,7 +79,6 @@ class Board:
     role: Role
     integrated: bool
     clocks_hz: tuple[float, ...]
-    clocks_provenance: Provenance
     clocks_source: str
     power_scope: str
     power_sensor: str
@@ -136,7 +135,6 @@ def boards() -> Mapping[str, Board]:
             role=entry["role"],
             integrated=entry["integrated"],
             clocks_hz=_clocks_hz(entry["clocks"]),
-            clocks_provenance=sources[entry["clocks"]["source"]]["provenance"],
             clocks_source=sources[entry["clocks"]["source"]]["text"],
             power_scope=entry["power"]["scope"],
             power_sensor=entry["power"]["sensor"],
