@@ -37,6 +37,7 @@ _ANSWER_S = 30.0
 _GOODBYE_S = 10.0
 _SETTLE_S = 2.0
 _STILL_S = 1.0
+_BLIND_S = 0.2
 _STEP_S = 0.05
 _SYSTEM_FOLDER = Path("/var/lib/card-profile")
 _CARRIED = (
@@ -447,6 +448,6 @@ class GuardedClocks:
                 return
             if now_hz is not None and (before is None or abs(now_hz - before) > 0.005 * now_hz):
                 before, moved = now_hz, now_s
-            if now_s - moved >= _STILL_S or now_s - began >= _SETTLE_S:
+            if now_s - moved >= (_STILL_S if now_hz is not None else _BLIND_S) or now_s - began >= _SETTLE_S:
                 return
             self._time.wait(_STEP_S)

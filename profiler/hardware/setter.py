@@ -58,6 +58,8 @@ _MAX_BYTES = 1 << 20
 _ENDING_PATIENCE_S = 10.0
 """A run that has died has a helper that is just giving the clock back."""
 _ORPHAN_POLL_S = 0.5
+_GIVE_BACK_S = 2.0
+"""A driver that is busy is asked again; one that refuses is not."""
 
 
 # ------------------------------------------------------------------------------------------------- locks and journals
@@ -389,16 +391,16 @@ class Hold:
 
     def release(self) -> None:
         """Give back, then remove the journal, then free the lock. Raises Problem: the journal then stays."""
-        until = time.monotonic() + 3.0
+        until = time.monotonic() + _GIVE_BACK_S
         while True:
             try:
                 self.reset()
                 break
-            except Problem:
-                if time.monotonic() > until:
+            except Problem as problem:
+                if problem.kind != "fault" or time.monotonic() > until:
                     self._free()
                     raise
-                time.sleep(0.2)
+                time.sleep(0.1)
         try:
             _remove_journal(self.folder, self.key)
         except OSError as error:
