@@ -1,0 +1,227 @@
+"""A copy of what the toolkit reads of a board's kernel files, to replay it elsewhere: names and readings, nothing private.
+
+    board     card-profile snapshot          sys/, proc/, etc/, var/ of the files named below, links kept, as .tar.gz
+    desk      tar xf snapshot.tar.gz -C tree; CARD_SYSFS_ROOT=tree card-profile devices
+
+Only files on the list below are taken. None of them holds a serial number, a network address, a host's or user's name or the
+boot's identity; a line that looks like one is left out all the same.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import re
+import select
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from profiler.hardware.host import inside, sysfs_root
+from profiler.profile import MissingHardware
+from profiler.store import write_atomically
+
+FORMAT = "card-snapshot/1"
+MANIFEST = "card-snapshot.json"
+MAX_FILE_BYTES = 64 * 1024
+MAX_FILES = 5000
+MAX_TOTAL_BYTES = 8 * 1024 * 1024
+MAX_SECONDS_S = 30.0
+
+_FILES = (
+    # clocks
+    "sys/class/devfreq/*/{available_frequencies,available_governors,cur_freq,governor,max_freq,min_freq,polling_interval,target_freq}",
+    "sys/class/devfreq/*/device/of_node/name",
+    "sys/class/devfreq/*/device/{load,railgate_enable,enable_3d_scaling}",
+    "sys/kernel/debug/bpmp/debug/clk/emc/{rate,max_rate,min_rate}",
+    "sys/kernel/debug/clk/emc/clk_rate",
+    "sys/kernel/debug/clk/override.emc/clk_rate",
+    "sys/kernel/nvpmodel_emc_cap/emc_iso_cap",
+    "sys/kernel/nvpmodel_clk_cap/*",
+    "sys/devices/system/cpu/{online,present,possible}",
+    "sys/devices/system/cpu/cpu*/online",
+    "sys/devices/system/cpu/cpu*/topology/{core_id,physical_package_id}",
+    "sys/devices/system/cpu/cpufreq/policy*/{affected_cpus,related_cpus,cpuinfo_*_freq,scaling_*_freq,scaling_governor}",
+    "sys/devices/system/cpu/cpufreq/policy*/{scaling_available_frequencies,scaling_available_governors,scaling_driver}",
+    "sys/devices/system/cpu/cpu*/cpufreq/{scaling_*_freq,cpuinfo_*_freq,scaling_governor,scaling_available_frequencies}",
+    # watts
+    "sys/bus/i2c/drivers/ina*/*/{name,hwmon/hwmon*/*,iio:device*/*}",
+    "sys/class/hwmon/hwmon*/{name,in*_label,in*_input,in*_enable,curr*_input,curr*_label,curr*_max,curr*_crit}",
+    "sys/class/hwmon/hwmon*/{power*_input,power*_label,shunt*_resistor,update_interval,samples}",
+    "sys/class/powercap/*/{name,energy_uj,max_energy_range_uj}",
+    "sys/class/powercap/*/*/{name,energy_uj,max_energy_range_uj}",
+    # heat
+    "sys/class/hwmon/hwmon*/{oc*_event_cnt,oc*_throt_en,pwm[0-9],pwm[0-9]_enable,rpm,fan*_input,temp*_input,temp*_label}",
+    "sys/class/thermal/thermal_zone*/{type,temp,mode,trip_point_*_temp,trip_point_*_type}",
+    "sys/class/thermal/cooling_device*/{type,cur_state,max_state}",
+    "sys/devices/pwm-fan/{target_pwm,cur_pwm,rpm_measured,temp_control}",
+    "sys/kernel/debug/tegra_fan/{target_pwm,cur_pwm,rpm_measured}",
+    # what it is
+    "sys/firmware/devicetree/base/{model,compatible}",
+    "proc/device-tree/{model,compatible}",
+    "proc/{meminfo,cpuinfo}",
+    "proc/sys/kernel/osrelease",
+    "etc/nv_tegra_release",
+    "etc/nvpmodel.conf",
+    "var/lib/nvpmodel/status",
+)
+
+_PRIVATE = re.compile(
+    r"^\s*serial\b|\b(?:[0-9a-f]{2}[:-]){5}[0-9a-f]{2}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[\w.+-]+@[\w-]+\.\w+",
+    re.IGNORECASE,
+)
+"""Serial numbers (old kernels' cpuinfo), network addresses, UUIDs, mail addresses."""
+_NOT_HWMON = re.compile(r"uevent|modalias|.*(alarm|_beep|subsystem)")
+
+
+@dataclass
+class _Taken:
+    """What has been collected: contents by real path below the root, links as they were met."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    total_bytes: int = 0
+
+
+def snapshot(output: Path, root: Path | None = None) -> Path:
+    """Write the files that the toolkit reads below ``root`` (default: this machine, or CARD_SYSFS_ROOT) into ``output``, a .tar.gz.
+
+    The archive unpacks into a tree for CARD_SYSFS_ROOT; ``card-snapshot.json`` in it lists what was taken, what could not be
+    read and why, and what was left out. The same readings give the same bytes. Takes at most about 30 s.
+
+    Raises BadInput when ``output`` cannot be written, MissingHardware when there is nothing to take.
+    """
+    root = (sysfs_root() if root is None else root).absolute()
+    taken = _collect(root)
+    if not taken.files:
+        raise MissingHardware(
+            f"{root}: no kernel files to take here; expected sys/ and proc/ of a Linux machine below it"
+        )
+    write_atomically(output, _archive(taken))
+    return output
+
+
+def _collect(root: Path) -> _Taken:
+    taken = _Taken()
+    until = time.monotonic() + MAX_SECONDS_S
+    for pattern in _FILES:
+        for name in _names(root, pattern):
+            if len(taken.files) >= MAX_FILES or taken.total_bytes >= MAX_TOTAL_BYTES:
+                taken.left_out[name] = "the snapshot is full"
+            elif time.monotonic() > until:
+                taken.left_out[name] = f"more than {MAX_SECONDS_S:g} s had passed"
+            else:
+                _take(root, name, taken)
+    return taken
+
+
+def _names(root: Path, pattern: str) -> Iterator[str]:
+    """Paths below the root that match; ``{a,b}`` stands for either, and a last part may reach into folders."""
+    choices = re.search(r"\{([^}]*)\}", pattern)
+    if choices is not None:
+        for choice in choices.group(1).split(","):
+            yield from _names(root, pattern[: choices.start()] + choice + pattern[choices.end() :])
+        return
+    if not any(mark in pattern for mark in "*?["):
+        if os.path.lexists(root / pattern):
+            yield pattern
+        return
+    for path in sorted(root.glob(pattern)):
+        if not path.is_dir() and not _NOT_HWMON.fullmatch(path.name):
+            yield path.relative_to(root).as_posix()
+
+
+def _take(root: Path, name: str, taken: _Taken) -> None:
+    """Walk down ``name`` keeping links (relative, inside the tree), and take the file where it really lies."""
+    real = _real(root, name, taken)
+    if real is None:
+        taken.left_out[name] = "a link leads out of the tree"
+        return
+    if real in taken.files or real in taken.unreadable:
+        return
+    try:
+        content = _read(inside(root, real))
+    except OSError as error:
+        taken.unreadable[real] = error.strerror or str(error)
+        return
+    kept = b"\n".join(line for line in content.split(b"\n") if not _PRIVATE.search(line.decode(errors="replace")))
+    if kept != content:
+        taken.left_out[real] = "lines that might be private"
+    taken.files[real] = kept
+    taken.total_bytes += len(kept)
+
+
+def _real(root: Path, name: str, taken: _Taken) -> str | None:
+    """Where ``name`` really lies below the root; links on the way are noted. None where a link leads outside."""
+    todo, done = list(PurePosixPath(name).parts), ""
+    for _ in range(200):
+        if not todo:
+            return done
+        here = f"{done}/{todo.pop(0)}".lstrip("/")
+        try:
+            target = os.readlink(root / here)
+        except OSError:
+            done = here
+            continue
+        absolute = os.path.isabs(target)
+        if absolute and root != Path("/") and Path(target).is_relative_to(root):
+            target = "/" + os.path.relpath(target, root)
+        joined = os.path.normpath("/" + (target.lstrip("/") if absolute else f"{done}/{target}"))
+        if not absolute and os.path.normpath(f"{done}/{target}").startswith(".."):
+            return None
+        taken.links[here] = os.path.relpath(joined, "/" + os.path.dirname(here))
+        todo, done = [*PurePosixPath(joined.lstrip("/")).parts, *todo], ""
+    return None
+
+
+def _read(path: Path) -> bytes:
+    """The start of a file; never waits for a pipe or a device. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not select.select([handle], [], [], 1.0)[0]:
+            raise TimeoutError(0, "it did not answer within a second")
+        parts, left = [], MAX_FILE_BYTES
+        while left > 0 and (part := os.read(handle, left)):
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+    finally:
+        os.close(handle)
+
+
+def _archive(taken: _Taken) -> bytes:
+    """A .tar.gz with nothing of this machine's users or time in it. Folders come first, so that it unpacks everywhere."""
+    manifest = {
+        "format": FORMAT,
+        "about": "names and readings of a board's kernel files, taken with card-profile snapshot; replay with CARD_SYSFS_ROOT",
+        "files": {name: len(content) for name, content in sorted(taken.files.items())},
+        "links": dict(sorted(taken.links.items())),
+        "unreadable": dict(sorted(taken.unreadable.items())),
+        "left_out": dict(sorted(taken.left_out.items())),
+    }
+    files = {**taken.files, MANIFEST: json.dumps(manifest, indent=1).encode() + b"\n"}
+    folders = {str(parent) for name in [*files, *taken.links] for parent in PurePosixPath(name).parents} - {"."}
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in sorted(folders - set(taken.links)):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(entry)
+        for name, content in sorted(files.items()):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), 0o644
+            archive.addfile(entry, io.BytesIO(content))
+        for name, target in sorted(taken.links.items()):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, target, 0o777
+            archive.addfile(entry)
+    packed = io.BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0, filename="") as stream:
+        stream.write(raw.getvalue())
+    return packed.getvalue()
