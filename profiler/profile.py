@@ -11,9 +11,13 @@ segments with ``layer <= c`` are on the device, the others on the server (c is t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
 FORMAT: Literal["card-profile/1"] = "card-profile/1"
 
@@ -241,6 +245,107 @@ class Timing(Block):
     )
 
 
+class TimeLaw(Document):
+    """One row of times against the clock: a segment in one direction, or the whole step.
+
+    ``a_s`` and ``b_cycles`` are t(f) = a + b/f, the best of its kind over all clocks. ``curve_s`` is the smooth curve that predictions
+    follow, at ``TimeFit.clocks_hz`` (see ``TimeFit``). Errors are means over the clocks, each left out in turn, in percent of the measured time.
+    """
+
+    a_s: Seconds = Field(description="What the clock does not change: launches, waiting for memory")
+    b_cycles: float = Field(ge=0, le=1e24, description="Cycles of the core clock: seconds x Hz")
+    a_ci95: tuple[float, float] | None = Field(default=None, description="None: too few clocks to tell")
+    b_ci95: tuple[float, float] | None = None
+    flops_per_core_cycle: float | None = Field(
+        default=None, ge=0, description="delta_eff = FLOPs / (b_cycles x cores), in place of the letter's delta"
+    )
+    flops_per_core_cycle_ci95: tuple[float, float] | None = None
+    loo_error_pct: float | None = Field(default=None, ge=0, description="Of a + b/f at a clock left out")
+    curve_loo_error_pct: float | None = Field(default=None, ge=0, description="Of the curve at a clock left out")
+    curve_s: list[Seconds] = Field(max_length=MAX_CLOCKS)
+
+
+class SegmentTimeFit(Document):
+    forward: TimeLaw
+    backward: TimeLaw
+    optimizer: TimeLaw
+
+
+class TimeInterval(Document):
+    """Half widths of the 95 % prediction interval for a new time, in percent of the predicted one, at ``TimeFit.interval_hz``."""
+
+    kind: SegmentKind | Literal["step"]
+    direction: Literal["forward", "backward", "optimizer", "step"]
+    half_width_pct: list[Annotated[float, Field(ge=0, le=1e6)]] = Field(max_length=MAX_CLOCKS)
+
+
+class TimeFit(Block):
+    """Times against the clock, for clocks that were never visited. ``step`` is the sum of all segments.
+
+    Predictions follow the natural cubic spline of the cycles t(f) f over f through ``curve_s`` f at ``clocks_hz``. Cycles that rise along a
+    straight line are t = a + b/f exactly, so beyond the visited clocks the curve is a law of that form, and between them it may bend.
+    """
+
+    clocks_hz: list[Hertz] = Field(min_length=2, max_length=MAX_CLOCKS, description="Visited clocks, ascending")
+    segments: list[SegmentTimeFit] = Field(max_length=MAX_SEGMENTS)
+    step: TimeLaw
+    interval_hz: list[Hertz] = Field(min_length=2, max_length=MAX_CLOCKS)
+    intervals: list[TimeInterval] = Field(default_factory=list, max_length=MAX_SEGMENTS)
+    warnings: list[Text] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _rows_agree(self) -> TimeFit:
+        for name in ("clocks_hz", "interval_hz"):
+            hz = getattr(self, name)
+            if sorted(set(hz)) != hz:
+                raise ValueError(f"{name} must be ascending without repeats")
+        for where, law in [("step", self.step)] + [
+            (f"segments[{i}].{direction}", law) for i, row in enumerate(self.segments) for direction, law in row
+        ]:
+            if len(law.curve_s) != len(self.clocks_hz):
+                raise ValueError(f"{where}.curve_s: {len(law.curve_s)} times, expected one for each of clocks_hz")
+        for i, row in enumerate(self.intervals):
+            if len(row.half_width_pct) != len(self.interval_hz):
+                raise ValueError(f"intervals[{i}].half_width_pct: expected one for each of interval_hz")
+        return self
+
+    def predict_s(self, laws: Sequence[TimeLaw], frequency_hz: ArrayLike) -> NDArray[Any]:
+        """Seconds (laws, clocks) at clocks in Hz (clocks,), visited or not.
+
+        The natural cubic spline of the cycles, kept to what a clock can do: time does not rise with it, cycles do not fall.
+        """
+        import numpy as np
+
+        hz, f = np.asarray(self.clocks_hz), np.asarray(frequency_hz, dtype=float)
+        knots_s = np.array([law.curve_s for law in laws]).reshape(len(laws), len(hz))
+        cycles, gap = knots_s * hz, np.diff(hz)
+        slope = np.diff(cycles, axis=1) / gap
+        bend = np.zeros_like(cycles)  # second derivatives; none at the ends
+        if len(hz) > 2:
+            band = np.diag((gap[:-1] + gap[1:]) / 3) + np.diag(gap[1:-1] / 6, 1) + np.diag(gap[1:-1] / 6, -1)
+            bend[:, 1:-1] = np.linalg.solve(band, np.diff(slope, axis=1).T).T
+        k = np.clip(np.searchsorted(hz, f, side="right") - 1, 0, len(hz) - 2)
+        left, right = f - hz[k], hz[k + 1] - f
+        straight = cycles[:, k] + slope[:, k] * left
+        inside = straight - left * right / 6 * (
+            (1 + right / gap[k]) * bend[:, k] + (1 + left / gap[k]) * bend[:, k + 1]
+        )
+        first = slope[:, 0] - gap[0] / 6 * bend[:, 1]
+        last = slope[:, -1] + gap[-1] / 6 * bend[:, -2]
+        below, above = cycles[:, :1] + first[:, None] * (f - hz[0]), cycles[:, -1:] + last[:, None] * (f - hz[-1])
+        found = np.where(f < hz[0], below, np.where(f > hz[-1], above, inside)) / f
+        slower = np.where(f < hz[0], np.inf, knots_s[:, k + (f > hz[-1])])  # the time at the next lower visited clock
+        faster = np.where(f > hz[-1], 0.0, knots_s[:, k + (f >= hz[0])])
+        most = np.minimum(slower, np.where(f > hz[-1], np.inf, faster * hz[k + (f >= hz[0])] / f))
+        least = np.maximum(faster, np.where(f < hz[0], 0.0, slower * hz[k + (f > hz[-1])] / f))
+        held: NDArray[Any] = np.clip(found, np.minimum(least, most), np.maximum(least, most))
+        return held
+
+    def half_width_pct(self, kind: str, direction: str) -> list[float] | None:
+        """Of the interval at ``interval_hz`` for segments of one kind in one direction; None where there is none."""
+        return next((r.half_width_pct for r in self.intervals if (r.kind, r.direction) == (kind, direction)), None)
+
+
 class CutMemory(Document):
     """Peak bytes of a training process on either side of a cut, over the process without the model."""
 
@@ -363,6 +468,7 @@ class Profile(Document):
     flops: FlopsBlock
     sizes: SizesBlock
     timings: list[Timing] = Field(default_factory=list, max_length=MAX_CLOCKS)
+    time_fit: TimeFit | None = None
     memory: MemoryBlock | None = None
     power: PowerBlock | None = None
     power_fit: PowerFit | None = None
@@ -379,6 +485,8 @@ class Profile(Document):
             raise ValueError(f"segments: the layer numbers must ascend and cover 1..{layers} (workload.layers)")
         rows = {"flops.segments": len(self.flops.segments), "sizes.segments": len(self.sizes.segments)}
         rows |= {f"timings[{i}].segments": len(t.segments) for i, t in enumerate(self.timings)}
+        if self.time_fit is not None:
+            rows["time_fit.segments"] = len(self.time_fit.segments)
         for where, found in rows.items():
             if found != count:
                 raise ValueError(f"{where}: {found} rows, expected {count}, one for each segment")
