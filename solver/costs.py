@@ -23,8 +23,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from profiler.profile import BadInput, Profile, SegmentTime, Timing
+from profiler.profile import BadInput, Profile
 from solver.assumptions import Assumption, assumed, unmeasured
+from solver.clocktimes import (
+    HalfWidths,
+    ServerTime,
+    mini_batch_s,
+    operating_hz,
+    seconds_over_clock,
+    segment_half_widths,
+    segment_seconds,
+    timed_hz,
+)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
@@ -35,30 +45,7 @@ ModelName = Literal["letter", "profile"]
 TERMS = ("optimizer", "embedding", "head", "round-trip")
 """What the letter leaves out and a profile measures; each can be left out of the profile model by name."""
 
-UNKNOWN_CLOCK_HZ = 1e9
-"""Stands for the clock of a machine whose clock cannot be read. It cancels: such a machine has one operating point."""
-
-
 # ------------------------------------------------------------------------------------------------ curves over the clock
-
-
-@dataclass(frozen=True)
-class ServerTime:
-    """Seconds that the server is busy in a round: a + b/f on each of P pieces of the clock axis.
-
-    ``breaks_hz`` (P-1,) ascending; ``a_s`` and ``b_cycles`` (C, P). The letter's Eq. 8 is one piece with a = 0 and
-    b = T (eta - eta_D(c)) / (delta sigma).
-    """
-
-    breaks_hz: Floats
-    a_s: Floats
-    b_cycles: Floats
-
-    def at(self, cut_index: Any, frequency_hz: Any) -> Floats:
-        """Seconds at 0-based cut indices and clocks in Hz that broadcast against each other."""
-        piece = np.searchsorted(self.breaks_hz, frequency_hz, side="right")
-        seconds: Floats = self.a_s[cut_index, piece] + self.b_cycles[cut_index, piece] / frequency_hz
-        return seconds
 
 
 @dataclass(frozen=True)
@@ -151,6 +138,10 @@ class CostModel:
     server_power: ServerPower | None
     idle_w: float = 0.0
     clock_map: ClockMap = NO_MAP
+    device_half_width_s: tuple[Floats | None, ...] = ()
+    """(C,) for each device: how far its part of the delay may be off, by the 95 % interval of its times. None: not known."""
+    server_half_width_s: HalfWidths | None = None
+    """The same for the server, (C,) rows over its clocks."""
 
     @property
     def cuts(self) -> int:
@@ -177,6 +168,17 @@ class CostModel:
         if energy is not None:
             energy = np.broadcast_to(energy, delay.shape)
         return Costs(delay, energy, compute, server, up, down, adapters)
+
+    def compute_half_width_s(self, device: int, cut_index: int, frequency_hz: float) -> float | None:
+        """How far device and server compute together may be off, in seconds (95 %); None where one has no fit of its times.
+
+        ``frequency_hz`` is the clock reached. Two machines err independently, so their half widths add as squares.
+        """
+        own = self.device_half_width_s[device] if self.device_half_width_s else None
+        if own is None or self.server_half_width_s is None:
+            return None
+        server = self.server_half_width_s.at(np.array([frequency_hz]))[cut_index, 0]
+        return math.hypot(float(own[cut_index]), float(server))
 
     def waiting_s(self, device: Ints, uplink_bps: Floats, downlink_bps: Floats) -> Floats:
         """(N, C): the part of Eq. 10 that does not depend on the server's clock. Arguments are (N,)."""
@@ -377,72 +379,6 @@ class ServerClocks:
         return np.where(frequency_hz - low <= high - frequency_hz, low, high)
 
 
-def operating_hz(profile: Profile) -> float:
-    """The clock at which a machine trains: its operating clock, else the one it was timed at, else a stand-in that cancels."""
-    if profile.hardware.clocks is not None:
-        return profile.hardware.clocks.operating_hz
-    for timing in profile.timings:
-        if timing.frequency_hz is not None:
-            return timing.frequency_hz
-    return UNKNOWN_CLOCK_HZ
-
-
-def _timed_hz(profile: Profile, timing: Timing) -> float:
-    return timing.frequency_hz if timing.frequency_hz is not None else operating_hz(profile)
-
-
-def _seconds(row: SegmentTime, optimizer: bool) -> float:
-    seconds = row.forward.median_s + row.backward.median_s
-    return seconds + row.optimizer.median_s if optimizer else seconds
-
-
-def _segment_seconds(profile: Profile, leave_out: frozenset[str]) -> tuple[Floats, Floats]:
-    """Clocks (K,) ascending and seconds (S, K) of a mini-batch through each segment; repeated clocks are averaged."""
-    kept = [t for t in profile.timings if t.frequency_hz is not None] or profile.timings[:1]
-    hz = np.array([_timed_hz(profile, t) for t in kept])
-    rows = np.array(
-        [
-            [
-                0.0 if segment.kind in leave_out else _seconds(row, "optimizer" not in leave_out)
-                for segment, row in zip(profile.segments, timing.segments, strict=True)
-            ]
-            for timing in kept
-        ]
-    )
-    clocks, group = np.unique(hz, return_inverse=True)
-    total = np.zeros((len(clocks), rows.shape[1]))
-    np.add.at(total, group, rows)
-    return clocks, (total / np.bincount(group)[:, None]).T
-
-
-def _tail_slopes(clocks_hz: Floats, seconds: Floats) -> Floats:
-    """(S,) b of the least squares t = a + b/f with a, b >= 0; t f where there is one clock (pure 1/f scaling)."""
-    x = 1.0 / clocks_hz
-    if len(x) == 1:
-        proportional: Floats = seconds[:, 0] * clocks_hz[0]
-        return proportional
-    dx = x - x.mean()
-    b = np.maximum((seconds * dx).sum(1) / (dx * dx).sum(), 0.0)
-    through_zero = (seconds * x).sum(1) / (x * x).sum()
-    slopes: Floats = np.where(seconds.mean(1) - b * x.mean() < 0, through_zero, b)
-    return slopes
-
-
-def _curve(clocks_hz: Floats, seconds: Floats) -> ServerTime:
-    """Seconds (S, K) at measured clocks -> curves over the clock: through every measured time and straight in 1/f between them.
-
-    Beyond the measured clocks the slope is that of a least squares t = a + b/f.
-    """
-    x, b = 1.0 / clocks_hz, _tail_slopes(clocks_hz, seconds)
-    if len(x) == 1:
-        return ServerTime(np.empty(0), np.zeros_like(b)[:, None], b[:, None])
-    inner = (seconds[:, :-1] - seconds[:, 1:]) / (x[:-1] - x[1:])
-    high = np.minimum(b, seconds[:, -1] * clocks_hz[-1])  # times must not fall below zero as the clock grows
-    slopes = np.column_stack([b, inner, high])
-    anchor = np.concatenate([[0], np.arange(len(x))])  # the point at which each piece begins
-    return ServerTime(clocks_hz, seconds[:, anchor] - slopes * x[anchor], slopes)
-
-
 def _prefix(profile: Profile, per_segment: Floats) -> Floats:
     """(C, ...) sums over the segments that stand on the device at each cut: those with layer <= c."""
     layers = np.array([s.layer for s in profile.segments])
@@ -473,15 +409,15 @@ def flops_per_cycle(profile: Profile) -> tuple[float, list[Assumption]]:
     if profile.timings:
         known = [t for t in profile.timings if t.frequency_hz is not None] or profile.timings[:1]
         if profile.role == "server":
-            timing = max(known, key=lambda t: _timed_hz(profile, t))
+            timing = max(known, key=lambda t: timed_hz(profile, t))
         else:
-            timing = min(known, key=lambda t: abs(_timed_hz(profile, t) - operating_hz(profile)))
-        total, seconds = float(_flops(profile).sum()), sum(_seconds(row, False) for row in timing.segments)
+            timing = min(known, key=lambda t: abs(timed_hz(profile, t) - operating_hz(profile)))
+        total, seconds = float(_flops(profile).sum()), sum(mini_batch_s(row, False) for row in timing.segments)
         if not (total > 0 and seconds > 0):
             raise BadInput(
                 f"profile {name}: flops and timings add up to {total:g} FLOPs in {seconds:g} s, expected both above 0"
             )
-        effective = total / _timed_hz(profile, timing) / seconds
+        effective = total / timed_hz(profile, timing) / seconds
         if not math.isfinite(effective):
             raise BadInput(f"profile {name}: timings add up to {seconds:g} s for {total:g} FLOPs, expected seconds")
         return effective, unmeasured(timing, **{f"{name}: effective FLOPs per cycle (delta sigma)": effective})
@@ -582,16 +518,22 @@ def profile_model(
     Every profile must have timings. Raises BadInput where ``count_idle`` asks for a figure that the server lacks.
     """
     up, down, adapters, listed = _bits(devices, epochs, phi)
-    compute = []
+    compute: list[Floats] = []
+    doubt: list[Floats | None] = []
     for device in devices:
-        hz, seconds = _segment_seconds(device, leave_out)
+        hz, seconds = segment_seconds(device, leave_out)
         at = operating_hz(device)
-        compute.append(epochs * _prefix(device, _curve(hz, seconds).at(np.arange(len(seconds)), at)))
+        over_clock = seconds_over_clock(device, hz, seconds, leave_out)
+        compute.append(epochs * _prefix(device, over_clock.at(np.arange(len(seconds)), at)))
+        widths = segment_half_widths(device, leave_out)
+        doubt.append(None if widths is None else epochs * _prefix(device, widths.at(np.array([at])))[:, 0])
         listed += [
             item
             for timing in device.timings
             for item in unmeasured(timing, **{f"{device.name}: layer times": f"{len(device.timings)} clocks"})
         ]
+        if device.time_fit is not None and np.abs(hz / at - 1).min() > 1e-3:
+            listed += _between(device)
         if not hz[0] * 0.999 <= at <= hz[-1] * 1.001:
             listed.append(
                 assumed(
@@ -599,8 +541,8 @@ def profile_model(
                 )
             )
     mapped = _clock_map(server) if len(clocks.supported_hz) else NO_MAP
-    hz, seconds = _segment_seconds(server, leave_out)
-    pieces = _curve(hz, seconds)
+    hz, seconds = segment_seconds(server, leave_out)
+    pieces = seconds_over_clock(server, hz, seconds, leave_out)
     curve = ServerTime(
         pieces.breaks_hz, epochs * _suffix(server, pieces.a_s), epochs * _suffix(server, pieces.b_cycles)
     )
@@ -611,8 +553,11 @@ def profile_model(
     ]
     lowest, highest = (float(mapped.reached(f)) for f in (clocks.f_min_hz, clocks.f_max_hz))
     if clocks.known and not (hz[0] * 0.999 <= lowest and highest <= hz[-1] * 1.001):
-        how = "all of it scales as 1/f from the one clock measured" if len(hz) == 1 else "a + b/f by least squares"
+        how = "a + b/f by least squares" if server.time_fit is None else "the fitted curve goes on as a + b/f"
+        how = "all of it scales as 1/f from the one clock measured" if len(hz) == 1 else how
         listed.append(assumed(f"{server.name}: layer times beyond the measured clocks", how))
+    widths = segment_half_widths(server, leave_out)
+    listed += _between(server)
     power, more = _power(server, lowest, highest)
     listed += more
     idle_w = 0.0
@@ -635,8 +580,27 @@ def profile_model(
         server_power=power,
         idle_w=idle_w,
         clock_map=mapped,
+        device_half_width_s=tuple(doubt),
+        server_half_width_s=None
+        if widths is None
+        else HalfWidths(widths.clocks_hz, epochs * _suffix(server, widths.seconds)),
     )
     return model, listed
+
+
+def _between(profile: Profile) -> list[Assumption]:
+    """Times at clocks never visited come from a fit: listed like any other fit, by the data underneath."""
+    fit = profile.time_fit
+    if fit is None:
+        return []
+    step = fit.half_width_pct("step", "step")
+    within = "" if step is None else f", a step within {max(step):.2g} %"
+    return unmeasured(
+        fit,
+        **{
+            f"{profile.name}: layer times between the visited clocks": f"a curve through {len(fit.clocks_hz)} clocks{within}"
+        },
+    )
 
 
 def _power(server: Profile, lowest_hz: float, highest_hz: float) -> tuple[ServerPower | None, list[Assumption]]:

@@ -18,9 +18,9 @@ from solver.assumptions import Assumption, assumed, distinct, unmeasured
 from solver.baselines import ALWAYS_REPORTED, DEVICE_ONLY, SERVER_ONLY, fixed_cut
 from solver.card import best_cut, optimal_clock
 from solver.channel import Rates, rates
+from solver.clocktimes import UNKNOWN_CLOCK_HZ
 from solver.costs import (
     TERMS,
-    UNKNOWN_CLOCK_HZ,
     CostModel,
     Costs,
     Extremes,
@@ -193,6 +193,9 @@ class Solution:
             }
             if reached[n] != chosen.frequency_hz[n]:
                 row["measured_frequency_hz"] = float(reached[n])
+            doubt_s = self.model.compute_half_width_s(m, int(chosen.cut[n]) - 1, float(reached[n]))
+            if doubt_s is not None:
+                row["compute_half_width_s"] = doubt_s
             rows.append(row)
         return rows
 

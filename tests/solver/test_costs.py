@@ -15,6 +15,8 @@ from profiler.profile import (
     Segment,
     SegmentFlops,
     SegmentSizes,
+    SegmentTime,
+    Stat,
     Timing,
 )
 from solver.costs import Costs, ServerClocks
@@ -279,3 +281,92 @@ def test_a_machine_without_a_readable_clock_has_one_operating_point_and_no_watts
         solve([server, device], SolveOptions())
     with pytest.raises(BadInput, match=r"--f-max-ghz: .*cannot be read"):
         solve([server, device], SolveOptions(w=1.0, f_max_ghz=1.0))
+
+
+# ------------------------------------------------------------------------------------- times followed over the clock
+
+
+def bent(name: str, role: str, clocks_ghz: tuple[float, ...]) -> Profile:
+    """make_profile with layers that go over from computing to waiting for memory near 1 GHz, and its times fitted."""
+    from profiler.times import fit_times
+
+    base = make_profile(name, role)  # type: ignore[arg-type]
+
+    def seconds(ghz: float, row: SegmentTime, work: float) -> SegmentTime:
+        t = work * ((0.01 / ghz) ** 3 + 0.01**3) ** (1 / 3)
+        return row.model_copy(
+            update={d: Stat(median_s=t * k, iqr_s=t * k / 500, samples=9) for d, k in (("forward", 1), ("backward", 2))}
+        )
+
+    timings = [
+        Timing(
+            provenance="measured",
+            frequency_hz=g * 1e9,
+            segments=[
+                seconds(g, row, work) for row, work in zip(base.timings[0].segments, [0.1, 1, 1, 1, 1, 2], strict=True)
+            ],
+        )
+        for g in clocks_ghz
+    ]
+    profile = base.model_copy(update={"timings": timings})
+    return profile.model_copy(update={"time_fit": fit_times(profile)})
+
+
+VISITED = (0.5, 0.8, 1.2, 1.6, 2.0)
+
+
+def test_with_a_fit_times_pass_through_every_visited_clock_and_follow_the_bent_curve_between() -> None:
+    server = bent("srv", "server", VISITED)
+    dense = bent("srv", "server", tuple(np.linspace(0.5, 2.0, 61)))
+    plain = answer(server.model_copy(update={"time_fit": None}), make_profile("dev")).model
+    model = answer(server, make_profile("dev")).model
+    visited = np.array(VISITED) * 1e9
+    assert model.server_s(visited) == pytest.approx(plain.server_s(visited), rel=1e-12)
+    never = np.array([0.65e9, 1.0e9, 1.4e9, 1.8e9])
+    truth = answer(dense.model_copy(update={"time_fit": None}), make_profile("dev")).model.server_s(never)
+    fitted, straight = (np.abs(m.server_s(never) / truth - 1).max() for m in (model, plain))
+    assert fitted < 0.004
+    assert fitted < straight / 2
+
+
+def test_with_a_fit_times_beyond_the_visited_clocks_go_on_between_constant_and_proportional() -> None:
+    model = answer(bent("srv", "server", VISITED), make_profile("dev")).model
+    low, lowest, high, highest = model.server_s(np.array([0.5e9, 0.25e9, 2e9, 8e9]))[0]
+    assert low < lowest <= 2 * low
+    assert high / 4 <= highest < high
+
+
+def test_exact_affine_times_are_the_same_with_and_without_a_fit() -> None:
+    from profiler.times import fit_times
+
+    server = make_profile("srv", "server")
+    with_fit = server.model_copy(update={"time_fit": fit_times(server)})
+    hz = np.array([0.3e9, 0.5e9, 0.7e9, 1.23e9, 2e9, 2.4e9])
+    one, other = (answer(s, make_profile("dev")).model.server_s(hz) for s in (server, with_fit))
+    assert other == pytest.approx(one, rel=1e-6)
+    for term in ("optimizer", "head"):
+        one, other = (answer(s, make_profile("dev"), leave_out=(term,)).model.server_s(hz) for s in (server, with_fit))
+        assert other == pytest.approx(one, rel=1e-6)
+
+
+def test_a_decision_says_how_far_its_computing_time_may_be_off() -> None:
+    server, device = (
+        bent("srv", "server", VISITED),
+        bent("dev", "server", VISITED).model_copy(update={"role": "device"}),
+    )
+    rows = [answer(server, device).as_json()["decisions"][0]]
+    rows.append(answer(server, device, local_epochs=6).as_json()["decisions"][0])
+    assert 0 < rows[0]["compute_half_width_s"] < 0.05 * rows[0]["delay_s"]
+    assert rows[1]["compute_half_width_s"] == pytest.approx(2 * rows[0]["compute_half_width_s"], rel=0.2)
+    assert "compute_half_width_s" not in answer(server, make_profile("dev")).as_json()["decisions"][0]
+
+
+def test_times_fitted_to_emulated_figures_are_listed_and_those_fitted_to_measured_ones_are_not() -> None:
+    server = bent("srv", "server", VISITED)
+    quantity = "srv: layer times between the visited clocks"
+    assert quantity not in [a.quantity for a in answer(server, make_profile("dev")).assumptions]
+    assert server.time_fit is not None
+    emulated = server.model_copy(update={"time_fit": server.time_fit.model_copy(update={"basis": "emulated"})})
+    found = [a for a in answer(emulated, make_profile("dev")).assumptions if a.quantity == quantity]
+    assert [a.provenance for a in found] == ["emulated"]
+    assert "5 clocks, a step within" in str(found[0].value)
