@@ -31,7 +31,6 @@ Hertz = Annotated[
 ]
 Seconds = Annotated[float, Field(ge=0, le=1e7)]
 Watts = Annotated[float, Field(ge=0, le=1e5)]
-Joules = Annotated[float, Field(ge=0, le=1e12)]
 Bytes = Annotated[int, Field(ge=0, le=2**60)]
 Flops = Annotated[float, Field(ge=0, le=1e24)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]

@@ -1,6 +1,8 @@
-"""Figures for people: with an SI prefix and their unit. Everywhere else they are plain SI, with the unit in their name."""
+"""Figures for people: with an SI prefix and their unit, rows of numbers as ranges. Everywhere else they are plain SI, with the unit in their name."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 _PREFIXES = (
     (1e15, "P"),
@@ -34,3 +36,14 @@ def data_size(count: float) -> str:
         if round(count / factor, digits) >= 1:
             return f"{count / factor:.{digits}f} {unit}"
     return f"{count / 1e3:.1f} kB"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending whole numbers as ``1-4, 7``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from profiler.profile import BadInput, MissingHardware, printable
-from profiler.units import data_size, quantity
+from profiler.units import data_size, quantity, ranges
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY
 from solver.costs import Floats
-from solver.scenario import Decisions, Solution, ranges
+from solver.scenario import Decisions, Solution
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

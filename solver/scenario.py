@@ -14,6 +14,7 @@ import numpy as np
 
 from profiler.profile import BadInput, Profile
 from profiler.store import write_atomically
+from profiler.units import ranges
 from solver.assumptions import Assumption, assumed, distinct, unmeasured
 from solver.baselines import ALWAYS_REPORTED, DEVICE_ONLY, SERVER_ONLY, fixed_cut
 from solver.card import best_cut, optimal_clock
@@ -425,17 +426,6 @@ def _memory(
                 "--gradient-checkpointing"
             )
     return feasible, tables, exclusions, listed
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending whole numbers as ``1-4, 7``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 # -------------------------------------------------------------------------------------------------------------- solve

@@ -30,7 +30,7 @@ HEAVY = {
 MAY_IMPORT = {
     "solver": ("solver", "profiler.profile", "profiler.store", "profiler.units"),
     "profiler.workload": ("profiler.workload", "profiler.profile"),
-    "profiler.hardware": ("profiler.hardware", "profiler.profile"),
+    "profiler.hardware": ("profiler.hardware", "profiler.profile", "profiler.store"),
     "profiler.power": (
         "profiler.power",
         "profiler.hardware.device",

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from profiler.profile import BadInput
+from profiler.units import ranges
 from solver.report import print_report, write_plots
-from solver.scenario import Solution, SolveOptions, ranges, solve
+from solver.scenario import Solution, SolveOptions, solve
 from tests.solver.test_scenario import fleet, letterlike, limited
 
 
