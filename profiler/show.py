@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from statistics import median
 from typing import TYPE_CHECKING
 
-from profiler.profile import Block, Profile, printable
+from profiler.profile import Block, Profile, TimeLaw, printable
 from profiler.units import data_size, quantity
 
 if TYPE_CHECKING:
@@ -55,6 +57,11 @@ def show(profile: Profile, console: Console | None = None) -> None:
     out.print(_segments(profile))
     for line in _steps(profile):
         out.print(line, highlight=False, markup=False)
+    times = _times(profile)
+    if times is not None:
+        out.print(times)
+    for warning in profile.time_fit.warnings if profile.time_fit is not None else []:
+        out.print(plain(f"note: {warning}"))
     out.print(_cuts(profile))
     for check in profile.memory.checks if profile.memory is not None else []:
         error_pct = 100 * (check.predicted_bytes / check.measured_bytes - 1) if check.measured_bytes else 0.0
@@ -130,6 +137,54 @@ def _steps(profile: Profile) -> list[str]:
             line = f"whole step {quantity(timing.step.median_s, 's')} ({timing.step.samples}); {line}"
         lines.append((f"{quantity(timing.frequency_hz, 'Hz', 4)}: " if timing.frequency_hz else "") + line)
     return lines
+
+
+def _times(profile: Profile) -> Table | None:
+    """a + b/f and delta_eff of each kind of segment (of like segments the median), and how far predictions are off."""
+    fit = profile.time_fit
+    if fit is None:
+        return None
+    table = _table(
+        f"Times against the clock f, a + b/f ({mark(fit)}, {len(fit.clocks_hz)} clocks; of like segments the median; errors at clocks "
+        "left out of the fit)",
+        "segment",
+        "a",
+        "b, cycles",
+        "delta_eff",
+        "a + b/f off",
+        "curve off",
+        "95 % within",
+    )
+    rows: dict[tuple[str, str], list[TimeLaw]] = {}
+    for segment, laws in zip(profile.segments, fit.segments, strict=True):
+        for direction, law in laws:
+            rows.setdefault((segment.kind, direction), []).append(law)
+    rows["step", "step"] = [fit.step]
+    for (kind, direction), found in rows.items():
+        like = [law for law in found if any(law.curve_s)]
+        if not like or sum(law.curve_s[0] for law in like) < 1e-4 * fit.step.curve_s[0]:
+            continue
+        within = fit.half_width_pct(kind, direction)
+        name = "whole step" if kind == "step" else f"{kind} {direction}"
+        table.add_row(
+            name + (f" ({len(like)})" if len(like) > 1 else ""),
+            quantity(_median(law.a_s for law in like) or 0.0, "s"),
+            quantity(_median(law.b_cycles for law in like) or 0.0, ""),
+            _figure(_median(law.flops_per_core_cycle for law in like), "", 3),
+            _figure(_median(law.loo_error_pct for law in like), " %", 2),
+            _figure(_median(law.curve_loo_error_pct for law in like), " %", 2),
+            _figure(_median(within) if within else None, " %", 2),
+        )
+    return table
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return median(known) if known else None
+
+
+def _figure(value: float | None, unit: str, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}g}{unit}"
 
 
 def _cuts(profile: Profile) -> Table:
