@@ -2,11 +2,16 @@
 
 Everything is optional: a virtual machine often has neither a clock to read nor an energy counter, and then says so. The
 root of /sys and /proc is the environment variable CARD_SYSFS_ROOT (default ``/``), so that a copied tree can be read.
+
+The clock is set through the limits of cpufreq, those of all processors together: lowest and highest to one value. The
+watts are RAPL's (powercap, or the hwmon of AMD's ``amd_energy``): whole packages, never cores, DRAM or ``psys``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
+import math
 import os
 import platform
 import re
@@ -16,7 +21,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading
+from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading, Timebase
+from profiler.hardware.guard import GuardedClocks
 from profiler.hardware.host import WallTime, read_number, read_text, refuse_change, sysfs_root
 from profiler.profile import Clocks, Hardware, Provenance, Role
 
@@ -24,6 +30,8 @@ _PROBE_S = 0.25
 """A living energy counter moves within a few milliseconds; one that stands still this long is not one."""
 _RAPL_PERIOD_S = 0.001
 _SPIN_S = 0.03
+_STEP_HZ = 100e6
+"""Where the driver lists no clocks (intel_pstate, amd-pstate) it takes any; processors make multiples of this."""
 
 
 def cgroup_limit_bytes(root: Path) -> int | None:
@@ -49,11 +57,30 @@ def cgroup_limit_bytes(root: Path) -> int | None:
 
 @dataclass(frozen=True)
 class _Zone:
-    """One energy counter: microjoules that wrap at ``range_uj``."""
+    """One energy counter: microjoules that wrap at ``range_uj`` (0: too wide to wrap)."""
 
     name: str
     file: Path
     range_uj: float
+    opened: io.FileIO | None = None
+    """The file, open: often only root may open it, and a run under sudo does not stay root."""
+
+    def read_uj(self) -> float | None:
+        """Microjoules; None where the counter does not answer."""
+        value = read_number(self.file)
+        if value is None and self.opened is not None:
+            try:
+                value = float(os.pread(self.opened.fileno(), 64, 0))
+            except (OSError, ValueError):
+                return None
+        return value
+
+
+def _zone(name: str, file: Path, range_uj: float) -> _Zone:
+    try:
+        return _Zone(name, file, range_uj, io.FileIO(file))
+    except OSError:
+        return _Zone(name, file, range_uj)
 
 
 class RaplMeter:
@@ -61,12 +88,12 @@ class RaplMeter:
 
     def __init__(self, zones: list[_Zone]) -> None:
         self.zones = zones
-        self._last = [read_number(zone.file) or 0.0 for zone in zones]
+        self._last = [zone.read_uj() or 0.0 for zone in zones]
         self._total_uj = 0.0
 
     def energy_j(self) -> float | None:
         """Joules so far; None when a counter could not be read this time."""
-        values = [read_number(zone.file) for zone in self.zones]
+        values = [zone.read_uj() for zone in self.zones]
         fresh = []
         for zone, value, last in zip(self.zones, values, self._last, strict=True):
             if value is None:
@@ -79,36 +106,66 @@ class RaplMeter:
         return self._total_uj / 1e6
 
 
+def _package_zones(root: Path) -> tuple[list[_Zone], list[Path], Path | None]:
+    """Counters of whole packages, those that cannot be read, and the platform's counter (psys) where there is one.
+
+    powercap has them on Intel and on AMD (as ``intel-rapl`` too), older kernels have AMD's sockets in hwmon.
+    """
+    zones: dict[str, _Zone] = {}
+    unreadable: dict[str, Path] = {}
+    psys = None
+    powercap = root / "sys/class/powercap"
+    # The memory-mapped interface counts the same packages again: it is asked only for what the other does not have.
+    folders = [f for p in ("*-rapl:*", "*-rapl-mmio:*") for f in sorted(powercap.glob(p))] if powercap.is_dir() else []
+    for folder in folders:
+        name, file = read_text(folder / "name") or "", folder / "energy_uj"
+        if name == "psys" and psys is None:
+            psys = file
+        if not re.fullmatch(r"package-\d+(-die-\d+)?", name) or name in zones:
+            continue  # cores, uncore and dram lie inside a package or beside it; psys reads zero on many machines
+        if read_number(file) is None:
+            unreadable.setdefault(name, file)
+        else:
+            zones[name] = _zone(name, file, read_number(folder / "max_energy_range_uj") or 0.0)
+    if not zones and not unreadable:
+        for hwmon in sorted((root / "sys/class/hwmon").glob("hwmon*")):
+            if read_text(hwmon / "name") != "amd_energy":
+                continue
+            for label in sorted(hwmon.glob("energy*_label")):
+                name, file = read_text(label) or "", hwmon / label.name.replace("_label", "_input")
+                if not re.fullmatch(r"Esocket\d+", name):
+                    continue
+                if read_number(file) is None:
+                    unreadable.setdefault(name, file)
+                else:
+                    zones.setdefault(name, _zone(name, file, 0.0))
+    return list(zones.values()), [file for name, file in unreadable.items() if name not in zones], psys
+
+
 def find_rapl(root: Path, *, probe_s: float = _PROBE_S) -> tuple[RaplMeter | None, str]:
     """The packages' energy counters, and what they cover or else why there is none, in one sentence.
 
     A counter that reads zero, or does not move under work within ``probe_s``, is refused.
     """
-    base = root / "sys/class/powercap"
-    zones, unreadable = [], []
-    for folder in sorted(base.glob("*-rapl:*")) if base.is_dir() else []:
-        name = read_text(folder / "name") or ""
-        if not re.fullmatch(r"package-\d+", name):
-            continue  # cores, uncore and dram lie inside a package or beside it; psys reads zero on many machines
-        if read_number(folder / "energy_uj") is None:
-            unreadable.append(folder / "energy_uj")
-        else:
-            zones.append(
-                _Zone(name, folder / "energy_uj", read_number(folder / "max_energy_range_uj") or 0.0),
-            )
+    zones, unreadable, platform_file = _package_zones(root)
     if unreadable:
         return None, (
             f"the energy counter {unreadable[0]} is readable by root only: "
-            f"sudo chmod a+r {unreadable[0].parent.parent}/*/energy_uj"
+            f"sudo chmod a+r {unreadable[0].parent.parent}/*/{unreadable[0].name}"
         )
     if not zones:
-        return None, "the kernel shows no RAPL energy counter in /sys/class/powercap (usual in a virtual machine)"
+        joules = read_number(platform_file) if platform_file is not None else None
+        psys = f"; {platform_file} reads {joules / 1e6:.2f} J and is no package's" if joules is not None else ""
+        return (
+            None,
+            f"the kernel shows no RAPL energy counter of a package in /sys/class/powercap (usual in a virtual machine){psys}",
+        )
     meter = RaplMeter(zones)
-    start, end = [read_number(z.file) or 0.0 for z in zones], time.monotonic() + probe_s
+    start, end = [z.read_uj() or 0.0 for z in zones], time.monotonic() + probe_s
     still = set(range(len(zones)))
     while still and time.monotonic() < end:
         for i in list(still):
-            value = read_number(zones[i].file) or 0.0
+            value = zones[i].read_uj() or 0.0
             if value > 0 and value != start[i]:
                 still.discard(i)
         sum(range(2000))
@@ -119,17 +176,18 @@ def find_rapl(root: Path, *, probe_s: float = _PROBE_S) -> tuple[RaplMeter | Non
 
 
 class CpuDevice:
-    """The processor that Python runs on (``device.Device``). Its clock cannot be locked yet: ``clocks`` is None."""
+    """The processor that Python runs on (``device.Device``). ``clocks`` is None where the kernel has no cpufreq limits."""
 
     name = "cpu"
     default_role: Role = "device"
     provenance: Provenance = "measured"
     torch_device = "cpu"
-    clocks: ClockControl | None = None
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, *, time: Timebase | None = None) -> None:
         self._root = sysfs_root() if root is None else root
-        reasons = {"clocks": "setting the CPU's clock is not supported yet; it runs under the system's own governor"}
+        self.time: Timebase = time if time is not None else WallTime()
+        self._load_before = (read_text(self._root / "proc/loadavg") or "").partition(" ")[0]
+        reasons = {}
         self._meter, said = find_rapl(self._root)
         self.power: PowerSensor | None = None
         if self._meter is None:
@@ -137,6 +195,11 @@ class CpuDevice:
         else:
             self.power = PowerSensor(scope=said, sensor="RAPL powercap", period_s=_RAPL_PERIOD_S, averaging_s=0.0)
         self._cpu = self._own_cpu()
+        self.clocks: ClockControl | None = self._clock_control()
+        if self.clocks is None:
+            reasons["clocks"] = (
+                "the kernel has no cpufreq limits to set (usual in a virtual machine): the clock is the system's own"
+            )
         self._thermal = self._find_thermal()
         if self._thermal is None:
             reasons["temperature"] = "no thermal zone of the processor in /sys/class/thermal"
@@ -156,6 +219,54 @@ class CpuDevice:
         """A cpufreq file in Hz (the kernel writes kHz)."""
         khz = read_number(self._root / "sys/devices/system/cpu" / self._cpu / "cpufreq" / name)
         return khz * 1e3 if khz is not None and khz > 0 else None
+
+    def _policies(self) -> list[Path]:
+        """Folders of cpufreq with limits, one for each group of processors that share a clock."""
+        base = self._root / "sys/devices/system/cpu"
+        folders = list((base / "cpufreq").glob("policy[0-9]*")) or list(base.glob("cpu[0-9]*/cpufreq"))
+        files = ("scaling_min_freq", "scaling_max_freq")
+        found = [folder for folder in folders if all(read_number(folder / name) is not None for name in files)]
+        return sorted(
+            found, key=lambda folder: [int(n) for n in re.findall(r"\d+", f"{folder.parent.name} {folder.name}")]
+        )
+
+    def _listed_hz(self) -> list[float]:
+        """The clocks that the driver lists, ascending; most drivers list none."""
+        system = self._root / "sys/devices/system/cpu"
+        names = ["scaling_available_frequencies"]
+        if read_text(system / "cpufreq/boost") != "0":
+            names.append("scaling_boost_frequencies")
+        words = " ".join(read_text(system / self._cpu / "cpufreq" / name) or "" for name in names).split()
+        return sorted({int(khz) * 1e3 for khz in words if khz.isdigit() and int(khz) > 0})
+
+    def _clocks_to_set(self) -> list[float]:
+        """Clocks that limits may take, ascending: the driver's list, else steps between the hardware's lowest and highest."""
+        listed, low, high = self._listed_hz(), self._cpufreq("cpuinfo_min_freq"), self._cpufreq("cpuinfo_max_freq")
+        if listed or low is None or high is None or low > high:
+            return listed
+        between = range(math.ceil(low / _STEP_HZ), math.floor(high / _STEP_HZ) + 1)
+        return sorted({low, *(n * _STEP_HZ for n in between), high})
+
+    def _clock_control(self) -> GuardedClocks | None:
+        policies, clocks = self._policies(), self._clocks_to_set()
+        if not policies or not clocks:
+            return None
+        nodes = [
+            {
+                "min": str((folder / "scaling_min_freq").absolute()),
+                "max": str((folder / "scaling_max_freq").absolute()),
+                "unit_hz": 1000,
+            }
+            for folder in policies
+        ]
+        return GuardedClocks(
+            key="cpufreq",
+            name="cpu",
+            target={"kind": "sysfs", "nodes": nodes},
+            supported_hz=clocks,
+            read_hz=self.current_hz,
+            time=self.time,
+        )
 
     def _find_thermal(self) -> Path | None:
         wanted = ("x86_pkg_temp", "cpu", "soc", "k10temp", "coretemp")
@@ -215,7 +326,7 @@ class CpuDevice:
             memory_bytes=min(memory) if memory else None,
             clocks=self._clock_range(),
             software={"kernel": platform.release(), "machine": platform.machine()},
-            conditions=settings,
+            conditions={**settings, **({"load average before": self._load_before} if self._load_before else {})},
         )
 
     def _clock_range(self) -> Clocks | None:
@@ -236,19 +347,18 @@ class CpuDevice:
                 max_hz=only,
                 operating_hz=only,
             )
-        listed = read_text(self._root / "sys/devices/system/cpu" / self._cpu / "cpufreq/scaling_available_frequencies")
-        supported = sorted({int(khz) * 1e3 for khz in (listed or "").split() if khz.isdigit()})
+        set_by = "they can be locked" if self.clocks is not None else "they cannot be set here"
         return Clocks(
             provenance="measured",
-            note="the governor chooses between these, this version cannot set one; operating: read under a short spin",
-            supported_hz=supported,
+            note=f"the governor chooses between these, {set_by}; operating: read under a short spin",
+            supported_hz=list(self.clocks.supported_hz()) if self.clocks is not None else self._listed_hz(),
             min_hz=low,
             max_hz=high,
             operating_hz=now,
         )
 
     def now_s(self) -> float:
-        return time.perf_counter()
+        return self.time.now_s()
 
     def executing(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -257,7 +367,7 @@ class CpuDevice:
         return step
 
     def wait(self, seconds_s: float) -> None:
-        time.sleep(max(0.0, seconds_s))
+        self.time.wait(seconds_s)
 
     def temperature_c(self) -> float | None:
         """Degrees of the processor's thermal zone, else None."""
@@ -284,18 +394,25 @@ class CpuDevice:
                 temperature_c=self.temperature_c(),
             )
 
-        with WallTime().watching(read, period_s) as readings:
+        with self.time.watching(read, period_s) as readings:
             yield readings
 
     def settings(self) -> dict[str, str]:
-        """Threads, governor and memory limit: figures under others do not belong together."""
+        """Threads, governor, turbo, SMT and memory limit: figures under others do not belong together."""
         info = self._cpuinfo()
         threads = (read_text(self._root / "proc/cpuinfo") or "").count("processor\t") or self._usable()
         found = {"threads": str(threads), "physical cores": info.get("physical cores", str(threads))}
         found["usable threads"] = str(self._usable())
-        governor = read_text(self._root / "sys/devices/system/cpu" / self._cpu / "cpufreq/scaling_governor")
+        system = self._root / "sys/devices/system/cpu"
+        governor = read_text(system / self._cpu / "cpufreq/scaling_governor")
         if governor:
             found["governor"] = governor
+        off, boost = read_text(system / "intel_pstate/no_turbo"), read_text(system / "cpufreq/boost")
+        if off in ("0", "1") or boost in ("0", "1"):
+            found["turbo"] = "on" if off == "0" or (off is None and boost == "1") else "off"
+        simultaneous = read_text(system / "smt/active")
+        if simultaneous in ("0", "1"):
+            found["SMT"] = "on" if simultaneous == "1" else "off"
         if os.environ.get("OMP_NUM_THREADS"):
             found["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
         limit = cgroup_limit_bytes(self._root)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +15,8 @@ import pytest
 
 from profiler.hardware import open_device
 from profiler.hardware.cpu import CpuDevice, RaplMeter, cgroup_limit_bytes, find_rapl
+from profiler.profile import MissingHardware
+from tests.rigs.time import VirtualTime
 
 CPUINFO = """processor\t: 0
 model name\t: Imagined 4-core
@@ -186,6 +191,132 @@ def test_a_counter_that_wraps_loses_nothing(tmp_path: Path) -> None:
     meter = RaplMeter(meter.zones)
     file.write_text("150")
     assert meter.energy_j() == pytest.approx((262_143_328_850 - 262_143_328_000 + 150) / 1e6)
+
+
+def test_one_package_that_two_interfaces_count_is_counted_once(tmp_path: Path) -> None:
+    file = rapl(tmp_path)
+    again = "sys/class/powercap/intel-rapl-mmio:0"
+    put(tmp_path, {f"{again}/name": "package-0", f"{again}/energy_uj": 1, f"{again}/max_energy_range_uj": 100})
+    with counting(file, 30.0):
+        meter, scope = find_rapl(tmp_path)
+    assert meter is not None
+    assert [zone.file for zone in meter.zones] == [file]
+    assert scope == "CPU package"
+
+
+def test_the_memory_mapped_interface_serves_where_it_is_the_only_one(tmp_path: Path) -> None:
+    file = rapl(tmp_path)
+    mapped = file.parent.rename(file.parent.with_name("intel-rapl-mmio:0")) / "energy_uj"
+    with counting(mapped, 30.0):
+        assert find_rapl(tmp_path)[0] is not None
+
+
+def test_sockets_of_amd_are_read_from_hwmon_where_powercap_has_none(tmp_path: Path) -> None:
+    hwmon = "sys/class/hwmon/hwmon3"
+    put(tmp_path, {f"{hwmon}/name": "amd_energy", f"{hwmon}/energy1_label": "Ecore000", f"{hwmon}/energy1_input": 7})
+    put(tmp_path, {f"{hwmon}/energy2_label": "Esocket0", f"{hwmon}/energy2_input": 10**15})
+    with counting(tmp_path / hwmon / "energy2_input", 100.0, wrap_uj=2**63):
+        meter, scope = find_rapl(tmp_path)
+    assert meter is not None
+    assert [zone.name for zone in meter.zones] == ["Esocket0"]
+    assert scope == "CPU package"
+
+
+def test_the_platform_counter_is_named_and_not_taken_for_a_package(tmp_path: Path) -> None:
+    rapl(tmp_path, name="psys", energy_uj=0)
+    why = find_rapl(tmp_path, probe_s=0.02)[1]
+    assert "no RAPL energy counter of a package" in why
+    assert "reads 0.00 J" in why
+
+
+def test_a_counter_that_only_root_may_open_is_read_on_after_root_is_given_up(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give it up")
+    file = rapl(tmp_path, energy_uj=5_000_000)
+    file.chmod(0o400)
+    program = (
+        "import os, sys; from pathlib import Path; from profiler.hardware.cpu import _package_zones\n"
+        "zones, unreadable, _ = _package_zones(Path(sys.argv[1]))\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "print(len(zones), unreadable, zones[0].read_uj())"
+    )
+    home = Path(__file__).resolve().parents[2]
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=home, capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "1 [] 5000000.0\n", result.stderr
+
+
+CPUFREQ = "sys/devices/system/cpu"
+
+
+def two_policies(root: Path, **more: object) -> None:
+    """Two groups of processors, the second slower, as cpufreq shows them."""
+    for policy, low, high in (("cpu0", 800_000, 3_650_000), ("cpu4", 600_000, 2_400_000)):
+        here, group = f"{CPUFREQ}/{policy}/cpufreq", f"{CPUFREQ}/cpufreq/policy{policy[3:]}"
+        limits: dict[str, object] = {"scaling_min_freq": low, "scaling_max_freq": high}
+        put(root, {f"{group}/{name}": value for name, value in limits.items()})
+        put(root, {f"{here}/cpuinfo_min_freq": low, f"{here}/cpuinfo_max_freq": high})
+        put(root, {f"{here}/scaling_cur_freq": low, **{f"{here}/{name}": value for name, value in more.items()}})
+    put(root, {"proc/cpuinfo": CPUINFO, "proc/loadavg": "0.25 0.31 0.40 1/200 4242"})
+
+
+def test_the_limits_of_all_policies_are_the_clock_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_policies(tmp_path)
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(tmp_path))
+    monkeypatch.setenv("CARD_STATE_DIR", str(tmp_path / "state"))
+    device = CpuDevice(tmp_path, time=VirtualTime(lambda now_s, busy: None))
+    assert device.clocks is not None
+    assert "clocks" not in device.absent.reasons
+    names = ("scaling_min_freq", "scaling_max_freq")
+    files = [tmp_path / CPUFREQ / "cpufreq" / policy / name for policy in ("policy0", "policy4") for name in names]
+    before = [file.read_text().strip() for file in files]
+    with device.clocks.held():
+        device.clocks.lock(1.5e9)
+        assert {file.read_text().strip() for file in files} == {"1500000"}
+    assert [file.read_text().strip() for file in files] == before
+
+
+def test_a_driver_that_lists_no_clocks_takes_any_and_gets_steps_of_100_mhz(tmp_path: Path) -> None:
+    two_policies(tmp_path)
+    device = CpuDevice(tmp_path)
+    assert device.clocks is not None
+    supported = device.clocks.supported_hz()
+    assert supported == (*(8e8 + 1e8 * n for n in range(29)), 3.65e9)
+    described = device.describe().clocks
+    assert described is not None
+    assert described.supported_hz == list(supported)
+    assert "can be locked" in (described.note or "")
+
+
+def test_the_clocks_that_a_driver_lists_are_the_ones_to_set_and_boost_only_where_it_is_on(tmp_path: Path) -> None:
+    listed = {"scaling_available_frequencies": "3400000 2800000 1400000", "scaling_boost_frequencies": "4200000"}
+    two_policies(tmp_path, **listed)
+    clocks = CpuDevice(tmp_path).clocks
+    assert clocks is not None
+    assert clocks.supported_hz() == (1.4e9, 2.8e9, 3.4e9, 4.2e9)
+    put(tmp_path, {f"{CPUFREQ}/cpufreq/boost": 0})
+    clocks = CpuDevice(tmp_path).clocks
+    assert clocks is not None
+    assert clocks.supported_hz() == (1.4e9, 2.8e9, 3.4e9)
+
+
+def test_without_cpufreq_limits_the_absence_is_said(bare: Path) -> None:
+    assert "no cpufreq limits" in CpuDevice(bare).absent.reasons["clocks"]
+
+
+def test_turbo_smt_and_load_are_recorded_and_a_change_of_turbo_is_refused(tmp_path: Path) -> None:
+    two_policies(tmp_path, scaling_governor="performance")
+    put(tmp_path, {f"{CPUFREQ}/intel_pstate/no_turbo": 0, f"{CPUFREQ}/smt/active": 1})
+    device = CpuDevice(tmp_path)
+    conditions = device.describe().conditions
+    assert (conditions["governor"], conditions["turbo"], conditions["SMT"]) == ("performance", "on", "on")
+    assert conditions["load average before"] == "0.25"
+    assert "load average before" not in device.settings()
+    device.unchanged()
+    put(tmp_path, {f"{CPUFREQ}/intel_pstate/no_turbo": 1})
+    with pytest.raises(MissingHardware, match="turbo"):
+        device.unchanged()
 
 
 def test_a_temperature_is_read_where_a_zone_names_the_processor(bare: Path) -> None:
