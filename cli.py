@@ -23,6 +23,28 @@ profile_app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+
+def _replayed(root: Path | None) -> Path | None:
+    """Read the hardware below ``root``: everything that asks the kernel goes by this variable."""
+    if root is not None:
+        if not root.is_dir():
+            raise typer.BadParameter(f"{root} is not a folder; expected a tree with sys/ and proc/ in it")
+        os.environ["CARD_SYSFS_ROOT"] = str(root.resolve())
+    return root
+
+
+SysfsRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--sysfs-root",
+        help="Read /sys, /proc and /etc below this folder: a tree that 'card-profile snapshot' took from a board. "
+        "Also the environment variable CARD_SYSFS_ROOT.",
+        metavar="DIR",
+        callback=_replayed,
+    ),
+]
+
 solve_app = typer.Typer(
     name="card-solve",
     help="Decide the cut layer and the server's clock from profiles (CARD).",
@@ -91,8 +113,20 @@ def run_command(
     ] = "auto",
     load_command: Annotated[
         str | None,
-        typer.Option(help="Sweep power under this command instead of the training step.", metavar="CMD"),
+        typer.Option(
+            help="Sweep power under this command instead of the training step. It is started anew at each clock.",
+            metavar="CMD",
+        ),
     ] = None,
+    restore_clocks: Annotated[
+        str | None,
+        typer.Option(
+            help="Give the clock back as this range in MHz, where an administrator had locked it before. NVIDIA's driver "
+            "cannot be asked for that lock, so without this option its default is restored.",
+            metavar="MIN,MAX",
+        ),
+    ] = None,
+    sysfs_root: SysfsRoot = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the profile goes. Default: profiles/NAME.json", metavar="FILE")
     ] = None,
@@ -100,11 +134,14 @@ def run_command(
 ) -> None:
     """Profile a machine: FLOPs, times, sizes and memory of every layer, and power against clock.
 
-    Stopped with Ctrl-C it keeps what it has measured; the same command goes on from there.
+    Stopped with Ctrl-C it keeps what it has measured; the same command goes on from there. Clocks that were locked are
+    given back whatever happens; after a power cut or a kill of everything, 'card-profile restore' does it.
 
     Example: card-profile run --device cpu --model tiny-llama-test --batch-size 4 --seq-len 128
     """
-    from profiler.run import RunRequest, run
+    from profiler.hardware.guard import parse_restore
+    from profiler.plan import RunRequest
+    from profiler.run import run
     from profiler.workload.model import WorkloadSpec
 
     workload = WorkloadSpec(
@@ -125,6 +162,7 @@ def run_command(
             measure=_names(measure),
             clocks=clocks,
             load_command=load_command,
+            restore_hz=parse_restore(restore_clocks) if restore_clocks is not None else None,
             output=output,
             fresh=fresh,
         )
@@ -166,8 +204,58 @@ def show_command(path: Annotated[Path, typer.Argument(help="A profile.", metavar
     show(load(path))
 
 
+@profile_app.command("restore")
+def restore_command(sysfs_root: SysfsRoot = None) -> None:
+    """Give back every clock that a run which has ended left locked. A run that is still going is not touched.
+
+    Needed after a power cut, or when everything was killed at once; a run gives its clocks back by itself otherwise.
+    """
+    from profiler.hardware.guard import restore_leftovers
+
+    restore_leftovers(lambda text: print(text, file=sys.stderr))
+
+
+@profile_app.command("snapshot")
+def snapshot_command(
+    output: Annotated[Path, typer.Option(help="Where the archive goes.", metavar="FILE.tar.gz")] = Path(
+        "board-snapshot.tar.gz"
+    ),
+    sysfs_root: SysfsRoot = None,
+) -> None:
+    """Collect what this toolkit reads from this board: names and readings only, nothing private.
+
+    Unpacked, the archive replays the board: card-profile devices --sysfs-root FOLDER. Donated, it becomes a test.
+    """
+    from profiler.hardware.host import sysfs_root as root
+    from profiler.hardware.snapshot import snapshot
+
+    print(f"wrote {snapshot(output, root())}")
+
+
+@profile_app.command("export")
+def export_command(
+    path: Annotated[Path, typer.Argument(help="A profile with times and watts.", metavar="PROFILE")],
+    output: Annotated[
+        Path | None, typer.Option(help="Where the table goes. Default: standard output.", metavar="FILE.csv")
+    ] = None,
+) -> None:
+    """Write a sweep as the CSV that Zeus's Perseus tools read: stage,instruction,frequency,time,energy.
+
+    The raw samples lie beside the profile as Parquet.
+    """
+    from profiler.power.export import perseus_csv, write_export
+    from profiler.store import load
+
+    profile = load(path)
+    if output is None:
+        typer.echo(perseus_csv(profile), nl=False)
+    else:
+        write_export(profile, output)
+        print(f"wrote {output}", file=sys.stderr)
+
+
 @profile_app.command("devices")
-def devices_command() -> None:
+def devices_command(sysfs_root: SysfsRoot = None) -> None:
     """Show what was found on this machine, which sensors work, what is missing and how to get it, and the catalog."""
     from profiler.show import show_devices
 

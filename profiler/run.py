@@ -12,28 +12,24 @@ Everything measured is kept at once beside the profile (``profiler.partial``), s
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
-import shlex
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
 from profiler import __version__
-from profiler.hardware import open_device
-from profiler.hardware.device import Device, Reading
+from profiler.hardware.device import Reading
+from profiler.load import running
 from profiler.partial import Partial
-from profiler.power.sweep import ClockChoice, choose_clocks, estimate_sweep_s, run_sweep, visit_clocks
+from profiler.plan import Plan, RunRequest, make_plan, versions
+from profiler.power.sweep import Load, estimate_sweep_s, run_sweep, visit_clocks
 from profiler.profile import (
     BadInput,
     CutSizes,
@@ -45,19 +41,16 @@ from profiler.profile import (
     PowerBlock,
     PowerPoint,
     Profile,
-    Role,
     Segment,
     SegmentSizes,
     SizesBlock,
     Timing,
     Workload,
 )
+from profiler.progress import Reporter
 from profiler.store import save, write_atomically
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from profiler.workload.cuts import SplitModel
     from profiler.workload.model import WorkloadSpec
 
@@ -65,22 +58,9 @@ MEASURES = ("layers", "power", "memory")
 SINGLE_CLOCK_BUDGET_S = 45.0
 """Wall time for timing the layers where there is one clock; with several, each gets ``CLOCK_BUDGET_S``."""
 CLOCK_BUDGET_S = 15.0
+MEMORY_NOTE = "peaks composed from the lives of all tensors in one recorded step; see checks"
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """What ``card-profile run`` was asked for; the names are its options. None: the default."""
-
-    device: str
-    workload: WorkloadSpec
-    role: str | None = None
-    measure: tuple[str, ...] | None = None
-    clocks: str = "auto"
-    load_command: str | None = None
-    output: Path | None = None
-    fresh: bool = False
 
 
 @dataclass
@@ -90,7 +70,10 @@ class _Samples:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, quantity: str, requested_hz: float | None, rows: Sequence[dict[str, Any]]) -> None:
-        self.rows += [{"quantity": quantity, "requested_hz": requested_hz, **row} for row in rows]
+        for row in rows:
+            plain = {name: value for name, value in row.items() if name != "rails_w"}
+            rails = {f"rail {label} (W)": watts for label, watts in (row.get("rails_w") or {}).items()}
+            self.rows.append({"quantity": quantity, "requested_hz": requested_hz, **plain, **rails})
 
     def parquet(self) -> bytes:
         """All rows as Parquet."""
@@ -108,109 +91,55 @@ def run(request: RunRequest) -> Path:
     """
     from rich.console import Console
 
-    said = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     # Other packages' deprecation notes are for us, not for whoever measures; CARD_TRACEBACK=1 shows everything.
     if not os.environ.get("CARD_TRACEBACK"):
         warnings.simplefilter("ignore")
-    device = open_device(request.device)
-    role = _role(request.role, device)
-    measures = _measures(request, device)
-    output = _output(request.output, device)
-    choice = _clocks(request, device, measures)
-    spec = request.workload
-    plan = _plan(request, spec, device, role, measures, choice)
-    partial = Partial(output, plan, fresh=request.fresh)
-    for note in choice.notes:
-        said.print(f"note: {note}", markup=False)
-    if partial.ignored:
-        said.print(f"note: {partial.ignored}", markup=False)
-    elif len(partial):
-        said.print(f"resuming: {len(partial)} results of an interrupted run are kept ({partial.path})", markup=False)
-    try:
-        with _Reporter(said) as reporter:
-            session = _Session(request, device, role, measures, choice, spec, partial, reporter)
-            with _too_large(spec):
-                profile, samples = session.profile(output)
-            _write(profile, samples, output)
-        partial.discard()
-    except KeyboardInterrupt:
-        if len(partial):
-            said.print(
-                f"stopped: {len(partial)} results are kept in {partial.path}; the same command goes on from there",
-                markup=False,
-            )
-        raise
+    plan = make_plan(request)
+    with Reporter(console) as say:
+        for note in plan.choice.notes:
+            say.note(f"note: {note}")
+        with _clocks_held(plan, say):
+            profile = _measured(plan, say)
     from profiler.show import show
 
     show(profile)
-    print(f"wrote {output}")
-    return output
+    print(f"wrote {plan.output}")
+    return plan.output
 
 
-# ------------------------------------------------------------------------------------------------------------ plan
+@contextlib.contextmanager
+def _clocks_held(plan: Plan, say: Reporter) -> Iterator[None]:
+    """Where clocks are to be set: the right to, from before the first long work to the end; what to know is told first."""
+    control = plan.device.clocks
+    if control is None or not plan.choice.locks:
+        yield
+        return
+    if control.caution and plan.request.restore_hz is None:
+        say.note(f"note: {control.caution}")
+    with control.held(plan.request.restore_hz) as notes:
+        for note in notes:
+            say.note(f"note: {note}")
+        yield
 
 
-def _role(asked: str | None, device: Device) -> Role:
-    if asked is None:
-        return device.default_role
-    if asked == "device":
-        return "device"
-    if asked == "server":
-        return "server"
-    raise BadInput(f"--role {asked}: expected device or server")
-
-
-def _measures(request: RunRequest, device: Device) -> tuple[str, ...]:
-    """What to measure; what was asked for by name must be possible here."""
-    if request.load_command is not None and device.torch_device == "meta":
-        raise BadInput("--load-command: an emulated device cannot run a command")
-    without = device.absent.reasons.get("power", "no watts can be read here")
-    if request.measure is None:
-        if request.load_command is not None and device.power is None:
-            raise MissingHardware(f"--load-command: {device.name}: {without}")
-        return ("layers", "power") if device.power is not None else ("layers",)
-    unknown = [m for m in request.measure if m not in MEASURES]
-    if unknown or not request.measure:
-        raise BadInput(f"--measure {','.join(request.measure)}: expected some of {', '.join(MEASURES)}")
-    if "power" in request.measure and device.power is None:
-        raise MissingHardware(f"--measure power: {device.name}: {without}")
-    if "memory" in request.measure and device.torch_device == "meta":
-        raise BadInput(
-            "--measure memory: an emulated device has no memory to read; its predicted peaks come with layers"
-        )
-    if request.load_command is not None and "power" not in request.measure:
-        raise BadInput("--load-command: expected with power among --measure")
-    return tuple(m for m in MEASURES if m in request.measure)
-
-
-def _output(asked: Path | None, device: Device) -> Path:
-    path = asked if asked is not None else Path("profiles") / f"{device.name}.json"
-    if len(os.fsencode(path.name)) > 200:  # the files beside it have longer names, and most systems stop at 255
-        raise BadInput(f"--output {path}: expected a name of at most 200 bytes")
+def _measured(plan: Plan, say: Reporter) -> Profile:
+    """Measure, save, and drop the record of the interrupted run."""
+    partial = Partial(plan.output, plan.key(), fresh=plan.request.fresh)
+    if partial.ignored:
+        say.note(f"note: {partial.ignored}")
+    elif len(partial):
+        say.note(f"resuming: {len(partial)} results of an interrupted run are kept ({partial.path})")
     try:
-        if path.is_dir():
-            raise BadInput(f"--output {path}: a folder; expected the profile's file")
-        if path.suffix != ".json":
-            raise BadInput(f"--output {path}: expected a name that ends in .json")
-        folder = path.parent
-        while not folder.exists():  # what is missing of it is made when there is something to write
-            folder = folder.parent
-        if not folder.is_dir():
-            raise BadInput(f"--output {path}: {folder} is not a folder")
-    except OSError as error:
-        raise BadInput(f"--output {path}: {error.strerror or error}") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadInput(f"--output {path}: the folder {folder.resolve()} cannot be written; name another with --output")
-    return path
-
-
-def _clocks(request: RunRequest, device: Device, measures: Sequence[str]) -> ClockChoice:
-    supported = device.clocks.supported_hz() if device.clocks is not None else ()
-    choice = choose_clocks(request.clocks, supported)
-    if request.clocks.strip().lower() == "auto" and "power" not in measures and choice.locks:
-        # Times alone: both ends and the middle show how each layer follows the clock.
-        choice = choose_clocks("3", supported)
-    return choice
+        with _too_large(plan.spec):
+            profile, samples = _Measurement(plan, partial, say).profile()
+        _write(profile, samples, plan.output)
+        partial.discard()
+    except (KeyboardInterrupt, MissingHardware):
+        if len(partial):
+            say.note(f"stopped: {len(partial)} results are kept in {partial.path}; the same command goes on from there")
+        raise
+    return profile
 
 
 @contextlib.contextmanager
@@ -231,58 +160,21 @@ def _too_large(spec: WorkloadSpec) -> Iterator[None]:
         raise BadInput(f"{less}; the memory ran out ({text[:200] or 'MemoryError'})") from None
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("torch", "transformers", "peft", "fvcore"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def _plan(
-    request: RunRequest, spec: WorkloadSpec, device: Device, role: Role, measures: Sequence[str], choice: ClockChoice
-) -> dict[str, Any]:
-    """Everything that must be the same for an interrupted run to be resumed."""
-    hardware = device.describe()
-    return {
-        "device": device.name,
-        "hardware": hashlib.sha256(
-            json.dumps([hardware.description, hardware.cores, sorted(hardware.conditions.items())]).encode()
-        ).hexdigest()[:16],
-        "role": role,
-        "workload": {key: list(v) if isinstance(v, tuple) else v for key, v in vars(spec).items()},
-        "measure": list(measures),
-        "clocks_hz": list(choice.frequencies_hz) if choice.locks else None,
-        "load_command": request.load_command,
-        "versions": {"card-profile": __version__, **_versions()},
-    }
-
-
 # ---------------------------------------------------------------------------------------------------------- measure
 
 
-class _Session:
+class _Measurement:
     """The measuring part of one run. Every step first looks into the record of an interrupted one."""
 
-    def __init__(
-        self,
-        request: RunRequest,
-        device: Device,
-        role: Role,
-        measures: Sequence[str],
-        choice: ClockChoice,
-        spec: WorkloadSpec,
-        partial: Partial,
-        reporter: _Reporter,
-    ) -> None:
-        self.request, self.device, self.role, self.measures = request, device, role, measures
-        self.choice, self.spec, self.partial, self.say = choice, spec, partial, reporter
+    def __init__(self, plan: Plan, partial: Partial, say: Reporter) -> None:
+        self.plan, self.partial, self.say = plan, partial, say
+        self.device, self.spec, self.choice, self.measures = plan.device, plan.spec, plan.choice, plan.measures
         self._split: SplitModel | None = None
         self._shapes: SplitModel | None = None
-        self._fits = False
+        self._need: MemoryBlock | None = None
         self.warnings: list[str] = []
 
-    def profile(self, output: Path) -> tuple[Profile, _Samples]:
+    def profile(self) -> tuple[Profile, _Samples]:
         """Measure whatever is missing and put the profile together."""
         workload, segments, flops, sizes = self._structure()
         memory = self._memory() if "layers" in self.measures else None
@@ -293,10 +185,10 @@ class _Session:
         for stage in [key for key in ("timing", "power") if key in self.partial]:
             for entry in self.partial.get(stage):
                 samples.add(stage, entry["requested_hz"], entry["samples"])
-        for relative in [d.relative for d in flops.disagreements][:1]:
+        if flops.disagreements:
             self.warnings.append(
                 f"{len(flops.disagreements)} FLOP counts differ from the formula by more than 1 % "
-                f"(the first by {100 * relative:+.1f} %): see flops.disagreements"
+                f"(the first by {100 * flops.disagreements[0].relative:+.1f} %): see flops.disagreements"
             )
         hardware = self.device.describe()
         conditions = dict(hardware.conditions)
@@ -305,11 +197,11 @@ class _Session:
         return (
             Profile(
                 name=self.device.name,
-                role=self.role,
+                role=self.plan.role,
                 created_utc=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 toolkit_version=__version__,
                 hardware=hardware.model_copy(
-                    update={"software": {**hardware.software, **_versions()}, "conditions": conditions}
+                    update={"software": {**hardware.software, **versions()}, "conditions": conditions}
                 ),
                 workload=workload,
                 segments=segments,
@@ -318,7 +210,7 @@ class _Session:
                 timings=timings,
                 memory=memory,
                 power=power,
-                samples_file=f"{output.stem}.samples.parquet" if samples.rows else None,
+                samples_file=f"{self.plan.output.stem}.samples.parquet" if samples.rows else None,
                 warnings=self.warnings,
             ),
             samples,
@@ -330,6 +222,7 @@ class _Session:
             from profiler.workload.cuts import SplitModel
             from profiler.workload.model import build
 
+            assert self.device.torch_device is not None
             if self.device.torch_device != "meta":
                 self._refuse_what_cannot_fit()
             with self.say.stage(f"building {self.spec.model} on {self.device.torch_device}"):
@@ -408,53 +301,62 @@ class _Session:
         )
         return workload, segments, self._kept("flops", FlopsBlock, count), sizes
 
-    def _refuse_what_cannot_fit(self) -> None:
-        """Better said now than by a system that kills us, or others. From shapes alone: nothing is allocated. Raises BadInput."""
-        from profiler.workload import memory
+    def _tensors_alone(self) -> MemoryBlock:
+        """Predicted peaks from shapes alone, without the libraries' share: nothing is allocated."""
+        if self._need is None:
+            from profiler.workload import memory
 
+            shapes = self.shapes()
+            with self.say.stage("memory: one pass for every cut"):
+                self._need = memory.predict(
+                    shapes, shapes.batch(self.spec.seed), provenance=self.device.provenance, note=MEMORY_NOTE
+                )
+        return self._need
+
+    def _refuse_what_cannot_fit(self) -> None:
+        """Better said now than by a system that kills us, or others. Raises BadInput."""
         limit = self.device.describe().memory_bytes
-        if self._fits or limit is None:
+        if limit is None:
             return
-        shapes = self.shapes()
-        with self.say.stage("memory: does the whole step fit"):
-            block = memory.predict(shapes, shapes.batch(self.spec.seed), provenance=self.device.provenance)
-        need = block.whole_peak_bytes
+        need = self._tensors_alone().whole_peak_bytes
         if need > limit:
             raise BadInput(
                 f"--batch-size {self.spec.batch}, --seq-len {self.spec.tokens}, --model {self.spec.model}: a training step "
                 f"needs {need / 2**30:,.1f} GiB, {self.device.name} has {limit / 2**30:,.1f} GiB; "
                 "expected a smaller one"
             )
-        self._fits = True
 
     def _memory(self) -> MemoryBlock:
         from profiler.workload import memory
 
+        on_cuda = (self.device.torch_device or "").startswith("cuda")
+
         def predict() -> MemoryBlock:
-            if self.device.torch_device == "cpu":  # the libraries' share is measured with operators of full size
-                self._refuse_what_cannot_fit()
-            # A CUDA allocator rounds, so there the pass runs on the real device; elsewhere shapes say all.
-            split = self.split() if self.device.torch_device.startswith("cuda") else self.shapes()
-            batch, library = split.batch(self.spec.seed), None
-            with self.say.stage("memory: one pass for every cut"):
-                if self.device.torch_device == "cpu":
-                    try:
-                        library = memory.library_workspace(split, batch)
-                    except MissingHardware as error:
-                        self.warnings.append(f"memory is that of tensors alone: {error}")
-                return memory.predict(
-                    split,
-                    batch,
-                    provenance=self.device.provenance,
-                    workspace=library,
-                    note="peaks composed from the lives of all tensors in one recorded step; see checks",
-                )
+            if on_cuda:  # its allocator rounds, so the pass runs on the real device; elsewhere shapes say all
+                split = self.split()
+                with self.say.stage("memory: one pass for every cut"):
+                    return memory.predict(
+                        split, split.batch(self.spec.seed), provenance=self.device.provenance, note=MEMORY_NOTE
+                    )
+            block = self._tensors_alone()
+            if self.device.torch_device != "cpu":
+                return block
+            self._refuse_what_cannot_fit()  # the libraries' share is measured with operators of full size
+            shapes = self.shapes()
+            with self.say.stage("memory: what the libraries take for themselves"):
+                try:
+                    library = memory.library_workspace(shapes, shapes.batch(self.spec.seed))
+                except MissingHardware as error:
+                    self.warnings.append(f"memory is that of tensors alone: {error}")
+                    return block
+            return memory.with_workspace(block, library)
 
         return self._kept("memory", MemoryBlock, predict)
 
     def _memory_checks(self, block: MemoryBlock) -> MemoryBlock:
         from profiler.workload import memory
 
+        assert self.device.torch_device is not None
         layers = len(block.cuts) + 1
         done = (
             [MemoryCheck.model_validate(row) for row in self.partial.get("checks")] if "checks" in self.partial else []
@@ -489,6 +391,7 @@ class _Session:
         elif layers:
             time_layers(None)
         timings = [Timing.model_validate(entry["timing"]) for entry in entries]
+        self.warnings += [timing.note for timing in timings if timing.note]
         return sorted(timings, key=lambda t: t.frequency_hz or 0.0), power
 
     def _time(self, requested_hz: float | None) -> dict[str, Any]:
@@ -507,8 +410,9 @@ class _Session:
         with self.say.stage(f"timing the layers{at}", total=total) as tell, self.device.executing():
             result = measure(split, self.device, options, progress=tell)
             current_hz = self.device.current_hz()
+        unsteady = None
         if result.stopped_by != "steady":
-            self.warnings.append(
+            unsteady = (
                 f"times{at} are not steady within {100 * options.target_relative:g} % "
                 f"after {result.rounds} rounds ({result.stopped_by})"
             )
@@ -516,6 +420,7 @@ class _Session:
             provenance=self.device.provenance,
             frequency_hz=current_hz,
             requested_hz=requested_hz,
+            note=unsteady,
             segments=result.segments,
             step=result.step,
         )
@@ -528,27 +433,32 @@ class _Session:
     def _sweep(self, time_layers: Callable[[float | None], None]) -> PowerBlock:
         points: list[dict[str, Any]] = list(self.partial.get("power")) if "power" in self.partial else []
         done = [PowerPoint.model_validate(entry["point"]) for entry in points if entry["point"] is not None]
-        least_s, most_s = estimate_sweep_s(self.choice)
+        at_clock_s = CLOCK_BUDGET_S if "layers" in self.measures else 0.0
+        least_s, most_s = estimate_sweep_s(self.choice, at_clock_s=at_clock_s)
+        clocks = len(self.choice.frequencies_hz)
         self.say.note(
-            f"power: {max(1, len(self.choice.frequencies_hz))} clocks, {least_s / 60:.0f} to {most_s / 60:.0f} minutes "
-            "on the device's clock"
+            f"power: {f'{clocks} clocks' if self.choice.locks else 'one point'}, "
+            f"{least_s / 60:.0f} to {most_s / 60:.0f} minutes of the device's time"
         )
 
         def keep(point: PowerPoint, readings: Sequence[Reading]) -> None:
             rows = [vars(reading) for reading in readings]
             points.append({"requested_hz": point.requested_hz, "point": point.model_dump(mode="json"), "samples": rows})
             self.partial.put("power", points)
+            self.say.note(_told(point))
 
-        with self._load() as (name, load), self.say.stage("power", total=None) as tell:
+        name, load = self._load()
+        with self.say.stage("power", total=None) as tell:
             result = run_sweep(
                 self.device,
                 load,
                 self.choice,
                 load_name=name,
                 at_clock=time_layers,
+                at_clock_s=at_clock_s,
                 on_point=keep,
                 done=done,
-                on_progress=lambda what, seconds, watts: tell.text(f"power: {what}, {seconds:.0f} s, {watts:.1f} W"),
+                on_progress=lambda progress: tell.text(f"power: {progress.text}"),
             )
         self.warnings += result.notes
         rows = [vars(reading) for reading in result.at_rest]
@@ -556,134 +466,39 @@ class _Session:
         self.partial.put("power", points)
         return result.block
 
-    @contextlib.contextmanager
-    def _load(self) -> Iterator[tuple[str, Callable[[], None]]]:
-        """The load of the sweep: the training step, or the user's own program."""
-        if self.request.load_command is None:
-            from profiler.workload.timing import Steps
+    def _load(self) -> tuple[str, Load]:
+        """The load of the sweep, by its name: the training step, or the user's own program, started anew at each clock."""
+        command = self.plan.request.load_command
+        if command is not None:
+            return f"command: {command}", lambda: self._commanded(command)
+        from profiler.workload.timing import Steps
 
-            split = self.split()
-            steps = Steps(split, split.batch(self.spec.seed))
-            name = f"training step of {self.spec.model}, batch {self.spec.batch} x {self.spec.tokens} tokens"
-            yield name, self.device.load(lambda: _discard(steps.plain(self.device)))
-            return
-        with running(self.request.load_command) as alive:
+        split = self.split()
+        steps = Steps(split, split.batch(self.spec.seed))
+        name = f"training step of {self.spec.model}, batch {self.spec.batch} x {self.spec.tokens} tokens"
+        step = self.device.load(lambda: steps.plain(self.device))
+        return name, lambda: contextlib.nullcontext(step)
+
+    @contextlib.contextmanager
+    def _commanded(self, command: str) -> Iterator[Callable[[], None]]:
+        with running(command) as alive:
 
             def wait() -> None:
                 alive()
                 self.device.wait(0.1)
 
-            yield f"command: {self.request.load_command}", wait
+            yield wait
 
 
-def _discard(_: object) -> None:
-    """Only the work counts."""
-
-
-@contextlib.contextmanager
-def running(command: str) -> Iterator[Callable[[], None]]:
-    """Run ``command`` (no shell) as long as the body lasts; the value checks that it still runs, and raises BadInput if not."""
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise BadInput(f"--load-command {command!r}: {error}") from None
-    if not words:
-        raise BadInput("--load-command: expected a command")
-    try:
-        # A session of its own, so that whatever the command starts ends with it.
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise BadInput(f"--load-command {command!r}: cannot be started: {error.strerror or error}") from None
-
-    def alive() -> None:
-        code = process.poll()
-        if code is not None:
-            raise BadInput(
-                f"--load-command {command!r}: ended with {code} before the measurement did; expected a load that lasts"
-            )
-
-    try:
-        yield alive
-    finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    import signal
-
-    for sign, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, sign)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=patience_s)
-            return
-
-
-# ------------------------------------------------------------------------------------------------------ write, tell
+def _told(point: PowerPoint) -> str:
+    """One line for a point that is complete."""
+    held = " at the power cap" if point.capped else " throttled" if point.throttled else ""
+    error = f" ± {point.ci95_w:.2g}" if point.ci95_w is not None else ""
+    asked = f" (asked {point.requested_hz / 1e6:g})" if point.requested_hz is not None else ""
+    return f"  {point.frequency_hz / 1e6:.0f} MHz{asked}: {point.power_w:.2f}{error} W{held}, {point.stopped_by}"
 
 
 def _write(profile: Profile, samples: _Samples, output: Path) -> None:
     if profile.samples_file is not None:
         write_atomically(output.with_name(profile.samples_file), samples.parquet())
     save(profile, output)
-
-
-class _Stage:
-    """Handed to the body of a stage: call it with (done, total), or change its text."""
-
-    def __init__(self, progress: Progress | None, task: Any) -> None:
-        self._progress, self._task = progress, task
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._progress is not None:
-            self._progress.update(self._task, completed=done, total=total)
-
-    def text(self, text: str) -> None:
-        if self._progress is not None:
-            self._progress.update(self._task, description=text)
-
-
-class _Reporter:
-    """Progress on standard error: a moving bar on a terminal, one line for each stage elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress: Progress | None = None
-
-    def __enter__(self) -> _Reporter:
-        if self._console.is_terminal:
-            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-            self._progress = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=30),
-                TimeElapsedColumn(),
-                console=self._console,
-            )
-            self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def note(self, text: str) -> None:
-        self._console.print(text, markup=False)
-
-    @contextlib.contextmanager
-    def stage(self, text: str, total: int | None = None) -> Iterator[_Stage]:
-        """One stage of the run while the body lasts."""
-        if self._progress is None:
-            print(text, file=sys.stderr, flush=True)
-            yield _Stage(None, None)
-            return
-        task = self._progress.add_task(text, total=total)
-        yield _Stage(self._progress, task)
-        self._progress.update(task, total=1, completed=1)

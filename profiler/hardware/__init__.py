@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from profiler.hardware.device import Device
+from profiler.hardware.device import Device, Reading
 from profiler.profile import BadInput, MissingHardware, Role
 
 
@@ -33,53 +33,76 @@ def open_device(name: str) -> Device:
 
         return CpuDevice()
     if name == "auto":
-        from profiler.hardware.cuda import gpus_here, open_gpu
+        from profiler.hardware.gpu import gpus
 
-        return open_gpu(0) if gpus_here() else open_device("cpu")
+        usable = [gpu for gpu in gpus() if gpu.torch_device is not None]
+        return usable[0] if usable else open_device("cpu")
     if name.startswith("emulated:"):
         from profiler.hardware.catalog import find
         from profiler.hardware.emulated import EmulatedDevice
 
         return EmulatedDevice(find(name[len("emulated:") :], asked=name))
     if name.startswith("nvml:"):
-        from profiler.hardware.cuda import open_nvml
+        from profiler.hardware.gpu import open_nvml
 
         return open_nvml(name[len("nvml:") :])
     from profiler.hardware.catalog import find
-    from profiler.hardware.cuda import open_board
+    from profiler.hardware.gpu import open_board
 
     return open_board(find(name))
 
 
 def list_devices() -> list[Found]:
     """What this machine has: its GPUs, then its CPU. Boards that can only be emulated are in ``catalog.boards()``."""
-    from profiler.hardware.cuda import gpus_here, open_gpu, why_no_gpu
+    from profiler.hardware.gpu import gpus, why_no_gpu
 
-    rows = []
-    count = gpus_here()
-    if count == 0:
-        missing = {"layers": f"{why_no_gpu()}; emulated:BOARD simulates one"}
+    try:
+        rows = [_row(gpu) for gpu in gpus()]
+        missing = {"layers": f"{why_no_gpu()}; emulated:BOARD simulates one"} if not rows else {}
+    except MissingHardware as error:
+        rows, missing = [], {"layers": str(error)}
+    if missing:
         rows.append(Found("gpu", "NVIDIA GPU", "server", missing=missing))
-    for index in range(count):
-        try:
-            rows.append(_row(open_gpu(index)))
-        except MissingHardware as error:
-            rows.append(Found(f"gpu {index}", "GPU that cannot be used", "server", missing={"layers": str(error)}))
-    rows.append(_row(open_device("cpu")))
-    return rows
+    return [*rows, _row(open_device("cpu"))]
 
 
 def _row(device: Device) -> Found:
-    works = {"layers": f"timed on {device.torch_device}"}
+    """What works is tried, not presumed: a sensor that does not answer now is missing."""
+    works, missing = {}, dict(device.absent.reasons)
+    hardware = device.describe()
+    if device.torch_device is not None:
+        works["layers"] = f"timed on {device.torch_device}"
     hertz = device.current_hz()
     if hertz is not None:
         works["clock"] = f"read: {hertz / 1e6:g} MHz now"
     if device.power is not None:
-        works["power"] = f"{device.power.sensor}: {device.power.scope}"
-    if device.clocks is not None:
-        works["clocks"] = f"can be set, {len(device.clocks.supported_hz())} steps"
-    description = device.describe().description
-    return Found(device.name, description, device.default_role, works, dict(device.absent.reasons))
+        reading = _one_reading(device)
+        if reading is None or (reading.power_w is None and reading.energy_j is None):
+            missing["power"] = f"{device.power.sensor} is there and gave no watts"
+        else:
+            now = f", {reading.power_w:.2f} W now" if reading.power_w is not None else ""
+            works["power"] = f"{device.power.sensor}: {device.power.scope}{now}"
+        if reading is not None and reading.energy_j is not None:
+            works["energy counter"] = "moves"
+        if reading is not None and reading.temperature_c is not None:
+            works["temperature"] = f"{reading.temperature_c:.0f} C now"
+    supported = device.clocks.supported_hz() if device.clocks is not None else ()
+    if supported:
+        works["clocks"] = (
+            f"{supported[0] / 1e6:g} to {supported[-1] / 1e6:g} MHz in {len(supported)} steps can be locked"
+        )
+    if hardware.power_cap_w is not None:
+        works["power limit"] = f"{hardware.power_cap_w:g} W"
+    return Found(device.name, hardware.description, device.default_role, works, missing)
+
+
+def _one_reading(device: Device) -> Reading | None:
+    """The last of a few readings; None where none came."""
+    assert device.power is not None
+    period_s = min(max(device.power.period_s, 0.02), 0.2)
+    with device.monitor(period_s) as readings:
+        device.wait(2.5 * period_s)
+    return readings[-1] if readings else None
 
 
 __all__ = ["BadInput", "Found", "MissingHardware", "list_devices", "open_device"]

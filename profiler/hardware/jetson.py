@@ -21,7 +21,7 @@ from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading,
 from profiler.hardware.host import WallTime, read_number, read_text, sysfs_root
 from profiler.hardware.l4t import L4t, PowerMode, fan, memory_clock, processors
 from profiler.hardware.rails import Figure, Rail, choose, find_rails
-from profiler.profile import MissingHardware, Role
+from profiler.profile import Role
 
 _GPU_NAMES = {"gpu", "gm20b", "gp10b", "gv11b", "ga10b", "gb10b"}
 _OTHER_ENGINES = ("nvd", "vic", "nvenc", "nvjpg", "pva", "dla")
@@ -71,7 +71,8 @@ def find_jetson(
         return None  # a board of another maker, whose GPU may be called gpu as well
     chip = any(_of_name(node) in _GPU_NAMES - {"gpu"} or "gpu-gpc" in node.name for node in nodes)
     monitored = bool(find_rails(root))
-    told = chip or l4t.release is not None or "nvidia,tegra" in compatible or (bool(nodes) and monitored)
+    named = "jetson" in (_device_tree(root, "model") or "").lower() or "nvidia,tegra" in compatible
+    told = chip or named or l4t.release is not None or (bool(nodes) and monitored)
     if not told or not (nodes or monitored):
         return None
     return JetsonBoard(root, nodes, l4t, time=time, rail=rail)
@@ -116,7 +117,6 @@ class JetsonBoard:
         self._nodes = [node for node in nodes if node not in self._others] or nodes[:1]
         self._node = self._nodes[0] if self._nodes else None
         self._mode = PowerMode(root)
-        self._opened_mode, self._opened_online = self.power_mode(), self._online()
         model = _device_tree(root, "model") or "Jetson"
         self.given_name = model
         self.board = _catalog_entry(model, _device_tree(root, "compatible") or "", self.supported_hz())
@@ -155,6 +155,9 @@ class JetsonBoard:
             reasons["clocks"] = f"{self._node.name} lists no available_frequencies"
         if self._zone is None:
             reasons["temperature"] = "no thermal zone of the GPU or the chip under sys/class/thermal"
+        too_old = l4t.layers_reason()
+        if too_old is not None:
+            reasons["layers"] = too_old
         self.absent = Absent(reasons)
 
     def _control(self) -> ClockControl:
@@ -261,27 +264,14 @@ class JetsonBoard:
         kernel = read_text(self.root / "proc/sys/kernel/osrelease")
         return {**({"kernel": kernel} if kernel else {}), **self.l4t.versions()}
 
-    def layers_reason(self) -> str | None:
-        """Why layers cannot be timed on this board's own software, and what works; None where they can."""
-        return self.l4t.layers_reason()
-
     def power_mode(self) -> str | None:
         """The power mode now (``MODE_30W (2)``); None where nvpmodel has left no state."""
         return self._mode.now()
 
-    def unchanged(self) -> None:
-        """Raises MissingHardware when the power mode or the cores online are not those the board was opened with."""
-        mode, online = self.power_mode(), self._online()
-        if mode != self._opened_mode:
-            raise MissingHardware(
-                f"the power mode changed from {self._opened_mode} to {mode} during the run: points before and after do not "
-                "belong together; choose one (sudo nvpmodel -m N) and start again with --fresh"
-            )
-        if online != self._opened_online:
-            raise MissingHardware(
-                f"the CPU cores online changed from {self._opened_online} to {online} during the run: points before and "
-                "after do not belong together; start again with --fresh"
-            )
+    def settings(self) -> dict[str, str]:
+        """The power mode and the CPU cores online: nvpmodel changes both, and figures before and after do not belong together."""
+        found = {"power mode": self.power_mode(), "CPU cores online": self._online()}
+        return {name: value for name, value in found.items() if value is not None}
 
     def _online(self) -> str | None:
         return read_text(self.root / "sys/devices/system/cpu/online")
@@ -294,11 +284,8 @@ class JetsonBoard:
         return None if low is None or high is None else low == high and _cpu_pinned(self.root)
 
     def conditions(self) -> dict[str, str]:
-        """Power mode, clocks of memory and CPU, cores, fan, governors, rails, temperatures, over-current events."""
+        """Clocks of memory and CPU, cores, fan, governors, rails, temperatures, over-current events."""
         told: dict[str, str] = {}
-        mode = self.power_mode()
-        if mode is not None:
-            told["power mode"] = mode
         for node in self._nodes[:1]:
             governor = read_text(node / "governor")
             if governor:

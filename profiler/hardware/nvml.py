@@ -505,9 +505,10 @@ class NvmlCard:
 
     def settings(self) -> dict[str, str]:
         found = {}
-        limit = self.power_cap_w()
-        if limit is not None:
-            found["power_limit"] = f"{limit:g} W"
+        # The limit that somebody set; the one in force may move by itself (a laptop shares its watts with the CPU).
+        milliwatts = self._ask("nvmlDeviceGetPowerManagementLimit")
+        if milliwatts:
+            found["power limit"] = f"{milliwatts / 1e3:g} W"
         for name, function in (("mig", "nvmlDeviceGetMigMode"), ("ecc", "nvmlDeviceGetEccMode")):
             modes = self._ask(function)
             if modes is not None:

@@ -439,7 +439,7 @@ def test_limits_versions_and_conditions_are_told(machine: Callable[..., Rig]) ->
     assert card.power_cap_w() == 200.0
     assert card.memory_bytes() == 16380 << 20
     assert card.software() == {"driver": "580.65.06", "nvml": "13.580.65.06", "cuda_driver": "13.0"}
-    assert card.settings() == {"power_limit": "200 W"}
+    assert card.settings() == {"power limit": "200 W"}
     told = card.conditions()
     assert told["memory_clock"] == "9001 MHz"
     assert told["other_processes"] == "1"

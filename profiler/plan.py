@@ -1,0 +1,165 @@
+"""From what ``card-profile run`` was asked for to what will be done: device, role, measures, clocks and output settled.
+
+Whatever cannot work is refused here, before anything long begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from profiler import __version__
+from profiler.hardware import open_device
+from profiler.hardware.device import Device
+from profiler.power.sweep import ClockChoice, choose_clocks
+from profiler.profile import BadInput, MissingHardware, Role
+
+if TYPE_CHECKING:
+    from profiler.workload.model import WorkloadSpec
+
+MEASURES = ("layers", "power", "memory")
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What ``card-profile run`` was asked for; the names are its options. None: the default."""
+
+    device: str
+    workload: WorkloadSpec
+    role: str | None = None
+    measure: tuple[str, ...] | None = None
+    clocks: str = "auto"
+    load_command: str | None = None
+    restore_hz: tuple[float, float] | None = None
+    output: Path | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run does."""
+
+    request: RunRequest
+    device: Device
+    role: Role
+    measures: tuple[str, ...]
+    choice: ClockChoice
+    output: Path
+
+    @property
+    def spec(self) -> WorkloadSpec:
+        """The workload that is measured."""
+        return self.request.workload
+
+    def key(self) -> dict[str, Any]:
+        """Everything that must be the same for an interrupted run to be resumed."""
+        hardware = self.device.describe()
+        same = [hardware.description, hardware.cores, sorted(self.device.settings().items())]
+        return {
+            "device": self.device.name,
+            "hardware": hashlib.sha256(json.dumps(same).encode()).hexdigest()[:16],
+            "role": self.role,
+            "workload": {key: list(v) if isinstance(v, tuple) else v for key, v in vars(self.spec).items()},
+            "measure": list(self.measures),
+            "clocks_hz": list(self.choice.frequencies_hz) if self.choice.locks else None,
+            "load_command": self.request.load_command,
+            "versions": {"card-profile": __version__, **versions()},
+        }
+
+
+def make_plan(request: RunRequest) -> Plan:
+    """Open the device and settle the rest. Raises BadInput naming the option, MissingHardware where something is not there."""
+    device = open_device(request.device)
+    role = _role(request.role, device)
+    measures = _measures(request, device)
+    return Plan(request, device, role, measures, _clocks(request, device, measures), _output(request.output, device))
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that figures depend on."""
+    found = {}
+    for package in ("torch", "transformers", "peft", "fvcore"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _role(asked: str | None, device: Device) -> Role:
+    if asked is None:
+        return device.default_role
+    if asked == "device":
+        return "device"
+    if asked == "server":
+        return "server"
+    raise BadInput(f"--role {asked}: expected device or server")
+
+
+def _measures(request: RunRequest, device: Device) -> tuple[str, ...]:
+    """What to measure; what was asked for by name must be possible here."""
+    if request.load_command is not None and device.torch_device == "meta":
+        raise BadInput("--load-command: an emulated device cannot run a command")
+    without = device.absent.reasons.get("power", "no watts can be read here")
+    timed = device.torch_device is not None
+    if request.measure is None:
+        if request.load_command is not None and device.power is None:
+            raise MissingHardware(f"--load-command: {device.name}: {without}")
+        if not timed and request.load_command is not None:
+            return ("power",)
+        if not timed:
+            raise MissingHardware(f"{device.name}: {device.absent.reasons['layers']}")
+        return ("layers", "power") if device.power is not None else ("layers",)
+    unknown = [m for m in request.measure if m not in MEASURES]
+    if unknown or not request.measure:
+        raise BadInput(f"--measure {','.join(request.measure)}: expected some of {', '.join(MEASURES)}")
+    if "power" in request.measure and device.power is None:
+        raise MissingHardware(f"--measure power: {device.name}: {without}")
+    if "memory" in request.measure and device.torch_device == "meta":
+        raise BadInput(
+            "--measure memory: an emulated device has no memory to read; its predicted peaks come with layers"
+        )
+    if not timed and (request.load_command is None or set(request.measure) != {"power"}):
+        raise MissingHardware(f"{device.name}: {device.absent.reasons['layers']}")
+    if request.load_command is not None and "power" not in request.measure:
+        raise BadInput("--load-command: expected with power among --measure")
+    return tuple(m for m in MEASURES if m in request.measure)
+
+
+def _output(asked: Path | None, device: Device) -> Path:
+    path = asked if asked is not None else Path("profiles") / f"{device.name}.json"
+    if len(os.fsencode(path.name)) > 200:  # the files beside it have longer names, and most systems stop at 255
+        raise BadInput(f"--output {path}: expected a name of at most 200 bytes")
+    try:
+        if path.is_dir():
+            raise BadInput(f"--output {path}: a folder; expected the profile's file")
+        if path.suffix != ".json":
+            raise BadInput(f"--output {path}: expected a name that ends in .json")
+        folder = path.parent
+        while not folder.exists():  # what is missing of it is made when there is something to write
+            folder = folder.parent
+        if not folder.is_dir():
+            raise BadInput(f"--output {path}: {folder} is not a folder")
+    except OSError as error:
+        raise BadInput(f"--output {path}: {error.strerror or error}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"--output {path}: the folder {folder.resolve()} cannot be written; name another with --output")
+    return path
+
+
+def _clocks(request: RunRequest, device: Device, measures: Sequence[str]) -> ClockChoice:
+    supported = device.clocks.supported_hz() if device.clocks is not None else ()
+    if request.clocks.strip().lower() == "auto" and device.torch_device == "cpu":
+        # A processor's clock is everybody's on this machine: it is locked only when clocks are asked for.
+        told = "the CPU runs under the system's governor; --clocks 5 locks five clocks in turn" if supported else None
+        return ClockChoice((), locks=False, notes=(told,) if told else choose_clocks("auto", ()).notes)
+    choice = choose_clocks(request.clocks, supported)
+    if request.clocks.strip().lower() == "auto" and "power" not in measures and choice.locks:
+        # Times alone: both ends and the middle show how each layer follows the clock.
+        choice = choose_clocks("3", supported)
+    return choice

@@ -1,0 +1,142 @@
+"""GPUs of this machine by their names: NVML's rig for the cards, written-down answers for what torch.cuda would say."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from profiler.hardware import BadInput, MissingHardware, list_devices, open_device
+from tests.rigs.nvml import Rig, ada, volta, why_no_rig
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """A machine with a V100 and an RTX 4060 Ti, which NVML numbers 0 and 1."""
+    if why_no_rig():
+        pytest.skip(str(why_no_rig()))
+    root = tmp_path / "root"
+    (root / "dev").mkdir(parents=True)
+    (root / "dev/nvidiactl").touch()
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(root))
+    with Rig(tmp_path, [volta(0), ada(1)], wall_speed=1.0) as rig:
+        yield rig
+
+
+def torch_sees(
+    monkeypatch: pytest.MonkeyPatch, names: list[str], uuids: list[str | None], *, integrated: bool = False
+) -> None:
+    """torch.cuda as it would answer on a machine with these GPUs, in its own order."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda index: SimpleNamespace(name=names[index], uuid=uuids[index], is_integrated=integrated),
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (7 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda index: None)
+
+
+def test_a_card_is_followed_from_nvml_to_cuda_by_uuid(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = [rig.uuid(1).removeprefix("GPU-"), rig.uuid(0).removeprefix("GPU-")]
+    torch_sees(monkeypatch, ["NVIDIA GeForce RTX 4060 Ti", "Tesla V100-SXM2-32GB"], plain)
+    card = open_device("rtx-4060ti")
+    assert (card.torch_device, card.name, card.default_role) == ("cuda:0", "rtx-4060ti-0", "server")
+    assert open_device("nvml:1").torch_device == "cuda:0"
+    assert open_device("nvml:0").torch_device == open_device(f"nvml:{rig.uuid(0)}").torch_device == "cuda:1"
+    hardware = card.describe()
+    assert (hardware.kind, hardware.catalog, hardware.cores) == ("cuda", "rtx-4060ti", 4352)
+    assert hardware.conditions["uuid"] == rig.uuid(1)
+    assert hardware.clocks is not None
+    assert (hardware.clocks.min_hz, hardware.clocks.max_hz) == (210e6, 3105e6)
+    assert hardware.power_cap_w == 200.0
+    assert "layers" not in card.absent.reasons
+    assert [row.name for row in list_devices()] == ["rtx-4060ti-0", "tesla-v100-sxm2-32gb-1", "cpu"]
+
+
+def test_a_card_that_torch_cannot_use_still_gives_watts_and_clocks(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    card = open_device("nvml:1")
+    assert card.torch_device is None
+    assert "--load-command" in card.absent.reasons["layers"]
+    assert card.power is not None
+    assert card.clocks is not None
+    with card.monitor(0.05) as readings:
+        card.load(lambda: card.wait(0.3))()
+    assert readings[-1].power_w == pytest.approx(19.6, rel=0.1)
+    assert readings[-1].frequency_hz == 210e6
+    row = next(row for row in list_devices() if row.name == card.name)
+    assert "W now" in row.works["power"]
+
+
+def test_a_power_limit_that_is_changed_meanwhile_ends_the_run(rig: Rig) -> None:
+    card = open_device("nvml:1")
+    card.unchanged()
+    rig.card(1).cap_w = 150.0
+    with pytest.raises(MissingHardware, match="power limit changed while we measured, from 200 W to 150 W"):
+        card.unchanged()
+
+
+def test_names_that_no_card_has_are_refused_with_the_way_out(rig: Rig) -> None:
+    with pytest.raises(MissingHardware, match="NVML numbers the cards here 0 to 1"):
+        open_device("nvml:7")
+    with pytest.raises(MissingHardware, match="no such card"):
+        open_device("nvml:GPU-aaaaaaaa-0000-0000-0000-000000000000")
+    with pytest.raises(MissingHardware, match=r"which has .*V100.*; run on the board itself, or simulate it"):
+        open_device("rtx-4090")
+    with pytest.raises(BadInput, match="expected nvml:INDEX"):
+        open_device("nvml:")
+
+
+def test_without_nvml_the_card_works_and_what_is_missing_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidiactl").touch()
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
+    torch_sees(monkeypatch, ["NVIDIA H200"], ["11111111-2222-3333-4444-555555555555"])
+    device = open_device("h200")
+    assert device.name == "h200"
+    assert device.describe().clocks is None
+    assert device.describe().memory_bytes == 8 * 2**30
+    for missing in ("clock", "clocks", "power"):
+        assert "nvidia-ml-py" in device.absent.reasons[missing]
+    with device.monitor(0.01) as readings:
+        device.wait(0.05)
+    assert readings[0].power_w is None
+    with pytest.raises(MissingHardware, match="nvidia-ml-py"):
+        open_device("nvml:0")
+
+
+def test_a_jetson_is_named_by_its_device_tree_and_shares_its_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = {
+        "dev/nvhost-gpu": "",
+        "proc/meminfo": "MemAvailable:    4000 kB\n",
+        "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
+        "sys/class/devfreq/17000000.gpu/device/of_node/name": "gpu\0",
+        "sys/class/devfreq/17000000.gpu/cur_freq": "612000000\n",
+        "sys/class/devfreq/17000000.gpu/available_frequencies": "306000000 612000000 1300500000\n",
+        "sys/class/devfreq/bwmgr/cur_freq": "3199000000\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(tmp_path))
+    torch_sees(monkeypatch, ["Orin"], [None], integrated=True)
+    device = open_device("orin-agx")
+    hardware = device.describe()
+    assert (device.name, device.torch_device, device.default_role) == ("orin-agx", "cuda:0", "device")
+    assert device.current_hz() == 612e6
+    assert hardware.memory_bytes == 4000 * 1024
+    assert hardware.clocks is not None
+    assert hardware.clocks.supported_hz == [306e6, 612e6, 1300.5e6]
+    assert "power monitor" in device.absent.reasons["power"]
