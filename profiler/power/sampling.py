@@ -38,9 +38,12 @@ if TYPE_CHECKING:
 
 _AGREE = 0.03
 """Counter and sensor agree within this share of the watts."""
+_LOAD = 1.05
+"""A load draws at least so many times the power at rest, or it has not begun."""
 _PAUSE_S = 0.1  # the longest pause between windows, a period of the slowest sensors
 _SHORT_STEP_S = 1.0  # longer steps meet the sensor at another phase each without a pause
 _BATCH_S = 0.05  # steps shorter than this are submitted in rows, for looking at the clock waits until they have ended
+_JUMP = 10.0
 _COUNTER_MOVES = 10  # in a window, for its differences to mean something
 
 
@@ -114,9 +117,8 @@ class _Steps:
 
 @dataclass
 class _Run:
-    """Windows one after the other without a pause: ``edges_s`` (n + 1), ``steps`` in each (n). The load runs since ``since_s``."""
+    """Windows one after the other without a pause: ``edges_s`` (n + 1), ``steps`` in each (n)."""
 
-    since_s: float
     edges_s: list[float]
     steps: list[int]
 
@@ -150,15 +152,16 @@ def _sample(
     dice = random.Random(options.seed)
     steps = _Steps(device, load)
     with device.monitor(period) as readings:
-        begin = device.now_s()
+        first = begin = device.now_s()
         if above_w is not None:
             begin = _risen(device, steps, readings, above_w, options.start_s)
-        warm_s, start = begin + max(options.warm_up_s, sensor.averaging_s), device.now_s()
+        lag = sensor.averaging_s + sensor.period_s
+        warm_s, start = begin + max(options.warm_up_s, lag), device.now_s()
         if start < warm_s:
             start, _ = steps.until(warm_s)
-        sampled = _Sampled(begin, period, length, readings, [_Run(begin, [start], [])])
+        sampled = _Sampled(begin, period, length, readings, [_Run([start], [])])
         if start - begin >= 2.0 * options.max_s:  # there is no time for a whole step of warm-up: a part of it has to do
-            sampled.runs = [_Run(begin, [begin + 0.5 * options.max_s, start], [1])]
+            sampled.runs = [_Run([begin + 0.5 * options.max_s, start], [1])]
         least = max(4.0 * sensor.averaging_s, 1.2 * _COUNTER_MOVES * max(period, _beat_s(readings)))
         sampled.length_s = length = max(length, min(least, longest))
         while not sampled.runs[0].steps or begin + options.max_s - device.now_s() >= 0.5 * length:
@@ -170,24 +173,25 @@ def _sample(
                 found = _estimate(sampled, sensor, options, list(readings))
                 if found is not None and on_reading is not None:
                     on_reading(end - begin, found.mean.mean)
-                if found is not None and not found.waiting_for:
+                least_w = 0.0 if above_w is None or end - first >= options.start_s else above_w
+                if found is not None and not found.waiting_for and found.mean.mean >= least_w:
                     sampled.stopped_by = "steady"
                     break
             if pauses and steps.step_s < _SHORT_STEP_S:
                 device.wait(dice.uniform(0.0, _PAUSE_S))
-                since = device.now_s()
-                sampled.runs.append(_Run(since, [since], []))
+                start, _ = steps.until(device.now_s() + lag)  # until the sensor has forgotten the pause
+                sampled.runs.append(_Run([start], []))
     sampled.readings = list(readings)
     return sampled
 
 
 def _risen(device: Device, steps: _Steps, readings: Sequence[Reading], above_w: float, patience_s: float) -> float:
-    """Run the load until a reading is above ``above_w`` (a program may have to start first); the time since which it may be."""
+    """Run the load until it draws more than ``above_w`` (a program may have to start first); the time since which it may do so."""
     begin = since = device.now_s()
     while True:
-        now, _ = steps.until(since + 0.5)
-        last = next((r.power_w for r in reversed(readings) if r.power_w is not None), None)
-        if last is None or last > above_w or now - begin >= patience_s:
+        now, _ = steps.until(since + 1.0)
+        watts = [r.power_w for r in list(readings) if r.power_w is not None and r.time_s > since]
+        if not watts or float(np.median(watts)) > above_w or now - begin >= patience_s:
             return since
         since = now
 
@@ -204,21 +208,17 @@ def _beat_s(readings: Sequence[Reading]) -> float:
 
 @dataclass(frozen=True)
 class _Window:
-    """[start_s, end_s) of ``steps`` whole load steps (0: parts of one), inside a stretch [since_s, till_s] of load."""
+    """[start_s, end_s) of ``steps`` whole load steps (0: parts of one)."""
 
     start_s: float
     end_s: float
     steps: int
-    since_s: float
-    till_s: float
 
 
 def _windows(sampled: _Sampled, readings: Sequence[Reading], options: SamplingOptions) -> tuple[list[_Window], int]:
     """All windows in which the sensors were read throughout, and how many of them make whole steps."""
     found = [
-        _Window(run.edges_s[k], run.edges_s[k + 1], run.steps[k], run.since_s, run.edges_s[-1])
-        for run in sampled.runs
-        for k in range(len(run.steps))
+        _Window(run.edges_s[k], run.edges_s[k + 1], run.steps[k]) for run in sampled.runs for k in range(len(run.steps))
     ]
     each = 1
     if 0 < len(found) < 3 * options.windows and len(sampled.runs) == 1 and max(w.steps for w in found) == 1:
@@ -226,7 +226,7 @@ def _windows(sampled: _Sampled, readings: Sequence[Reading], options: SamplingOp
         step_s = (found[-1].end_s - found[0].start_s) / len(found)
         each = max(math.ceil(2 * options.windows / len(found)), int(step_s / sampled.length_s))
         found = [
-            replace(window, start_s=float(a), end_s=float(b), steps=0)
+            _Window(float(a), float(b), 0)
             for window in found
             for a, b in itertools.pairwise(np.linspace(window.start_s, window.end_s, each + 1))
         ]
@@ -243,17 +243,15 @@ def _windows(sampled: _Sampled, readings: Sequence[Reading], options: SamplingOp
     return found, each
 
 
-def _by_sensor(windows: Sequence[_Window], times: Array, watts: Array, sensor: PowerSensor) -> Array:
+def _by_sensor(windows: Sequence[_Window], times: Array, watts: Array) -> Array:
     """Mean of the readings in each window, shape (windows,); NaN where there is none.
 
-    A reading tells of the ``averaging_s`` before it: it is placed in their middle, and used where the load ran all along.
+    An averaging sensor is late. In a row of like steps that does not matter: over whole steps it meets every moment of a step
+    as often as any other, once it has forgotten what was before.
     """
-    place = times - 0.5 * sensor.averaging_s
-    lag = sensor.averaging_s + sensor.period_s
     means = np.full(len(windows), np.nan)
     for k, window in enumerate(windows):
-        inside = (place >= window.start_s) & (place < window.end_s)
-        inside &= (times >= window.since_s + lag) & (times <= window.till_s)
+        inside = (times >= window.start_s) & (times < window.end_s)
         if inside.any():
             means[k] = watts[inside].mean()
     return means
@@ -284,11 +282,12 @@ def _by_counter(windows: Sequence[_Window], times: Array, joules: Array, least: 
     return watts
 
 
-def _distrust(joules: Array, by_counter: Array, by_sensor: Array | None) -> str | None:
-    """Why the energy counter is not believed, else None. ``joules`` as read; watts by window, NaN where unknown."""
-    if np.all(joules == joules[0]):
+def _distrust(times: Array, joules: Array, by_counter: Array) -> str | None:
+    """Why the energy counter is not believed, else None. ``joules`` as read at ``times``; watts by window, NaN where unknown."""
+    steps_j = np.diff(joules)
+    if not steps_j.any():
         return f"the energy counter stands still at {joules[0]:g} J"
-    fallen = np.flatnonzero(np.diff(joules) < 0)
+    fallen = np.flatnonzero(steps_j < 0)
     if len(fallen):
         before, after = joules[fallen[0]], joules[fallen[0] + 1]
         return f"the energy counter fell from {before:.3f} to {after:.3f} J (reset or overflow)"
@@ -297,12 +296,10 @@ def _distrust(joules: Array, by_counter: Array, by_sensor: Array | None) -> str 
         return "the energy counter moves too seldom"
     if len(seen) < 0.5 * len(by_counter) or seen.min() <= 0:
         return "the energy counter stood still for part of the time"
-    middle = float(np.median(seen))
-    # A jump is what the sensor did not see, or what no load does.
-    far = seen > 3.0 * middle
-    if by_sensor is not None:
-        far = (by_counter > 1.5 * middle) & (by_counter > 1.5 * by_sensor * (middle / np.nanmedian(by_sensor)))
-    if far.any():
+    moved = np.flatnonzero(steps_j) + 1
+    took_s, rose_j = np.diff(times[moved]), steps_j[moved[1:] - 1]
+    usual_j = float(np.median(seen)) * np.maximum(took_s, np.median(took_s))
+    if (rose_j > _JUMP * usual_j).any():  # no load draws so much more than it usually does
         return "the energy counter jumped"
     return None
 
@@ -335,14 +332,14 @@ def _estimate(
     distrust = None
     if shown:
         times, watts = np.array(shown, dtype=float).T
-        by_sensor = _by_sensor(windows, times, watts, sensor)
+        by_sensor = _by_sensor(windows, times, watts)
         if not np.isfinite(by_sensor).any():
             by_sensor = None
     if len(counted) > 1:
         moments, joules = np.array(counted, dtype=float).T
         # A counter that moves seldom is better than nothing at all.
         by_counter = _by_counter(windows, moments, joules, _COUNTER_MOVES if by_sensor is not None else 2)
-        distrust = _distrust(joules, by_counter, by_sensor)
+        distrust = _distrust(moments, joules, by_counter)
         if distrust is not None:
             by_counter = None
     main = by_counter if by_counter is not None else by_sensor
@@ -403,11 +400,15 @@ def _agreement(counter: Mean | None, sensor: Mean | None) -> Literal["agree", "d
 
 def _heat(sampled: _Sampled, readings: Sequence[Reading], options: SamplingOptions, end_s: float) -> str:
     """What the temperature lets us wait for; empty: it stands still, or there is none."""
-    recent = [r.temperature_c for r in readings if end_s - options.drift_window_s <= r.time_s <= end_s]
-    temperatures = np.array([t for t in recent if t is not None])
+    told = [(r.time_s, r.temperature_c) for r in readings if sampled.begin_s <= r.time_s <= end_s]
+    known = [(t, celsius) for t, celsius in told if celsius is not None]
     if end_s - sampled.begin_s < options.drift_window_s:
-        return "temperature not yet watched long enough" if len(temperatures) else ""
-    if len(temperatures) >= 4 and abs(halves_differ(temperatures)) > options.drift_c:
+        return "temperature not yet watched long enough" if known else ""
+    # A sensor of whole degrees shows slow heat as rare steps, so they are looked for over twice the time.
+    coarse = all(celsius == round(celsius) for _, celsius in known)
+    since_s = end_s - options.drift_window_s * (2 if coarse else 1)
+    recent = np.array([celsius for t, celsius in known if t >= since_s])
+    if len(recent) >= 4 and abs(halves_differ(recent)) > options.drift_c:
         return "temperature still moving"
     return ""
 
@@ -433,7 +434,7 @@ def steady_point(
     """
     options = options or SamplingOptions()
     sensor = _sensor(device)
-    above_w = None if rest_w is None else 1.05 * rest_w
+    above_w = None if rest_w is None else _LOAD * rest_w
     sampled = _sample(device, sensor, load, options, pauses=True, above_w=above_w, on_reading=on_reading)
     found = _estimate(sampled, sensor, options, sampled.readings)
     if found is None:
@@ -514,7 +515,7 @@ def _point(
     answered = sum(r.power_w is not None or r.energy_j is not None for r in inside)
     if answered < 0.5 * len(inside):
         notes.append(f"{at} the power sensor answered {answered} of {len(inside)} times")
-    if rest_w is not None and watts < 1.05 * rest_w:
+    if rest_w is not None and watts < _LOAD * rest_w:
         notes.append(f"{at} the load draws {watts:.2f} W, hardly more than rest ({rest_w:.2f} W): did it run?")
     temperatures = [r.temperature_c for r in inside if r.temperature_c is not None]
     stopped = sampled.stopped_by

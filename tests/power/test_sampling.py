@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.hardware.catalog import find
-from profiler.hardware.device import Absent, PowerSensor, Reading
+from profiler.hardware.device import PowerSensor, Reading
 from profiler.hardware.emulated import EmulatedDevice
 from profiler.power.interval import mean_interval
-from profiler.power.sampling import SamplingOptions, steady_point
-from profiler.profile import Hardware, MissingHardware
+from profiler.power.sampling import SamplingOptions, rest_power, steady_point
+from profiler.profile import BadInput, MissingHardware, PowerPoint
 from tests.hardware.test_emulated import training_step
+from tests.power.bench import Bench, noise
 
 
 def autoregressive(rng: np.random.Generator, count: int, rho: float) -> np.ndarray:
@@ -38,6 +40,13 @@ def test_the_interval_covers_the_mean_of_a_correlated_series(count: int, rho: fl
         found = mean_interval(autoregressive(rng, count, rho))
         hits += abs(found.mean) <= found.half_width
     assert hits / 400 >= (0.87 if (rho, count) == (0.9, 60) else 0.92)
+
+
+@pytest.mark.parametrize(("rho", "count"), [(0.0, 5), (0.0, 8), (0.3, 5), (0.3, 8)])
+def test_the_interval_of_a_few_windows_covers_as_well(rho: float, count: int) -> None:
+    rng = np.random.default_rng(7)
+    found = [mean_interval(autoregressive(rng, count, rho)) for _ in range(1000)]
+    assert np.mean([abs(f.mean) <= f.half_width for f in found]) >= 0.93 - 0.1 * rho
 
 
 def test_counting_readings_as_independent_would_not_have_covered() -> None:
@@ -72,77 +81,18 @@ def test_too_few_values_have_no_finite_interval() -> None:
     assert mean_interval([5.0] * 10).half_width == 0.0
 
 
-METER = PowerSensor("board", "bench", 0.1, 0.0)
-
-
-@dataclass
-class Bench:
-    """A device whose every watt, degree and clock the test writes down as a function of time."""
-
-    watts: Callable[[float], float]
-    celsius: Callable[[float], float | None] = lambda _: 40.0
-    hertz: Callable[[float], float | None] = lambda _: 1e9
-    capped: Callable[[float], bool] = lambda _: False
-    counter_factor: float | None = None
-    sensor: PowerSensor | None = METER
-    cap_w: float | None = None
-
-    name = "bench"
-    absent = Absent({"power": "there is no meter"})
-
-    def __post_init__(self) -> None:
-        self.power = self.sensor
-        self._now = self._energy = 0.0
-        self._watching: list[Reading] | None = None
-
-    def describe(self) -> Hardware:
-        return Hardware(provenance="measured", kind="cuda", description="bench", power_cap_w=self.cap_w)
-
-    def now_s(self) -> float:
-        return self._now
-
-    def wait(self, seconds_s: float) -> None:
-        end = self._now + seconds_s
-        while self._now < end - 1e-9:
-            self._now = round(self._now + 0.1, 6)
-            power = self.watts(self._now)
-            self._energy += 0.1 * power
-            if self._watching is not None:
-                self._watching.append(
-                    Reading(
-                        time_s=self._now,
-                        power_w=power,
-                        energy_j=None if self.counter_factor is None else self._energy * self.counter_factor,
-                        frequency_hz=self.hertz(self._now),
-                        temperature_c=self.celsius(self._now),
-                        capped=self.capped(self._now),
-                    )
-                )
-
-    @contextmanager
-    def monitor(self, period_s: float) -> Iterator[list[Reading]]:
-        self._watching = []
-        yield self._watching
-        self._watching = None
-
-
-def measure(bench: Bench, requested_hz: float | None = None, **options: float | int):  # type: ignore[no-untyped-def]
+def measure(bench: Bench, requested_hz: float | None = None, step_s: float = 0.7, **options: float | int) -> PowerPoint:
     return steady_point(
         bench,  # type: ignore[arg-type]
-        lambda: bench.wait(0.7),
+        lambda: bench.run(step_s),
         requested_hz=requested_hz,
         options=replace(SamplingOptions(), **options),  # type: ignore[arg-type]
-    )
-
-
-def noise(seed: int, size: float) -> Callable[[float], float]:
-    table = size * np.random.default_rng(seed).standard_normal(100_000)
-    return lambda t: float(table[round(10 * t) % 100_000])
+    ).point
 
 
 def test_a_steady_source_stops_as_soon_as_its_heat_has_been_watched() -> None:
     jitter = noise(0, 0.3)
-    point = measure(Bench(lambda t: 50 + jitter(t))).point
+    point = measure(Bench(lambda t: 50 + jitter(t)))
     assert point.stopped_by == "steady"
     assert point.power_w == pytest.approx(50, abs=0.15)
     assert point.ci95_w < 0.25
@@ -151,15 +101,15 @@ def test_a_steady_source_stops_as_soon_as_its_heat_has_been_watched() -> None:
 
 def test_the_start_up_does_not_count() -> None:
     jitter = noise(1, 0.3)
-    point = measure(Bench(lambda t: 50 + jitter(t) - 30 * np.exp(-t / 5))).point
+    point = measure(Bench(lambda t: 50 + jitter(t) - 30 * np.exp(-t / 5)))
     assert point.power_w == pytest.approx(50, abs=0.3)
 
 
 def test_noise_that_never_settles_stops_at_the_bound_and_says_why() -> None:
     jitter = noise(2, 40.0)
-    point = measure(Bench(lambda t: 100 + jitter(t)), max_s=40.0).point
+    point = measure(Bench(lambda t: max(0.0, 100 + jitter(t))), max_s=40.0)
     assert point.stopped_by == "time limit, interval still wide"
-    assert 40 <= point.seconds_s < 45
+    assert 35 <= point.seconds_s < 45
     assert point.ci95_w > 0.5
 
 
@@ -169,55 +119,346 @@ def test_a_machine_that_still_warms_up_is_waited_for() -> None:
     def celsius(t: float) -> float:
         return 70 - 40 * np.exp(-t / 30)
 
-    steady = measure(Bench(lambda t: 50 + 0.1 * (celsius(t) - 70) + jitter(t), celsius)).point
+    steady = measure(Bench(lambda t: 50 + 0.1 * (celsius(t) - 70) + jitter(t), celsius))
     assert steady.stopped_by == "steady"
     assert steady.seconds_s > 60
     assert steady.power_w == pytest.approx(50, rel=0.005)
-    hasty = measure(Bench(lambda t: 50 + jitter(t), celsius), max_s=30.0).point
+    hasty = measure(Bench(lambda t: 50 + jitter(t), celsius), max_s=30.0)
     assert hasty.stopped_by == "time limit, temperature still moving"
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_slow_heat_behind_a_whole_degree_sensor_is_followed_to_its_end(seed: int) -> None:
+    jitter = noise(10 + seed, 1.0)
+
+    def celsius(t: float) -> float:
+        return 70 - 40 * np.exp(-t / 60)
+
+    bench = Bench(lambda t: 100 + 0.4 * (celsius(t) - 70) + jitter(t), lambda t: float(round(celsius(t))))
+    point = measure(bench)
+    assert point.power_w == pytest.approx(100, rel=0.012)
+    assert point.seconds_s > 90
+
+
 def test_the_measured_clock_counts_not_the_requested_one() -> None:
-    point = measure(Bench(lambda t: 50 + 0.1 * np.sin(t), hertz=lambda t: 0.99e9), requested_hz=1e9).point
+    point = measure(Bench(lambda t: 50 + 0.1 * np.sin(t), hertz=lambda t: 0.99e9), requested_hz=1e9)
     assert point.frequency_hz == 0.99e9
     assert point.requested_hz == 1e9
     assert not point.capped
 
 
-def test_capped_readings_mark_the_point_and_so_does_a_clock_that_falls_short() -> None:
-    marked = measure(Bench(lambda t: 50 + 0.1 * np.sin(t), capped=lambda t: t > 5), requested_hz=1e9)
-    assert marked.point.capped
-    short = measure(Bench(lambda t: 50 + 0.1 * np.sin(t), hertz=lambda t: 0.9e9), requested_hz=1e9)
-    assert short.point.capped
-    assert "900 MHz ran" in short.point.notes[0]
+def test_the_clock_is_its_mean_while_the_watts_were_taken_not_while_it_warmed_up_or_paused() -> None:
+    bench = Bench(lambda t: 50 + 0.1 * np.sin(t), hertz=lambda t: 2e9 if t < 3 else 1e9 if t % 0.4 < 0.2 else 1.02e9)
+    assert measure(bench).frequency_hz == pytest.approx(1.01e9, rel=0.001)
 
 
-def test_where_counter_and_sensor_disagree_the_counter_is_kept_and_it_is_said() -> None:
+def test_capped_readings_mark_the_point() -> None:
+    assert measure(Bench(lambda t: 50 + 0.1 * np.sin(t), capped=lambda t: t > 5), requested_hz=1e9).capped
+    now_and_then = Bench(lambda t: 50 + 0.1 * np.sin(t), capped=lambda t: round(10 * t) % 20 == 0)
+    assert not measure(now_and_then, requested_hz=1e9).capped
+
+
+def test_a_clock_that_falls_short_for_no_reason_told_is_capped_only_where_the_watts_are_at_the_cap() -> None:
+    def short(cap_w: float | None) -> PowerPoint:
+        return measure(Bench(lambda t: 50 + 0.1 * np.sin(t), hertz=lambda t: 0.9e9, cap_w=cap_w), requested_hz=1e9)
+
+    for cap_w in (None, 50.0):
+        assert short(cap_w).capped
+    assert "900 MHz ran" in short(None).notes[0]
+    free = short(120.0)
+    assert not free.capped
+    assert "not the power cap of 120 W" in free.notes[0]
+
+
+# ------------------------------------------------------------------------------------------------------- two methods
+
+
+def fine(watts: Callable[[float], float], **more: Any) -> Bench:
+    return Bench(watts, tick_s=0.01, **more)
+
+
+@pytest.mark.parametrize("counter_s", [0.02, 0.05, 0.1, 0.13, 0.5])
+@pytest.mark.parametrize("period_s", [0.05, 0.1])
+def test_a_counter_that_moves_in_steps_is_read_without_their_error(counter_s: float, period_s: float) -> None:
+    jitter = noise(5, 2.0)
+    meter = PowerSensor("board", "bench", period_s, 0.0)
+    point = measure(fine(lambda t: 80 + jitter(t), counter_s=counter_s, sensor=meter), step_s=0.23)
+    assert point.method == "energy counter"
+    assert point.counter_w == point.power_w == pytest.approx(80, rel=0.006)
+    assert point.agreement == "agree"
+    assert point.notes == []
+
+
+def test_both_methods_are_kept_and_what_they_say_of_each_other() -> None:
     jitter = noise(4, 0.2)
-    steady = measure(Bench(lambda t: 50 + jitter(t), counter_factor=1.1))
-    assert steady.point.power_w == pytest.approx(55, abs=0.3)
-    assert "disagree" in steady.point.notes[0]
-    assert measure(Bench(lambda t: 50 + jitter(t), counter_factor=1.0)).point.notes == []
+    agree = measure(fine(lambda t: 50 + jitter(t), counter_s=0.02))
+    assert agree.sensor_w == pytest.approx(agree.counter_w, rel=0.01)
+    assert (agree.method, agree.agreement, agree.notes) == ("energy counter", "agree", [])
+    apart = measure(fine(lambda t: 50 + jitter(t), counter_s=0.02, count=lambda _, joules: 1.1 * joules))
+    assert apart.power_w == apart.counter_w == pytest.approx(55, abs=0.3)
+    assert apart.sensor_w == pytest.approx(50, abs=0.3)
+    assert apart.agreement == "disagree"
+    assert "disagree by more than 3 %" in apart.notes[0]
+    assert "counter's figure is kept" in apart.notes[0]
+    alone = measure(fine(lambda t: 50 + jitter(t)))
+    assert (alone.method, alone.counter_w, alone.agreement) == ("power sensor", None, None)
+
+
+@pytest.mark.parametrize(
+    ("count", "why"),
+    [
+        (lambda t, joules: 0.0, "stands still at 0 J"),
+        (lambda t, joules: 1234.5, "stands still at 1234.5 J"),
+        (lambda t, joules: joules if t < 18 else joules - 900, "fell from"),
+        (lambda t, joules: joules if t < 18 else joules + 5000, "jumped"),
+        (lambda t, joules: joules if t < 8 else 400.0, "still for part of the time"),
+    ],
+)
+def test_a_counter_that_is_not_to_be_believed_is_left_for_the_sensor_and_it_is_said(count: Any, why: str) -> None:
+    jitter = noise(6, 0.2)
+    point = measure(fine(lambda t: 50 + jitter(t), counter_s=0.02, count=count))
+    assert point.method == "power sensor"
+    assert point.counter_w is None
+    assert point.power_w == pytest.approx(50, abs=0.2)
+    assert why in point.notes[0]
+    assert "power sensor's figure is kept" in point.notes[0]
+
+
+def test_a_counter_without_a_power_sensor_is_enough() -> None:
+    jitter = noise(7, 0.5)
+    point = measure(fine(lambda t: 30 + jitter(t), counter_s=0.05, show=lambda *_: None))
+    assert point.power_w == pytest.approx(30, rel=0.005)
+    assert (point.method, point.sensor_w) == ("energy counter", None)
+    assert rest_power(fine(lambda t: 12 + jitter(t), counter_s=0.05, show=lambda *_: None)).power_w == pytest.approx(  # type: ignore[arg-type]
+        12, rel=0.03
+    )
+
+
+def test_an_averaging_sensor_is_waited_out_after_every_pause() -> None:
+    """What a 1 s average shows of the pauses and of rest before the load is not counted."""
+    jitter = noise(8, 0.5)
+    meter = PowerSensor("board", "bench", 0.1, 1.0)
+    bench = fine(lambda t: 100 + jitter(t), sensor=meter, rest_w=10.0)
+    bench.wait(5.0)
+    point = measure(bench)
+    assert point.power_w == pytest.approx(100, rel=0.002)
+
+
+# ----------------------------------------------------------------------------------------------------------- phases
+
+
+def test_the_windows_meet_the_sensor_at_another_phase_each_and_the_same_seed_at_the_same() -> None:
+    def pauses(seed: int) -> list[float]:
+        bench = Bench(lambda t: 50 + 0.1 * np.sin(t))
+        measure(bench, seed=seed)
+        return bench.pauses_s
+
+    assert len(pauses(0)) >= 4
+    assert len(set(pauses(0))) == len(pauses(0))
+    assert pauses(0) == pauses(0) != pauses(1)
+
+
+def test_a_sensor_that_looks_in_step_with_the_load_shows_in_the_interval() -> None:
+    """It samples 25 of every 100 ms, and so does the load's rhythm: one window alone would be up to 60 % off and not know."""
+
+    def watts(since: float) -> float:
+        return 100.0 if since % 0.1 < 0.05 else 20.0
+
+    class InStep(Bench):
+        """The load's rhythm starts with each stretch of load, the sensor's runs on."""
+
+        began = 0.0
+
+        def run(self, seconds_s: float, *, busy: bool = True) -> None:
+            if not busy:
+                super().run(seconds_s, busy=False)
+                self.began = self._now
+            else:
+                super().run(seconds_s)
+
+    bench = InStep(lambda t: watts(t - bench.began), tick_s=0.005, rest_w=20.0)
+
+    def show(t: float, _: float) -> float:
+        return float(np.mean([watts(t - 0.005 * k - bench.began) for k in range(5)]))
+
+    bench.show = show
+    point = measure(bench, step_s=0.4)
+    assert point.ci95_w is not None
+    assert abs(point.power_w - 60) <= point.ci95_w
+    assert point.ci95_w > 3
+    assert point.stopped_by == "time limit, interval still wide"
+
+
+# ------------------------------------------------------------------------------------------------ loads of all kinds
+
+
+@pytest.mark.parametrize("step_s", [0.001, 0.03, 0.24, 0.9, 3.1, 10.0, 25.0])
+def test_uneven_steps_of_any_length_do_not_bias_the_mean(step_s: float) -> None:
+    """A step draws 80 W for its first third and 20 W for the rest: 40 W."""
+    jitter = noise(9, 0.5)
+
+    class Uneven(Bench):
+        phase = 0.0
+
+        def run(self, seconds_s: float, *, busy: bool = True) -> None:
+            if not busy:
+                return super().run(seconds_s, busy=False)
+            begin = self._now
+            self.level = lambda t: 80.0 if (t - begin) <= seconds_s / 3 + 1e-9 else 20.0
+            return super().run(seconds_s)
+
+    tick = 0.01 if step_s < 0.1 else 0.02
+    if step_s == 0.001:  # too short for ticks: an even load in very many calls
+        bench = Bench(lambda t: 40 + jitter(t), tick_s=0.001)
+    else:
+        bench = Uneven(lambda t: bench.level(t) + jitter(t), tick_s=tick, rest_w=5.0)  # type: ignore[attr-defined]
+    point = measure(bench, step_s=step_s)
+    assert point.power_w == pytest.approx(40, rel=0.02)
+    assert point.seconds_s < 180 + 2 * step_s
+
+
+def test_a_step_that_outlasts_the_bound_still_gives_a_figure_in_one_step() -> None:
+    jitter = noise(11, 0.5)
+    bench = Bench(lambda t: 50 + jitter(t) - 20 * np.exp(-t / 10))
+    point = measure(bench, step_s=500.0)
+    assert point.power_w == pytest.approx(50, rel=0.005)
+    assert point.seconds_s <= 500
+    assert point.stopped_by.startswith("time limit")
+
+
+def test_short_steps_are_submitted_in_rows_and_still_counted_as_whole() -> None:
+    calls = 0
+    bench = Bench(lambda t: 50 + 0.1 * np.sin(9 * t), tick_s=0.001)
+    looked = 0
+    plain_now = bench.now_s
+
+    def now_s() -> float:
+        nonlocal looked
+        looked += 1
+        return plain_now()
+
+    bench.now_s = now_s  # type: ignore[method-assign]
+
+    def step() -> None:
+        nonlocal calls
+        calls += 1
+        bench.run(0.001)
+
+    steady_point(bench, step, options=SamplingOptions(min_s=5.0, drift_window_s=4.0))  # type: ignore[arg-type]
+    assert calls > 10 * looked
+
+
+def test_a_load_that_takes_no_time_is_refused_and_one_that_breaks_says_so_itself() -> None:
+    with pytest.raises(BadInput, match="takes no time"):
+        steady_point(Bench(lambda t: 50.0), lambda: None)  # type: ignore[arg-type]
+
+    bench = Bench(lambda t: 50.0 + np.sin(t))
+
+    def breaks() -> None:
+        bench.run(0.5)
+        if bench.now_s() > 12:
+            raise BadInput("--load-command: ended with 1")
+
+    with pytest.raises(BadInput, match="ended with 1"):
+        steady_point(bench, breaks)  # type: ignore[arg-type]
+
+
+def test_a_program_that_takes_its_time_to_start_is_waited_for() -> None:
+    jitter = noise(12, 0.3)
+    late = Bench(lambda t: (10.0 if t < 40 else 60.0) + jitter(t))
+    point = steady_point(late, lambda: late.run(0.1), rest_w=10.0).point  # type: ignore[arg-type]
+    assert point.power_w == pytest.approx(60, rel=0.01)
+    never = Bench(lambda t: 10.0 + jitter(t))
+    point = steady_point(never, lambda: never.run(0.1), rest_w=10.0).point  # type: ignore[arg-type]
+    assert "hardly more than rest" in point.notes[0]
+
+
+# ---------------------------------------------------------------------------------------------- sensors of all kinds
+
+
+@pytest.mark.parametrize("true_w", [6.11, 6.2, 6.33, 6.4])
+@pytest.mark.parametrize("spread_w", [0.02, 0.1, 0.4])
+def test_a_sensor_with_coarse_steps_has_an_interval_that_allows_for_them(true_w: float, spread_w: float) -> None:
+    jitter = noise(13, spread_w)
+    point = measure(Bench(lambda t: true_w + jitter(t), step_w=0.4), max_s=60.0)
+    if point.ci95_w is not None:
+        assert abs(point.power_w - true_w) <= point.ci95_w + 0.02
+    else:  # it never moved, and nobody told us its step
+        assert abs(point.power_w - true_w) <= 0.2
 
 
 def test_a_sensor_that_shows_one_value_all_along_has_no_interval() -> None:
-    assert measure(Bench(lambda t: 50.0)).point.ci95_w is None
+    assert measure(Bench(lambda t: 50.0)).ci95_w is None
+
+
+def test_a_sensor_that_fails_at_times_is_read_when_it_answers() -> None:
+    jitter = noise(14, 0.3)
+
+    def sulking(t: float, watts: float) -> float | None:
+        return None if round(10 * t) % 3 else math.nan if round(10 * t) % 9 == 0 else watts
+
+    point = measure(Bench(lambda t: 50 + jitter(t), show=sulking))
+    assert point.power_w == pytest.approx(50, abs=0.3)
+    assert "answered" in point.notes[0]
+    with pytest.raises(MissingHardware, match="gave no reading"):
+        measure(Bench(lambda t: 50.0, show=lambda *_: None))
+
+
+def test_a_machine_that_was_suspended_meanwhile_loses_only_the_window_it_slept_in() -> None:
+    jitter = noise(15, 0.3)
+
+    class Suspended(Bench):
+        def run(self, seconds_s: float, *, busy: bool = True) -> None:
+            if 12 < self._now < 100:
+                self._now += 900.0  # asleep: no reading, next to no watts
+                if self._watching is not None:
+                    self._watching = (*self._watching[:2], self._now)
+            super().run(seconds_s, busy=busy)
+
+    point = measure(Suspended(lambda t: (50 if t < 905 or t > 920 else 20) + jitter(t)), max_s=960.0)
+    assert point.power_w == pytest.approx(50, rel=0.01)
+
+
+def test_readings_out_of_order_and_twice_the_same_moment_do_no_harm() -> None:
+    jitter = noise(16, 0.3)
+
+    class Confused(Bench):
+        def _read(self) -> Reading:
+            reading = super()._read()
+            back = round(10 * self._now) % 7 == 0
+            return replace(reading, time_s=reading.time_s - 3.0, power_w=0.0) if back else reading
+
+    assert measure(Confused(lambda t: 50 + jitter(t))).power_w == pytest.approx(50, abs=0.3)
 
 
 def test_without_a_sensor_or_a_clock_there_is_no_point() -> None:
     with pytest.raises(MissingHardware, match="there is no meter"):
         measure(Bench(lambda t: 50.0, sensor=None))
     with pytest.raises(MissingHardware, match="clock"):
-        measure(Bench(lambda t: 50.0 + np.sin(t), hertz=lambda t: None))
-    assert measure(Bench(lambda t: 50.0 + np.sin(t), hertz=lambda t: None), requested_hz=5e8).point.frequency_hz == 5e8
+        measure(Bench(lambda t: 50.0 + np.sin(t), hertz=lambda t: None), max_s=30.0)
+    blind = measure(Bench(lambda t: 50.0 + np.sin(t), hertz=lambda t: None), requested_hz=5e8, max_s=30.0)
+    assert blind.frequency_hz == 5e8
 
 
-def test_uneven_steps_do_not_bias_the_mean() -> None:
-    """A step of 3.1 s that draws 80 W for a third of it and 20 W for the rest."""
-    bench = Bench(lambda t: 80.0 if (t % 3.1) < 3.1 / 3 else 20.0)
-    steady = steady_point(bench, lambda: bench.wait(3.1))  # type: ignore[arg-type]
-    mean = np.mean([80.0 if (t % 3.1) < 3.1 / 3 else 20.0 for t in np.arange(0.1, 31 * 3.1, 0.1)])
-    assert steady.point.power_w == pytest.approx(mean, rel=0.02)
+def test_rest_is_read_when_the_machine_has_come_to_it() -> None:
+    jitter = noise(17, 0.1)
+    cooling = Bench(lambda t: 10 + 40 * np.exp(-t / 2) + jitter(t))
+    rest = rest_power(cooling)  # type: ignore[arg-type]
+    assert rest.power_w == pytest.approx(10, rel=0.03)
+    assert cooling.now_s() <= 25
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    """Noise that resembles itself for half a second, as of an averaging sensor."""
+    hits, widths = 0, []
+    for seed in range(120):
+        series = autoregressive(np.random.default_rng(seed), 4000, 0.8)
+        point = measure(Bench(lambda t, s=series: 50 + s[round(10 * t) % 4000]), relative_ci=0.02, max_s=60.0)  # type: ignore[misc]
+        assert point.ci95_w is not None
+        hits += abs(point.power_w - 50) <= point.ci95_w
+        widths.append(point.ci95_w)
+    assert hits >= 0.92 * 120
+    assert np.median(widths) < 1.2
 
 
 @pytest.mark.parametrize(
