@@ -128,7 +128,7 @@ def sweep(device: dict[str, Any]) -> None:
         with clocks.held():
             for asked[0] in device["supported_hz"]:
                 clocks.lock(asked[0])
-                time.sleep(0.005)
+                time.sleep(0.03)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def kill_once(machine: World, chance: random.Random, way: str | None = None) -> 
     )
     assert victim.stdout is not None
     victim.stdout.readline()
-    time.sleep(chance.uniform(0.0, 0.3))
+    time.sleep(chance.uniform(0.0, 0.5))
     was_locked, helpers = machine.locked() is not None, _helpers(victim.pid)
     if way.startswith("SIG"):
         victim.send_signal(signal.Signals[way])

@@ -30,6 +30,7 @@ from typing import Any
 
 from profiler.hardware.device import Timebase
 from profiler.hardware.host import sysfs_root
+from profiler.hardware.setter_targets import boot_id
 from profiler.profile import BadInput, MissingHardware
 
 _ANSWER_S = 30.0
@@ -185,6 +186,8 @@ class _Helper:
         """The next answer; None where there will be none."""
         assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
+        poll = select.poll()  # unlike select(), good for any number of open files
+        poll.register(fd, select.POLLIN)
         while True:
             line, newline, rest = self._buffered.partition(b"\n")
             if newline:
@@ -195,7 +198,7 @@ class _Helper:
                 self._ended = said
                 continue
             left = until - clock.monotonic()
-            if left <= 0 or not select.select([fd], [], [], left)[0]:
+            if left <= 0 or not poll.poll(1000 * left):
                 return None
             more = os.read(fd, 65536)
             if not more:
@@ -368,13 +371,28 @@ class GuardedClocks:
             "restore_hz": list(restore_hz) if restore_hz is not None else None,
             "pynvml": _pynvml_folder() if self._target.get("kind") == "nvml" else None,
         }
+        self._refuse_over_roots_leftovers()
         try:
-            notes: list[str] = helper.ask(request)["notes"]
+            notes: list[str] = helper.ask(request, patience_s=4 * _ANSWER_S)["notes"]
             return notes
         except _Refused as refused:
             raise MissingHardware(self._refusal(refused)) from None
         except _Lost as lost:
             raise MissingHardware(f"the helper that sets the clock of {self.name} {lost}") from None
+
+    def _refuse_over_roots_leftovers(self) -> None:
+        """A user who may set this clock may not undo what a run of root's has left locked, and must not take it for the limits."""
+        if os.environ.get("CARD_STATE_DIR") or self._folder == _SYSTEM_FOLDER:
+            return
+        try:
+            journal = json.loads((_SYSTEM_FOLDER / f"{self.key}.journal").read_bytes())
+            booted = journal["boot_id"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if booted == boot_id(str(sysfs_root())):
+            raise MissingHardware(
+                f"a run of root's has left {self.name} locked, or is going on: {sudo_command('restore')}"
+            )
 
     def _refusal(self, refused: _Refused) -> str:
         without = "--clocks current takes one point without setting it"

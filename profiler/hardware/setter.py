@@ -330,9 +330,14 @@ class Hold:
             if not os.path.isdir(self.folder):
                 os.makedirs(self.folder, exist_ok=True)
                 os.chmod(self.folder, 0o755)
-        except OSError as error:
-            raise os_problem(error, self.folder) from None
-        self._lock = _take(self.folder, self.key, parent)
+            self._lock = _take(self.folder, self.key, parent)
+        except (OSError, Problem) as error:
+            if isinstance(error, Problem) and error.kind != "permission":
+                raise
+            why = error if isinstance(error, Problem) else os_problem(error, self.folder)
+            raise Problem(
+                "fault", f"no journal can be written ({why}): name a folder of yours in CARD_STATE_DIR"
+            ) from None
         try:
             self._begin(request, root, folder_of_pynvml, parent, notes)
         except BaseException:

@@ -596,6 +596,20 @@ def test_leftovers_of_root_need_root_and_the_command_is_told(
     assert tree.journal.exists()
 
 
+def test_what_root_has_left_locked_is_not_taken_for_the_limits(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_locked(tree)
+    tree.state.rename(tree.root / "system")
+    monkeypatch.setattr(guard, "_SYSTEM_FOLDER", tree.root / "system")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.delenv("CARD_STATE_DIR")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tree.root / "home"))
+    with pytest.raises(MissingHardware, match=r"left orin-agx locked.*sudo .* restore"), tree.clocks().held():
+        pass
+    tree.boot("second boot")
+    with tree.clocks().held():
+        assert (tree.root / "home/card-profile" / f"{KEY}.journal").exists()
+
+
 def test_under_sudo_the_helper_alone_stays_root(tree: Tree) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
@@ -647,7 +661,7 @@ def test_the_command_for_sudo_keeps_words_and_environment(monkeypatch: pytest.Mo
 def test_a_folder_for_journals_that_cannot_be_made_is_named(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree.root / "file").touch()
     monkeypatch.setenv("CARD_STATE_DIR", str(tree.root / "file" / "state"))
-    with pytest.raises(MissingHardware, match="file/state"), tree.clocks().held():
+    with pytest.raises(MissingHardware, match=r"file/state.*CARD_STATE_DIR"), tree.clocks().held():
         pass
     assert tree.limits == (LOW, HIGH)
 
