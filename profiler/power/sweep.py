@@ -297,13 +297,15 @@ def run_sweep(
     done: Collection[PowerPoint] = (),
     on_progress: Callable[[Progress], None] | None = None,
     teach: Teach | None = None,
+    starts_late: bool = False,
 ) -> SweepResult:
     """Measure the steady power under ``load`` at every clock of ``choice``.
 
     At each clock: lock, sample until steady, ``at_clock(requested_hz)`` while the clock is still held (to time layers there;
     None where nothing is locked; it takes about ``at_clock_s``), then ``on_point(point, readings)``: when that is called,
     everything at this clock is complete. ``done``: points of an earlier, interrupted sweep, in the order in which they were
-    measured; their clocks are not visited again. ``teach``: see ``next_clock``. ``device.clocks.held()`` is the caller's to enter.
+    measured; their clocks are not visited again. ``starts_late``: the load is a program that takes a while until it computes,
+    which is waited for at each clock. ``teach``: see ``next_clock``. ``device.clocks.held()`` is the caller's to enter.
 
     Raises MissingHardware without a power sensor, where what figures depend on was changed meanwhile (that point is dropped),
     or where the clock did not follow what was asked for.
@@ -328,7 +330,7 @@ def run_sweep(
                 device,
                 step,
                 requested_hz=requested_hz,
-                rest_w=before.power_w,
+                rest_w=before.power_w if starts_late else None,
                 options=options,
                 on_reading=telling(what),
             )

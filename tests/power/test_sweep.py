@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -14,9 +14,20 @@ from profiler.hardware.catalog import boards, find
 from profiler.hardware.device import Reading
 from profiler.hardware.emulated import EmulatedDevice
 from profiler.power.sampling import SamplingOptions
-from profiler.power.sweep import Load, choose_clocks, estimate_sweep_s, run_sweep, visit_clocks, visiting_order
+from profiler.power.sweep import (
+    ClockChoice,
+    Load,
+    Progress,
+    choose_clocks,
+    estimate_sweep_s,
+    next_clock,
+    run_sweep,
+    visit_clocks,
+    visiting_order,
+)
 from profiler.profile import BadInput, MissingHardware, PowerPoint
 from tests.hardware.test_emulated import training_step
+from tests.power.bench import Bench, Locks, clocked, noise
 
 ORIN = find("orin-agx").clocks_hz
 CARD = find("rtx-4060ti").clocks_hz
@@ -254,3 +265,197 @@ def test_the_time_is_estimated_up_front() -> None:
     begin = device.now_s()
     run_sweep(device, load, choice, load_name="steps", options=QUICK)
     assert least <= device.now_s() - begin <= most + 4 * QUICK.max_s
+
+
+# ------------------------------------------------------------------------------------ which clock is visited next
+
+STEPS = tuple(float(mhz) * 1e6 for mhz in range(300, 1301, 50))
+
+
+def a_point(hz: float, **changes: object) -> PowerPoint:
+    values = {"frequency_hz": hz, "requested_hz": hz, "power_w": 1e-8 * hz, "samples": 9, "seconds_s": 20.0}
+    return PowerPoint.model_validate({**values, "stopped_by": "steady", **changes})
+
+
+def visited(choice: ClockChoice, teach: object = None, top_hz: float = 9e9, start: int = 0) -> list[float]:
+    """Clocks in the order of their visits; above ``top_hz`` the cap holds."""
+    points: list[PowerPoint] = []
+    while (hz := next_clock(choice, STEPS, points, teach)) is not None:  # type: ignore[arg-type]
+        points.append(a_point(min(hz, top_hz), requested_hz=hz, capped=hz > top_hz))
+    return [point.requested_hz or 0.0 for point in points][start:]
+
+
+def test_a_count_leaves_the_clocks_free_and_a_list_does_not() -> None:
+    assert choose_clocks("5", STEPS).free
+    assert choose_clocks("auto", STEPS).free
+    for spec in ("all", "300,600", "600mhz", "current"):
+        assert not choose_clocks(spec, STEPS).free
+
+
+def test_free_clocks_go_where_they_teach_after_the_first_four() -> None:
+    told: list[int] = []
+
+    def teach(frequency_hz: list[float], power_w: list[float], supported_hz: list[float]) -> float:
+        assert len(frequency_hz) == len(power_w)
+        assert not set(frequency_hz) & set(supported_hz)
+        told.append(len(frequency_hz))
+        return min(supported_hz, key=lambda hz: abs(hz - 775e6))
+
+    choice = choose_clocks("7", STEPS)
+    order = visited(choice, teach)
+    assert order[:4] == list(visiting_order(choice.frequencies_hz))[:4]
+    assert [abs(hz - 775e6) <= 100e6 for hz in order[4:]] == [True] * 3
+    assert told == [4, 5, 6]
+    assert len(set(order)) == 7
+    assert visited(choose_clocks("300,600,900,1000,1300", STEPS), teach) == [3e8, 13e8, 6e8, 10e8, 9e8]
+
+
+@pytest.mark.parametrize("count", range(3, 13))
+@pytest.mark.parametrize("top_hz", [500e6, 750e6, 1000e6, 1225e6])
+def test_at_most_two_free_clocks_are_spent_where_the_cap_holds(count: int, top_hz: float) -> None:
+    order = visited(choose_clocks(str(count), STEPS), None, top_hz)
+    below = [hz for hz in STEPS if hz <= top_hz]
+    assert sum(hz > top_hz for hz in order) <= 2
+    assert len(order) == len(set(order)) == min(count, len(below) + 2)
+    assert max(order) == STEPS[-1]
+
+
+def test_clocks_of_a_list_are_visited_whatever_holds_them() -> None:
+    assert len(visited(choose_clocks("all", STEPS), None, 500e6)) == len(STEPS)
+
+
+@pytest.mark.parametrize("kept", range(8))
+def test_what_comes_next_follows_from_the_points_alone(kept: int) -> None:
+    choice = choose_clocks("8", STEPS)
+    whole = visited(choice, None, 900e6)
+    points = [a_point(min(hz, 900e6), requested_hz=hz, capped=hz > 900e6) for hz in whole[:kept]]
+    rest = []
+    while (hz := next_clock(choice, STEPS, points)) is not None:
+        rest.append(hz)
+        points.append(a_point(min(hz, 900e6), requested_hz=hz, capped=hz > 900e6))
+    assert whole[:kept] + rest == whole
+
+
+# ------------------------------------------------------------------------------------------------- what is noticed
+
+WIDE = (300e6, 600e6, 900e6, 1300e6)
+
+
+def swept(bench: Bench, spec: str = "4", **more: object):  # type: ignore[no-untyped-def]
+    assert bench.clocks is not None
+    choice = choose_clocks(spec, bench.clocks.supported_hz())
+    return run_sweep(bench, started(lambda: bench.run(0.2)), choice, load_name="s", options=QUICK, **more)  # type: ignore[arg-type]
+
+
+def cubic(t: float, hz: float) -> float:
+    return 20.0 + 40.0 * (hz / 1e9) ** 3 + 0.05 * np.sin(7 * t)
+
+
+def test_a_lock_that_does_not_take_ends_the_sweep_after_three_clocks_and_says_what_ran() -> None:
+    bench = clocked(cubic, WIDE, lambda _: 1290e6)
+    told: list[PowerPoint] = []
+    with pytest.raises(MissingHardware, match="asked 300, 600, 1300 MHz, ran at 1290 MHz each time"):
+        swept(bench, on_point=lambda point, _: told.append(point))
+    assert len(told) == 3
+    assert bench.clocks is not None
+    assert bench.clocks.asked_hz is None
+    again = clocked(cubic, WIDE, lambda _: 1290e6)
+    with pytest.raises(MissingHardware, match="did not take"):
+        swept(again, done=told)
+    assert isinstance(again.clocks, Locks)
+    assert [hz for hz in again.clocks.history if hz is not None] == []
+
+
+def test_a_clock_stuck_at_the_bottom_is_noticed_and_a_cap_that_holds_all_the_others_is_not_taken_for_it() -> None:
+    with pytest.raises(MissingHardware, match="did not take"):
+        swept(clocked(cubic, WIDE, lambda _: 300e6, cap_w=150.0))
+    held = clocked(cubic, WIDE, lambda asked: min(asked, 305e6), capped=lambda asked: asked > 305e6)
+    points = swept(held, "300,600,900,1300").block.points
+    assert [p.capped for p in points] == [False, True, True, True]
+
+
+def test_clocks_next_to_each_other_are_not_taken_for_a_lock_that_did_not_take() -> None:
+    close = tuple(1000e6 + 5e6 * k for k in range(4))
+    assert len(swept(clocked(cubic, close)).block.points) == 4
+
+
+def test_a_setting_changed_meanwhile_ends_the_sweep_and_drops_that_point() -> None:
+    told: list[PowerPoint] = []
+    bench = clocked(cubic, WIDE, changed_after=2)
+    with pytest.raises(MissingHardware, match="power mode was changed"):
+        swept(bench, on_point=lambda point, _: told.append(point))
+    assert len(told) == 2
+    assert bench.clocks is not None
+    assert bench.clocks.asked_hz is None
+
+
+def test_the_first_clock_is_measured_again_and_drift_is_told() -> None:
+    steady = swept(clocked(cubic, WIDE))
+    assert steady.block.repeated is not None
+    assert steady.block.repeated.requested_hz == 300e6
+    assert steady.notes == ()
+    assert len(steady.block.points) == 4
+    drifting = swept(clocked(lambda t, hz: cubic(t, hz) * (1.06 if t > 25 else 1.0), WIDE))
+    assert any(note.startswith("drift: 300 MHz drew") for note in drifting.notes)
+    assert swept(clocked(cubic, WIDE), "2").block.repeated is None
+
+
+def test_a_program_that_starts_anew_at_each_clock_is_given_its_time() -> None:
+    """It reads its data for 12 s first."""
+    bench = clocked(cubic, WIDE, rest_w=8.0)
+    begun = [0.0]
+
+    @contextmanager
+    def program() -> Iterator[Callable[[], None]]:
+        begun[0] = bench.now_s()
+        yield lambda: bench.run(0.1, busy=bench.now_s() > begun[0] + 12.0)
+
+    choice = choose_clocks("4", WIDE)
+    result = run_sweep(bench, program, choice, load_name="s", options=QUICK, starts_late=True)  # type: ignore[arg-type]
+    assert [p.power_w for p in result.block.points] == pytest.approx([cubic(0, hz) for hz in WIDE], rel=0.01)
+    assert result.block.idle_w == pytest.approx(8.0)
+
+
+def test_the_block_tells_how_order_heat_and_clock_go_together() -> None:
+    note = swept(clocked(cubic, WIDE)).block.note
+    assert "order against clock: r = +" in note
+
+
+def test_notes_of_points_outlive_an_interruption() -> None:
+    counter = {"counter_s": 0.1, "count": lambda t, joules: 1.2 * joules}
+    done: list[PowerPoint] = []
+
+    def stop(point: PowerPoint, _: list[Reading]) -> None:
+        done.append(PowerPoint.model_validate_json(point.model_dump_json()))
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    jitter = noise(1, 0.2)
+    with pytest.raises(KeyboardInterrupt):
+        swept(clocked(lambda t, hz: cubic(t, hz) + jitter(t), WIDE, **counter), on_point=stop)
+    assert all(point.agreement == "disagree" for point in done)
+    result = swept(clocked(lambda t, hz: cubic(t, hz) + jitter(t), WIDE), done=done)
+    assert sum("disagree by more than" in note for note in result.notes) == 2
+    assert any("some points are by the energy counter" in note for note in result.notes)
+
+
+def test_progress_counts_the_clocks_and_the_time_that_is_left_runs_out() -> None:
+    bench = clocked(cubic, WIDE)
+    told: list[tuple[float, Progress]] = []
+    begin = bench.now_s()
+    swept(
+        bench, at_clock=lambda _: bench.run(5.0), at_clock_s=5.0, on_progress=lambda p: told.append((bench.now_s(), p))
+    )
+    end = bench.now_s()
+    assert told[0][1].done == 0
+    assert told[-1][1].done == told[-1][1].total == 4
+    assert {p.what for _, p in told} >= {"idle", "300 MHz", "1300 MHz", "300 MHz again"}
+    late = [(at, p.left_s) for at, p in told if at > begin + 0.5 * (end - begin)]
+    assert all(abs(left - (end - at)) < 0.35 * (end - begin) for at, left in late)
+    assert "of 4 clocks" in told[0][1].text
+
+
+def test_what_is_done_at_each_clock_is_part_of_the_estimate() -> None:
+    choice = choose_clocks("4", WIDE)
+    least, most = estimate_sweep_s(choice, QUICK)
+    assert estimate_sweep_s(choice, QUICK, at_clock_s=15.0) == (least + 60.0, most + 60.0)
