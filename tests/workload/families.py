@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="the [profile] extra is not installed")
 import torch
 
 from profiler.workload import pretrained
-from profiler.workload.cuts import SplitModel
+from profiler.workload.cuts import Batch, SplitModel
 from profiler.workload.model import WorkloadSpec, build
 
 _LLAMA = {
@@ -113,6 +113,13 @@ def take_gradients(split: SplitModel) -> list[torch.Tensor]:
         p.grad = None
     assert all(g is not None and bool(g.any()) for g in gradients)
     return [g for g in gradients if g is not None]
+
+
+def unsplit(split: SplitModel, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Loss and adapters' gradients of the plain, unsplit model: what every split is held against."""
+    loss = split.whole(batch)
+    loss.backward()
+    return loss.detach(), take_gradients(split)
 
 
 def equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:

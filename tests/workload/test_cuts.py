@@ -19,7 +19,7 @@ from profiler.profile import BadInput
 from profiler.workload.cuts import SplitModel
 from profiler.workload.gates import ENCODER, HIDDEN
 from profiler.workload.model import BuiltModel, WorkloadSpec, build
-from tests.workload.families import NAMES, available, equal, preset, take_gradients, tiny
+from tests.workload.families import NAMES, available, equal, preset, take_gradients, tiny, unsplit
 
 DTYPES = ("float32", "bfloat16")
 
@@ -29,9 +29,7 @@ DTYPES = ("float32", "bfloat16")
 def test_at_every_cut_loss_and_lora_gradients_equal_the_unsplit_models_bit_for_bit(name: str, dtype: str) -> None:
     split = tiny(name, dtype=dtype)
     batch = split.batch(seed=3)
-    loss = split.whole(batch)
-    loss.backward()
-    whole = take_gradients(split)
+    loss, whole = unsplit(split, batch)
     for cut in split.cuts:
         assert torch.equal(split.split_step(batch, cut), loss.detach()), cut
         assert equal(take_gradients(split), whole), cut
@@ -42,9 +40,7 @@ def test_at_every_cut_loss_and_lora_gradients_equal_the_unsplit_models_bit_for_b
 def test_segments_run_one_by_one_equal_the_unsplit_model_bit_for_bit(name: str, dtype: str) -> None:
     split = tiny(name, dtype=dtype)
     batch = split.batch(seed=4)
-    loss = split.whole(batch)
-    loss.backward()
-    whole = take_gradients(split)
+    loss, whole = unsplit(split, batch)
 
     state = split.start(batch)
     for index in range(len(split.segments)):
@@ -59,8 +55,7 @@ def test_segments_run_one_by_one_equal_the_unsplit_model_bit_for_bit(name: str, 
 def test_a_graph_cut_at_every_boundary_gives_the_same_gradients(name: str) -> None:
     split = tiny(name)
     batch = split.batch(seed=4)
-    split.whole(batch).backward()
-    whole = take_gradients(split)
+    _, whole = unsplit(split, batch)
 
     state, left, entered = split.start(batch), [], [{}]
     for index in range(len(split.segments)):
@@ -95,8 +90,7 @@ def test_a_server_half_makes_its_own_context_from_what_was_carried(name: str) ->
 def test_gradient_checkpointing_changes_no_bit_either(name: str) -> None:
     split = tiny(name, gradient_checkpointing=True)
     batch = split.batch(seed=3)
-    split.whole(batch).backward()
-    whole = take_gradients(split)
+    _, whole = unsplit(split, batch)
     for cut in split.cuts:
         split.split_step(batch, cut)
         assert equal(take_gradients(split), whole), cut

@@ -16,7 +16,7 @@ import torch
 from profiler.workload.cuts import SplitModel
 from profiler.workload.model import WorkloadSpec, build
 from profiler.workload.pretrained import presets
-from tests.workload.families import equal, take_gradients
+from tests.workload.families import equal, take_gradients, unsplit
 
 TEXT = (
     "The capital of France is Paris. A split model computes its first layers on one machine and the others on another."
@@ -74,9 +74,7 @@ def test_split_loss_and_gradients_equal_the_unsplit(split: SplitModel, tokens: t
         for adapter in split.adapters():
             adapter.copy_(torch.randn(adapter.shape, generator=generator) * 0.02)
     batch = split.batch(inputs=tokens)
-    loss = split.whole(batch)
-    loss.backward()
-    whole = take_gradients(split)
+    loss, whole = unsplit(split, batch)
     for cut in (1, 15, 29):
         assert torch.equal(split.split_step(batch, cut), loss.detach()), cut
         assert equal(take_gradients(split), whole), cut

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.profile import SegmentTime, Stat
 from profiler.workload.timing import Steps, TimingOptions, measure, predict, stat
-from tests.workload.families import NAMES, equal, take_gradients, tiny
+from tests.workload.families import NAMES, equal, take_gradients, tiny, unsplit
 
 FEW = TimingOptions(warmup_rounds=1, min_rounds=4, max_rounds=4, min_s=0)
 
@@ -97,8 +97,7 @@ def test_the_segmented_step_is_a_training_step_with_the_plain_steps_gradients(
 ) -> None:
     split = tiny(name)
     batch = split.batch()
-    split.whole(batch).backward()
-    whole = take_gradients(split)
+    _, whole = unsplit(split, batch)
     steps = Steps(split, batch)
     monkeypatch.setattr(Steps, "_optimizer_steps", lambda self, now: [])
     steps.segmented(OperatorClock())
