@@ -151,8 +151,8 @@ def predict(profile: Profile, frequency_hz: npt.ArrayLike) -> Prediction:
     hz = np.atleast_1d(np.asarray(frequency_hz, dtype=float))
     laws = [getattr(row, direction) for row in fit.segments for direction in DIRECTIONS]
     median = fit.predict_s(laws, hz).reshape(len(fit.segments), len(DIRECTIONS), len(hz))
-    half = np.array([[_half_width(fit, s.kind, direction, hz) for direction in DIRECTIONS] for s in profile.segments])
-    step, step_half = fit.predict_s([fit.step], hz)[0], _half_width(fit, "step", "step", hz)
+    half = np.array([[half_width(fit, s.kind, direction, hz) for direction in DIRECTIONS] for s in profile.segments])
+    step, step_half = fit.predict_s([fit.step], hz)[0], half_width(fit, "step", "step", hz)
     return Prediction(
         hz,
         median,
@@ -164,8 +164,8 @@ def predict(profile: Profile, frequency_hz: npt.ArrayLike) -> Prediction:
     )
 
 
-def _half_width(fit: TimeFit, kind: str, direction: str, hz: Floats) -> Floats:
-    """Relative, (F,); beyond the grid it grows on as it grew last."""
+def half_width(fit: TimeFit, kind: str, direction: str, hz: Floats) -> Floats:
+    """Relative half width of the interval, (F,) at clocks (F,) in Hz; beyond the fit's own clocks it grows on as it grew last."""
     percent = fit.half_width_pct(kind, direction)
     if percent is None:
         return np.zeros_like(hz)

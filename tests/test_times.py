@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.profile import Profile, SegmentTime, Stat, Timing
+from profiler.profile import BadInput, Profile, SegmentTime, Stat, Timing
 from profiler.times import affine, cannot_fit, fit_times, predict
 from tests.synthetic import make_profile
 
@@ -291,3 +292,41 @@ def test_segments_that_take_no_time_and_profiles_of_every_clock_stay_small() -> 
     assert fit.segments[0].forward.b_cycles == 0
     assert len(fit.model_dump_json()) < 0.5 * len(profile.model_dump_json())
     assert (predict(fitted(profile), [0.9e9]).median_s[0] == 0).all()
+
+
+def test_show_prints_the_law_and_its_errors_and_the_plot_is_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    from profiler.show import show
+    from profiler.times_plot import plot_times
+
+    profile = fitted(timed(GHZ, roofline(4.0, 3), noise=0.005))
+    show(profile, Console(width=140))
+    shown = capsys.readouterr().out
+    assert "Times against the clock" in shown
+    assert "layer forward (4)" in shown
+    assert "whole step" in shown
+    assert "delta_eff" in shown
+    pytest.importorskip("matplotlib")
+    (path,) = plot_times(profile, tmp_path / "made")
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert plot_times(profile.model_copy(update={"time_fit": None}), tmp_path) == []
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(BadInput, match="--plot"):
+        plot_times(profile, blocked)
+
+
+def test_rows_that_do_not_fit_the_clocks_or_the_segments_are_refused() -> None:
+    profile = fitted(timed(GHZ, affine_rows))
+    assert profile.time_fit is not None
+    short = profile.model_dump(mode="json")
+    short["time_fit"]["step"]["curve_s"].pop()
+    with pytest.raises(ValueError, match=r"step\.curve_s: 4 times"):
+        Profile.model_validate(short)
+    fewer = profile.model_dump(mode="json")
+    fewer["time_fit"]["segments"].pop()
+    with pytest.raises(ValueError, match=r"time_fit\.segments: 5 rows, expected 6"):
+        Profile.model_validate(fewer)
