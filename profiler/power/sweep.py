@@ -1,7 +1,7 @@
 """A power sweep: which clocks, in which order, and the clocks given back whatever happens.
 
-Clocks are visited low, high, second lowest, second highest, ... so that a machine that warms up over the sweep does not look
-like a power law: heat and clock stay uncorrelated. The clock visited first is measured again after the last, which shows what
+Clocks are visited in an order in which neither the time of a visit nor the clock before it goes with the clock, so that a
+machine that warms up over the sweep does not look like a power law. The clock visited first is measured again after the last, which shows what
 drifted all the same. Idle power is taken before the first and after the last.
 
 Where the clocks are ours to choose (a count, not a list), the rest may be chosen as the sweep goes (``teach``), and no more
@@ -10,11 +10,14 @@ than two clocks are spent where the power cap holds the real one.
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -155,15 +158,32 @@ def _spread(supported: Sequence[float], count: int) -> tuple[float, ...]:
     return tuple(sorted(chosen))
 
 
-def visiting_order(frequencies_hz: Sequence[float]) -> tuple[float, ...]:
-    """Lowest, highest, second lowest, second highest, ...: place in the order and clock are nearly uncorrelated."""
-    rest = sorted(frequencies_hz)
-    order = []
-    while rest:
-        order.append(rest.pop(0))
-        if rest:
-            order.append(rest.pop())
-    return tuple(order)
+@lru_cache(maxsize=64)
+def visiting_order(frequencies_hz: tuple[float, ...]) -> tuple[float, ...]:
+    """Lowest, highest, then the rest so that neither the time of a visit nor the clock visited before says which clock it is.
+
+    Time stands for slow heat of the room, the clock before for heat that the chip still carries. Of all orders (of many random
+    ones, always the same, where there are more than 8 clocks) it is the one in which both rank correlations are least.
+    """
+    ends, inner = sorted(frequencies_hz), tuple(sorted(frequencies_hz)[1:-1])
+    if len(inner) < 2:
+        return (*ends[:1], *ends[:0:-1])
+    dice = random.Random(len(inner))
+    orders = (
+        itertools.permutations(range(1, len(inner) + 1))
+        if len(inner) <= 6
+        else (dice.sample(range(1, len(inner) + 1), len(inner)) for _ in range(500))
+    )
+    place = np.arange(len(ends))
+
+    def told_by(order: Sequence[int]) -> float:
+        ranks = np.array([0, len(ends) - 1, *order])
+        late = np.corrcoef(place, ranks)[0, 1]
+        carried = np.corrcoef(ranks[:-1], ranks[1:])[0, 1]
+        return float(late**2 + carried**2)
+
+    best = min(orders, key=told_by)
+    return (ends[0], ends[-1], *(ends[k] for k in best))
 
 
 def next_clock(
@@ -184,10 +204,15 @@ def next_clock(
     held = [point.frequency_hz for point in points if point.capped or point.throttled]
     top = min(held) if len(held) >= _CAPPED_ENOUGH else math.inf
     open_hz = [hz for hz in supported_hz if hz not in visited and hz <= top]
-    if len(visited) >= _SEEN_FIRST and teach is not None and open_hz:
-        found = teach([p.frequency_hz for p in points], [p.power_w for p in points], open_hz)
-        if found is not None and found in open_hz:
-            return found
+    if teach is not None and open_hz:
+        if len(visited) >= _SEEN_FIRST:
+            found = teach([p.frequency_hz for p in points], [p.power_w for p in points], open_hz)
+            if found is not None and found in open_hz:
+                return found
+        else:  # what it learns from first: clocks evenly apart
+            even = np.linspace(0, len(planned) - 1, min(_SEEN_FIRST, len(planned))).round().astype(int)
+            chosen = visiting_order(tuple(sorted(planned)[k] for k in even))
+            rest = [hz for hz in chosen if hz not in visited] + rest
     below = [hz for hz in rest if hz <= top]
     if below:
         return below[0]
@@ -196,14 +221,21 @@ def next_clock(
 
 
 def estimate_sweep_s(
-    choice: ClockChoice, options: SamplingOptions | None = None, *, at_clock_s: float = 0.0
+    choice: ClockChoice,
+    options: SamplingOptions | None = None,
+    *,
+    at_clock_s: float = 0.0,
+    starts_late: bool = False,
 ) -> tuple[float, float]:
-    """Shortest and longest time that the sweep will take on the device's clock; ``at_clock_s``: what ``at_clock`` takes."""
+    """Shortest and longest time that the sweep will take on the device's clock; the rest as for ``run_sweep``.
+
+    A load whose step is longer than a few seconds may take up to two steps more at each clock.
+    """
     options = options or SamplingOptions()
     points = max(1, len(choice.frequencies_hz))
     sampled = points + _repeats(points)
     least = max(options.min_s, options.drift_window_s, options.warm_up_s)
-    most = options.start_s + options.max_s
+    most = options.max_s + (options.start_s if starts_late else 0.0)
     return (
         points * at_clock_s + sampled * least + options.min_s,
         points * at_clock_s + sampled * most + 2 * rest_limit_s(options),
@@ -234,7 +266,7 @@ def visit_clocks(device: Device, frequencies_hz: Sequence[float], body: Callable
     Raises MissingHardware where clocks cannot be set, or where what figures depend on was changed meanwhile.
     """
     with _clock(device) as lock:
-        for frequency_hz in visiting_order(frequencies_hz):
+        for frequency_hz in visiting_order(tuple(frequencies_hz)):
             lock(frequency_hz)
             body(frequency_hz)
             device.unchanged()
@@ -369,7 +401,7 @@ def run_sweep(
         measure(None)
     after = rest_power(device, options, telling("idle"))
     notes = [*choice.notes, *(note for point in points for note in point.notes)]
-    notes += _drift(points, repeated) + _idle_drift(before, after) + _mixed(points)
+    notes += _drift(points, repeated) + _idle_drift(before, after) + _mixed(points) + _flat(points)
     facts = _heat_and_clock(points)
     sensor = device.power
     assert sensor is not None  # rest_power has read it
@@ -438,6 +470,19 @@ def _mixed(points: Sequence[PowerPoint]) -> list[str]:
     if len({point.method for point in points if point.method is not None}) < 2:
         return []
     return ["some points are by the energy counter and some by the power sensor: see their method"]
+
+
+def _flat(points: Sequence[PowerPoint]) -> list[str]:
+    """Watts that do not follow the clock make no curve, whatever the reason."""
+    free = [p for p in points if p.requested_hz is not None and not p.capped and not p.throttled]
+    asked = [p.requested_hz or 0.0 for p in free]
+    watts = [p.power_w for p in free]
+    if len(free) < 3 or max(asked) < 1.3 * min(asked) or max(watts) > (1 + _SAME) * min(watts):
+        return []
+    return [
+        f"the power is flat, {min(watts):.2f} to {max(watts):.2f} W over {min(asked) / 1e6:g} to {max(asked) / 1e6:g} MHz: "
+        "the lock did not take, or the load does not use this clock"
+    ]
 
 
 def _heat_and_clock(points: Sequence[PowerPoint]) -> list[str]:

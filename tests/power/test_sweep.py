@@ -113,15 +113,17 @@ def test_any_count_gives_that_many_supported_clocks(name: str, count: int) -> No
 
 
 @given(st.lists(st.integers(1, 3000), unique=True, min_size=1, max_size=40))
+@settings(deadline=None)
 def test_the_order_visits_each_clock_once(clocks: list[int]) -> None:
-    order = visiting_order([float(c) for c in clocks])
+    order = visiting_order(tuple(float(c) for c in clocks))
     assert sorted(order) == sorted(float(c) for c in clocks)
 
 
 @pytest.mark.parametrize("count", [5, 8, 13, 40])
-def test_the_order_separates_heat_from_clock(count: int) -> None:
-    order = visiting_order([float(i) for i in range(count)])
+def test_the_order_separates_clock_from_the_rooms_heat_and_from_what_the_chip_carries_over(count: int) -> None:
+    order = visiting_order(tuple(float(i) for i in range(count)))
     assert abs(np.corrcoef(range(count), order)[0, 1]) < 0.35
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < (0.75 if count < 8 else 0.2)
     assert order[:2] == (0.0, count - 1.0)
 
 
@@ -303,11 +305,13 @@ def test_free_clocks_go_where_they_teach_after_the_first_four() -> None:
 
     choice = choose_clocks("7", STEPS)
     order = visited(choice, teach)
-    assert order[:4] == list(visiting_order(choice.frequencies_hz))[:4]
+    assert sorted(order[:4]) == list(choice.frequencies_hz[::2])
     assert [abs(hz - 775e6) <= 100e6 for hz in order[4:]] == [True] * 3
     assert told == [4, 5, 6]
     assert len(set(order)) == 7
-    assert visited(choose_clocks("300,600,900,1000,1300", STEPS), teach) == [3e8, 13e8, 6e8, 10e8, 9e8]
+    assert visited(choose_clocks("300,600,900,1000,1300", STEPS), teach) == list(
+        visiting_order((3e8, 6e8, 9e8, 10e8, 13e8))
+    )
 
 
 @pytest.mark.parametrize("count", range(3, 13))
@@ -354,7 +358,7 @@ def cubic(t: float, hz: float) -> float:
 def test_a_lock_that_does_not_take_ends_the_sweep_after_three_clocks_and_says_what_ran() -> None:
     bench = clocked(cubic, WIDE, lambda _: 1290e6)
     told: list[PowerPoint] = []
-    with pytest.raises(MissingHardware, match="asked 300, 600, 1300 MHz, ran at 1290 MHz each time"):
+    with pytest.raises(MissingHardware, match="asked 300, 900, 1300 MHz, ran at 1290 MHz each time"):
         swept(bench, on_point=lambda point, _: told.append(point))
     assert len(told) == 3
     assert bench.clocks is not None
@@ -437,6 +441,12 @@ def test_notes_of_points_outlive_an_interruption() -> None:
     result = swept(clocked(lambda t, hz: cubic(t, hz) + jitter(t), WIDE), done=done)
     assert sum("disagree by more than" in note for note in result.notes) == 2
     assert any("some points are by the energy counter" in note for note in result.notes)
+
+
+def test_power_that_does_not_follow_the_clock_is_told() -> None:
+    flat = swept(clocked(lambda t, hz: 30 + 0.05 * np.sin(7 * t), WIDE, readable=False))
+    assert any("power is flat" in note for note in flat.notes)
+    assert [p.frequency_hz for p in flat.block.points] == list(WIDE)
 
 
 def test_progress_counts_the_clocks_and_the_time_that_is_left_runs_out() -> None:
