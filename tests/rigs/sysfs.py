@@ -250,12 +250,21 @@ class State:
 
 
 class Live:
-    """The physics of one tree. ``throttle_c``: heat above which the clock is lowered; ``supply_w``: the whole rail's limit."""
+    """The physics of one tree. ``throttle_c``: temperature above which the clock is lowered; ``supply_w``: limit of the module's
+    watts; ``heat_s``: time constant of the heat."""
 
-    def __init__(self, tree: Path, *, throttle_c: float = 95.0, supply_w: float | None = None, seed: int = 1) -> None:
+    def __init__(
+        self,
+        tree: Path,
+        *,
+        throttle_c: float = 95.0,
+        supply_w: float | None = None,
+        heat_s: float = _HEAT_S,
+        seed: int = 1,
+    ) -> None:
         self.tree = tree
         self.board = BOARDS[json.loads((tree / "rig.json").read_text())["board"]]
-        self.throttle_c, self.supply_w = throttle_c, supply_w
+        self.throttle_c, self.supply_w, self.heat_s = throttle_c, supply_w, heat_s
         node = self.board.gpu_device.rsplit("/", 1)[-1]
         self.node = tree / "sys/devices" / self.board.gpu_device / "devfreq" / node
         self.state = State(clock_hz=self.board.clocks_hz[0])
@@ -306,7 +315,7 @@ class Live:
                 state.clock_hz = target
             parts = self.parts_w(state.clock_hz, state.heat_c, busy)
             settled = self._heat_per_w * self._module(parts)
-            state.heat_c = settled + (state.heat_c - settled) * math.exp(-step / _HEAT_S)
+            state.heat_c = settled + (state.heat_c - settled) * math.exp(-step / self.heat_s)
             elapsed -= step
             self._guard_heat(parts)
             target = self._target_hz(busy)
@@ -455,6 +464,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--throttle-c", type=float, default=95.0)
     parser.add_argument("--supply-w", type=float)
+    parser.add_argument("--heat-s", type=float, default=_HEAT_S, help="time constant of the heat")
     options = parser.parse_args(arguments)
     if options.build:
         build(options.tree, options.build)
@@ -473,7 +483,7 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             pid.unlink(missing_ok=True)
         return 0
-    live = Live(options.tree, throttle_c=options.throttle_c, supply_w=options.supply_w)
+    live = Live(options.tree, throttle_c=options.throttle_c, supply_w=options.supply_w, heat_s=options.heat_s)
     while time.monotonic() < end:
         live.advance(time.monotonic(), _loaded(options.tree))
         time.sleep(0.005)
