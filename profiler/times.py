@@ -381,44 +381,66 @@ def _interval_grid(hz: Floats, profile: Profile) -> Floats:
 
 
 @dataclass(frozen=True)
-class _Affine:
+class Affine:
+    """t = a + b/f with the standard deviations of a and b. ``left_out_s`` (K,): the law's time at each clock, fitted without it."""
+
     a_s: float
     b_cycles: float
     a_sd: float
     b_sd: float
     freedom: int
+    left_out_s: Floats
 
 
-def affine(hz: Floats, seconds: Floats, sd: Floats) -> _Affine:
+def affine(hz: Floats, seconds: Floats, sd: Floats) -> Affine:
     """t = a + b/f with a, b >= 0 by least squares with weights 1 / (sd^2 + s^2).
 
-    s, a spread in percent of the time that comes on top of the samples' own ``sd``, is how far the times are from the law: the s for which the
+    s, a spread in proportion to the time that comes on top of the samples' own ``sd``, is how far the times are from the law: the s for which the
     weighted residuals are as large as they should be (Mandel and Paule 1970). All arguments are (K,).
     """
     freedom, scale = len(hz) - 2, 1.0 / float(np.mean(1.0 / hz))
-    design = np.column_stack([np.ones_like(hz), scale / hz])
+    x = scale / hz
     level = np.maximum(seconds, max(0.05 * float(seconds.mean()), 1e-12))
 
-    def solve(extra: float) -> tuple[Floats, Floats, float]:
+    def excess(extra: float) -> float:
         weight = 1.0 / (sd**2 + (extra * level) ** 2)
-        covariance = np.linalg.inv(design.T @ (design * weight[:, None]))
-        found = covariance @ design.T @ (weight * seconds)
-        return found, covariance, float(weight @ (seconds - design @ found) ** 2)
+        a, b, _ = _line(x, seconds, weight)
+        return float(weight @ (seconds - a - b * x) ** 2) - freedom
 
     low, high = 1e-6, 10.0
-    if freedom > 0 and solve(low)[2] > freedom:
-        for _ in range(60):
-            middle = float(np.sqrt(low * high))
-            low, high = (middle, high) if solve(middle)[2] > freedom else (low, middle)
-    found, covariance, _ = solve(low)
-    a, b = float(found[0]), float(found[1])
+    if freedom > 0 and excess(low) > 0:
+        for _ in range(40):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if excess(middle) > 0 else (low, middle)
     weight = 1.0 / (sd**2 + (low * level) ** 2)
-    if a < 0:
-        a, b = 0.0, float(weight @ (design[:, 1] * seconds) / (weight @ design[:, 1] ** 2))
-    elif b < 0:
-        a, b = float(weight @ seconds / weight.sum()), 0.0
-    spread = np.sqrt(np.diagonal(covariance))
-    return _Affine(a, b * scale, float(spread[0]), float(spread[1]) * scale, freedom)
+    a, b, sums = _line(x, seconds, weight)
+    a, b = _not_negative(a, b, x, seconds, weight)
+    left_out = np.full(len(hz), np.nan)
+    if freedom > 0:
+        others = weight * (1 - np.eye(len(hz)))  # row k: all but clock k
+        first, second, _ = _line(x, seconds, others)
+        first, second = _not_negative(first, second, x, seconds, others)
+        left_out = first + second * x
+    one, middle, square = (float(v) for v in sums)
+    spread = one * square - middle * middle
+    return Affine(
+        float(a), float(b) * scale, math.sqrt(square / spread), math.sqrt(one / spread) * scale, freedom, left_out
+    )
+
+
+def _line(x: Floats, y: Floats, weight: Floats) -> tuple[Any, Any, tuple[Any, Any, Any]]:
+    """a and b of the weighted least squares y = a + b x, and the sums of w, w x, w x^2. ``weight`` is (..., K)."""
+    centre = (weight @ x) / weight.sum(-1)
+    dx = x - centre[..., None]
+    b = (weight * dx * y).sum(-1) / (weight * dx * dx).sum(-1)
+    a = (weight @ y) / weight.sum(-1) - b * centre
+    return a, b, (weight.sum(-1), weight @ x, weight @ (x * x))
+
+
+def _not_negative(a: Any, b: Any, x: Floats, y: Floats, weight: Floats) -> tuple[Any, Any]:
+    """The best of the lines with a, b >= 0: where one would be negative it is 0, and the other is fitted alone."""
+    through_zero, flat = (weight @ (x * y)) / (weight @ (x * x)), (weight @ y) / weight.sum(-1)
+    return np.where(a < 0, 0.0, np.where(b < 0, flat, a)), np.where(a < 0, through_zero, np.where(b < 0, 0.0, b))
 
 
 def _law(
@@ -441,11 +463,7 @@ def _law(
         t = _student_975(fit.freedom)
         for name, value, spread in (("a_ci95", fit.a_s, fit.a_sd), ("b_ci95", fit.b_cycles, fit.b_sd)):
             intervals[name] = (_digits(max(value - t * spread, 0.0), 6), _digits(value + t * spread, 6))
-        off = []
-        for k in range(len(hz)):
-            rest = np.arange(len(hz)) != k
-            other = affine(hz[rest], seconds[rest], sd[rest])
-            off.append(abs(other.a_s + other.b_cycles / hz[k] - seconds[k]) / level[k])
+        off = np.abs(fit.left_out_s - seconds) / level
         error = _digits(min(100 * float(np.mean(off)), 1e6), 4)
     if flops > 0 and cores and fit.b_cycles > 0:
         intervals["flops_per_core_cycle"] = _digits(flops / (fit.b_cycles * cores), 9)

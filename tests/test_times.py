@@ -330,3 +330,25 @@ def test_rows_that_do_not_fit_the_clocks_or_the_segments_are_refused() -> None:
     fewer["time_fit"]["segments"].pop()
     with pytest.raises(ValueError, match=r"time_fit\.segments: 5 rows, expected 6"):
         Profile.model_validate(fewer)
+
+
+def test_95_percent_intervals_of_a_and_b_hold_what_made_the_times() -> None:
+    rng = np.random.default_rng(4)
+    hz = np.linspace(0.4e9, 2e9, 6)
+    a, b = 1e-3, 2e6
+    held = []
+    for _ in range(300):
+        seconds = (a + b / hz) * (1 + 0.01 * rng.standard_normal(6))
+        fit = affine(hz, seconds, 0.01 * seconds)
+        held.append((abs(fit.a_s - a) <= 2.776 * fit.a_sd, abs(fit.b_cycles - b) <= 2.776 * fit.b_sd))
+    assert (np.mean(held, axis=0) >= 0.92).all()
+
+
+def test_leaving_a_clock_out_is_fitting_without_it() -> None:
+    hz = np.array(GHZ)
+    seconds = (1e-3 + 2e6 / hz) * [1.01, 0.99, 1.02, 0.98, 1.0]
+    fit = affine(hz, seconds, 1e-9 * seconds)  # noise far below the misfit: weights as good as equal
+    for k in range(len(hz)):
+        rest = np.arange(len(hz)) != k
+        other = affine(hz[rest], seconds[rest], 1e-9 * seconds[rest])
+        assert fit.left_out_s[k] == pytest.approx(other.a_s + other.b_cycles / hz[k], rel=1e-4)
