@@ -1,0 +1,293 @@
+"""Who may set a clock: root alone, the helper alone, groups; what NVIDIA's driver answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from profiler.hardware import guard
+from profiler.hardware.guard import GuardedClocks, sudo_command
+from profiler.hardware.host import WallTime
+from profiler.profile import MissingHardware
+from tests.hardware.clock_tree import (
+    HIGH,
+    HOME,
+    KEY,
+    LOW,
+    Tree,
+    leave_locked,
+    restored,
+    sweep,
+)
+from tests.rigs.nvml import Rig, ada, why_no_rig
+
+# ---------------------------------------------------------------------------------------------------------- the right
+
+
+@pytest.fixture
+def as_nobody(tree: Tree) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Runs a program in the tree as somebody who is not root and whose files these are not."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody without rights")
+    for folder in [tree.root, *tree.root.parents[:-2]]:
+        folder.chmod(folder.stat().st_mode | 0o755)
+
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+
+    def run(program: str) -> subprocess.CompletedProcess[str]:
+        given = f"import json\ndevice = json.loads({json.dumps(json.dumps(tree.device))})\n"
+        # A Python under root's home cannot be started by others: the system's own of that version may do.
+        for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+            with contextlib.suppress(PermissionError, FileNotFoundError):
+                return subprocess.run(
+                    [python, "-c", given + program],
+                    env={**tree.environment, "PYTHONPATH": os.pathsep.join([str(HOME), *packages])},
+                    user=65534,
+                    group=65534,
+                    extra_groups=[],
+                    cwd="/",
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+        pytest.skip("no Python here that another user may start")
+
+    return run
+
+
+HOLD = """
+from profiler.hardware.guard import *
+from profiler.hardware.host import WallTime
+from profiler.profile import MissingHardware
+try:
+    with GuardedClocks(**device, read_hz=lambda: None, time=WallTime(), hint="or join the group gpio").held():
+        print("held")
+except MissingHardware as error:
+    print(error)
+"""
+
+
+def test_without_the_right_the_exact_command_is_told_at_once(
+    tree: Tree, as_nobody: Callable[[str], subprocess.CompletedProcess[str]]
+) -> None:
+    tree.state.mkdir()
+    os.chown(tree.state, 65534, 65534)
+    result = as_nobody(HOLD)
+    assert "setting the clock of orin-agx needs root" in result.stdout, result.stderr
+    assert f"sudo CARD_SYSFS_ROOT={tree.root} CARD_STATE_DIR={tree.state} " in result.stdout
+    assert "card-profile run" in result.stdout
+    assert "or join the group gpio" in result.stdout
+    assert "--clocks current" in result.stdout
+    assert tree.limits == (LOW, HIGH)
+    assert not tree.journal.exists()
+
+
+def test_whoever_may_write_the_files_needs_no_root(
+    tree: Tree, as_nobody: Callable[[str], subprocess.CompletedProcess[str]]
+) -> None:
+    tree.state.mkdir()
+    for path in (tree.state, tree.node / "min_freq", tree.node / "max_freq"):
+        os.chown(path, 65534, 65534)
+    result = as_nobody(HOLD)
+    assert result.stdout == "held\n", result.stderr
+
+
+def test_leftovers_of_root_need_root_and_the_command_is_told(
+    tree: Tree, as_nobody: Callable[[str], subprocess.CompletedProcess[str]]
+) -> None:
+    leave_locked(tree)
+    program = (
+        HOLD[: HOLD.index("try")]
+        + "try:\n    restore_leftovers(print)\nexcept MissingHardware as error:\n    print(error)"
+    )
+    result = as_nobody(program)
+    assert "needs root: sudo" in result.stdout, result.stderr
+    assert "card-profile restore" in result.stdout
+    assert tree.journal.exists()
+
+
+def test_what_root_has_left_locked_is_not_taken_for_the_limits(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_locked(tree)
+    tree.state.rename(tree.root / "system")
+    monkeypatch.setattr(guard, "_SYSTEM_FOLDER", tree.root / "system")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.delenv("CARD_STATE_DIR")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tree.root / "home"))
+    with pytest.raises(MissingHardware, match=r"left orin-agx locked.*sudo .* restore"), tree.clocks().held():
+        pass
+    tree.boot("second boot")
+    with tree.clocks().held():
+        assert (tree.root / "home/card-profile" / f"{KEY}.journal").exists()
+
+
+def test_under_sudo_the_helper_alone_stays_root(tree: Tree) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    program = f"""
+import os, json, pathlib
+from profiler.hardware.guard import *
+from profiler.hardware.host import WallTime
+device = json.loads({json.dumps(json.dumps(tree.device))})
+node = pathlib.Path({str(tree.node)!r})
+clocks = GuardedClocks(**device, read_hz=lambda: None, time=WallTime())
+for _ in range(2):  # the helper stays root for a second time
+    with clocks.held() as notes:
+        clocks.lock(714e6)
+        assert (node / "max_freq").read_text().strip() == "714000000"
+        try:
+            (node / "max_freq").write_text("1")
+            raise SystemExit("still root")
+        except PermissionError:
+            pass
+        helper = json.loads(pathlib.Path({str(tree.state / (KEY + ".lock"))!r}).read_text())["helper"]
+        print(os.getresuid(), os.getresgid(), os.stat(f"/proc/{{helper}}").st_uid, os.environ["HOME"], notes)
+"""
+    for folder in [tree.root, *tree.root.parents[:-2]]:
+        folder.chmod(folder.stat().st_mode | 0o755)
+    environment = {**tree.environment, "SUDO_UID": "65534", "SUDO_GID": "65534", "SUDO_USER": "nobody", "HOME": "/root"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert result.stdout.startswith("(65534, 65534, 65534) (65534, 65534, 65534) 0 /nonexistent"), result.stderr
+    assert result.returncode == 0, result.stderr
+    assert tree.limits == (LOW, HIGH)
+    assert not tree.journal.exists()
+
+
+def test_the_command_for_sudo_keeps_words_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "card-profile"
+    program.touch()
+    for name in guard._CARRIED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", [str(program), "run", "--device", "orin-agx", "--load-command", "my load 'x'"])
+    words = shlex.split(sudo_command())
+    assert words == ["sudo", str(program), "run", "--device", "orin-agx", "--load-command", "my load 'x'"]
+    monkeypatch.setenv("CARD_SYSFS_ROOT", "/a b")
+    assert shlex.split(sudo_command("restore")) == ["sudo", "CARD_SYSFS_ROOT=/a b", str(program), "restore"]
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    assert sudo_command().endswith("card-profile run ...")
+
+
+def test_a_folder_for_journals_that_cannot_be_made_is_named(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree.root / "file").touch()
+    monkeypatch.setenv("CARD_STATE_DIR", str(tree.root / "file" / "state"))
+    with pytest.raises(MissingHardware, match=r"file/state.*CARD_STATE_DIR"), tree.clocks().held():
+        pass
+    assert tree.limits == (LOW, HIGH)
+
+
+def test_a_failure_to_give_back_is_said_and_the_journal_stays(tree: Tree) -> None:
+    def spoil() -> None:
+        (tree.node / "min_freq").unlink()
+        (tree.node / "min_freq").mkdir()
+
+    with pytest.raises(MissingHardware, match=r"could not be given back .*; its journal stays: .*card-profile restore"):
+        sweep(tree.clocks(), when_locked=spoil)
+    assert tree.journal.exists()
+    (tree.node / "min_freq").rmdir()
+    (tree.node / "min_freq").write_text("714000000")
+    restored()
+    assert tree.limits == (LOW, HIGH)
+
+
+# --------------------------------------------------------------------------------------------------------------- NVML
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    if why_no_rig() is not None:
+        pytest.skip(str(why_no_rig()))
+    with Rig(tmp_path, [ada()], wall_speed=1.0) as made:
+        for name in ("LD_LIBRARY_PATH", "RIG_NVML_STATE", "PYTHONPATH"):
+            monkeypatch.setenv(name, made.environment[name])
+        monkeypatch.setenv("CARD_STATE_DIR", str(tmp_path / "state"))
+        yield made
+
+
+def card(rig: Rig) -> GuardedClocks:
+    return GuardedClocks(
+        key=f"nvml-{rig.uuid()}",
+        name="rtx-4060ti",
+        target={"kind": "nvml", "uuid": rig.uuid()},
+        supported_hz=[210e6, 1500e6, 3105e6],
+        read_hz=lambda: None,
+        time=WallTime(),
+    )
+
+
+@pytest.fixture
+def root_only(rig: Rig) -> Rig:
+    rig.card().root_only = int(os.geteuid() == 0)
+    return rig
+
+
+def test_a_card_is_locked_and_given_back(root_only: Rig) -> None:
+    clocks = card(root_only)
+    assert clocks.caution is not None
+    assert "--restore-clocks" in clocks.caution
+    with clocks.held():
+        assert root_only.locked_mhz() is None
+        clocks.lock(1500e6)
+        assert root_only.locked_mhz() == (1500, 1500)
+    assert root_only.locked_mhz() is None
+
+
+def test_a_range_that_an_administrator_had_locked_is_put_back_where_it_is_known(root_only: Rig) -> None:
+    clocks = card(root_only)
+    with clocks.held((210e6, 2100e6)):
+        assert root_only.locked_mhz() == (210, 2100)
+        clocks.lock(1500e6)
+    assert root_only.locked_mhz() == (210, 2100)
+
+
+def test_without_permission_nothing_is_locked_and_no_journal_stays(rig: Rig, tmp_path: Path) -> None:
+    rig.card().no_permission = 1
+    with pytest.raises(MissingHardware) as refused, card(rig).held():
+        pass
+    if os.geteuid() == 0:
+        assert "although this is root" in str(refused.value)
+        assert "SYS_ADMIN" in str(refused.value)
+    assert "NVML error 4" in str(refused.value)
+    assert not list((tmp_path / "state").glob("*.journal"))
+    assert rig.locked_mhz() is None
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(3, "cannot lock clocks"), (13, "too old"), (15, "lost"), (999, "NVML error 999")]
+)
+def test_errors_of_the_driver_are_told_in_words(rig: Rig, code: int, told: str) -> None:
+    rig.fail("nvmlDeviceSetGpuLockedClocks", code)
+    with pytest.raises(MissingHardware, match=told), card(rig).held():
+        pass
+
+
+def test_a_card_that_lost_its_right_during_the_sweep_keeps_its_journal(rig: Rig, tmp_path: Path) -> None:
+    rig.card().root_only = 0
+    with pytest.raises(MissingHardware, match="NVML error 4"):
+        sweep(card(rig), when_locked=lambda: setattr(rig.card(), "no_permission", 1), then_hz=210e6)
+    assert rig.locked_mhz() == (1500, 1500)
+    assert list((tmp_path / "state").glob("*.journal"))
+    rig.card().no_permission = 0
+    assert "given back" in restored()[0]
+    assert rig.locked_mhz() is None
+
+
+def test_another_driver_means_that_nothing_is_locked_any_more(rig: Rig, tmp_path: Path) -> None:
+    rig.card().root_only = 0
+    rig.machine.driver = b"550.54.14"
+    with pytest.raises(MissingHardware):
+        sweep(card(rig), when_locked=lambda: setattr(rig.card(), "no_permission", 1), then_hz=210e6)
+    rig.card().no_permission = 0
+    rig.machine.driver = b"580.65.06"
+    resets = rig.card().resets
+    assert "the driver is 580.65.06 now and was 550.54.14" in restored()[0]
+    assert rig.card().resets == resets
+    assert not list((tmp_path / "state").glob("*.journal"))
