@@ -196,12 +196,25 @@ def fit_power_command(
 
 
 @profile_app.command("show")
-def show_command(path: Annotated[Path, typer.Argument(help="A profile.", metavar="PROFILE")]) -> None:
+def show_command(
+    path: Annotated[Path, typer.Argument(help="A profile.", metavar="PROFILE")],
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw into this folder: times against clock, and power against clock with the laws beside each other.",
+            metavar="DIR",
+        ),
+    ] = None,
+) -> None:
     """Show what a profile says, with where each figure comes from."""
-    from profiler.show import show
+    from profiler.show import draw, show
     from profiler.store import load
 
-    show(load(path))
+    profile = load(path)
+    show(profile)
+    if plot is not None:
+        for written in draw(profile, plot):
+            print(f"wrote {written}", file=sys.stderr)
 
 
 @profile_app.command("restore")

@@ -68,6 +68,7 @@ class Plan:
             "role": self.role,
             "workload": {key: list(v) if isinstance(v, tuple) else v for key, v in vars(self.spec).items()},
             "measure": list(self.measures),
+            "power_scope": self.device.power.scope if self.device.power is not None else None,
             "clocks_hz": list(self.choice.frequencies_hz) if self.choice.locks else None,
             "load_command": self.request.load_command,
             "versions": {"card-profile": __version__, **versions()},

@@ -49,6 +49,7 @@ from profiler.profile import (
 )
 from profiler.progress import Reporter
 from profiler.store import save, write_atomically
+from profiler.times import cannot_fit, fit_times
 
 if TYPE_CHECKING:
     from profiler.workload.cuts import SplitModel
@@ -172,6 +173,7 @@ class _Measurement:
         self._split: SplitModel | None = None
         self._shapes: SplitModel | None = None
         self._need: MemoryBlock | None = None
+        self._second_opinion: dict[str, str] = {}
         self.warnings: list[str] = []
 
     def profile(self) -> tuple[Profile, _Samples]:
@@ -191,30 +193,31 @@ class _Measurement:
                 f"(the first by {100 * flops.disagreements[0].relative:+.1f} %): see flops.disagreements"
             )
         hardware = self.device.describe()
-        conditions = dict(hardware.conditions)
+        conditions = {**hardware.conditions, **self._second_opinion}
         if timings and self.device.torch_device == "cpu":
             conditions["memory while timing"] = "kept by the process, not given back to the system between steps"
-        return (
-            Profile(
-                name=self.device.name,
-                role=self.plan.role,
-                created_utc=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                toolkit_version=__version__,
-                hardware=hardware.model_copy(
-                    update={"software": {**hardware.software, **versions()}, "conditions": conditions}
-                ),
-                workload=workload,
-                segments=segments,
-                flops=flops,
-                sizes=sizes,
-                timings=timings,
-                memory=memory,
-                power=power,
-                samples_file=f"{self.plan.output.stem}.samples.parquet" if samples.rows else None,
-                warnings=self.warnings,
+        profile = Profile(
+            name=self.device.name,
+            role=self.plan.role,
+            created_utc=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            toolkit_version=__version__,
+            hardware=hardware.model_copy(
+                update={"software": {**hardware.software, **versions()}, "conditions": conditions}
             ),
-            samples,
+            workload=workload,
+            segments=segments,
+            flops=flops,
+            sizes=sizes,
+            timings=timings,
+            memory=memory,
+            power=power,
+            samples_file=f"{self.plan.output.stem}.samples.parquet" if samples.rows else None,
+            warnings=self.warnings,
         )
+        untold = cannot_fit(profile) if len(timings) > 1 else None
+        if untold is not None:
+            self.warnings.append(f"times cannot be followed over the clock: {untold}")
+        return profile.model_copy(update={"time_fit": fit_times(profile), "warnings": self.warnings}), samples
 
     def split(self) -> SplitModel:
         """The model on the device, built when first needed."""
@@ -433,8 +436,9 @@ class _Measurement:
     def _sweep(self, time_layers: Callable[[float | None], None]) -> PowerBlock:
         points: list[dict[str, Any]] = list(self.partial.get("power")) if "power" in self.partial else []
         done = [PowerPoint.model_validate(entry["point"]) for entry in points if entry["point"] is not None]
+        starts_late = self.plan.request.load_command is not None
         at_clock_s = CLOCK_BUDGET_S if "layers" in self.measures else 0.0
-        least_s, most_s = estimate_sweep_s(self.choice, at_clock_s=at_clock_s)
+        least_s, most_s = estimate_sweep_s(self.choice, at_clock_s=at_clock_s, starts_late=starts_late)
         clocks = len(self.choice.frequencies_hz)
         self.say.note(
             f"power: {f'{clocks} clocks' if self.choice.locks else 'one point'}, "
@@ -447,6 +451,7 @@ class _Measurement:
             self.partial.put("power", points)
             self.say.note(_told(point))
 
+        self._second_opinion = self.device.second_opinion()
         name, load = self._load()
         with self.say.stage("power", total=None) as tell:
             result = run_sweep(
@@ -456,6 +461,7 @@ class _Measurement:
                 load_name=name,
                 at_clock=time_layers,
                 at_clock_s=at_clock_s,
+                starts_late=starts_late,
                 on_point=keep,
                 done=done,
                 on_progress=lambda progress: tell.text(f"power: {progress.text}"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from profiler.profile import Block, Profile, TimeLaw, printable
+from profiler.profile import BadInput, Block, Profile, TimeLaw, printable
 from profiler.units import data_size, quantity
 
 if TYPE_CHECKING:
@@ -227,6 +228,27 @@ def _power(profile: Profile) -> Table | None:
             plain(state),
         )
     return table
+
+
+def draw(profile: Profile, folder: Path) -> list[Path]:
+    """Write the profile's pictures into ``folder``: times against the clock, watts against the clock; return their paths.
+
+    Raises BadInput where the profile has neither at several clocks, MissingHardware without matplotlib.
+    """
+    from profiler.power.fit import fit
+    from profiler.power.plot import plot_fits
+    from profiler.power.source import sweep_of_profile
+    from profiler.times_plot import plot_times
+
+    written = plot_times(profile, folder)
+    if profile.power is not None and (len(profile.power.points) > 1 or not written):
+        sweep = sweep_of_profile(profile)
+        written += plot_fits([(sweep, fit(sweep))], folder)
+    if not written:
+        raise BadInput(
+            f"{profile.name}: nothing to draw: expected times or watts at several clocks (card-profile run --clocks 8)"
+        )
+    return written
 
 
 def show_devices() -> None:

@@ -112,7 +112,8 @@ def fit_times(profile: Profile) -> TimeFit | None:
     for timing in profile.timings:
         basis = basis if timing.root == "measured" else timing.root
     return TimeFit(
-        provenance="fitted",
+        # Everything that comes out of an emulated run says so at first sight, also what was fitted to it.
+        provenance="emulated" if basis == "emulated" else "fitted",
         basis=basis,
         note="a + b/f by weighted least squares; predictions by a natural cubic spline of cycles over the clock",
         clocks_hz=[float(f) for f in data.hz],

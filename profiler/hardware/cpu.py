@@ -423,3 +423,7 @@ class CpuDevice:
     def unchanged(self) -> None:
         """Raises MissingHardware where a setting changed since the device was opened."""
         refuse_change(self.name, self._settings, self.settings())
+
+    def second_opinion(self) -> dict[str, str]:
+        """Nobody else is asked."""
+        return {}

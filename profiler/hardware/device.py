@@ -156,6 +156,10 @@ class Instruments(Protocol):
         """What else figures depend on, recorded as it was: memory and CPU clocks, cores online, fan, governor, processes."""
         ...
 
+    def second_opinion(self) -> dict[str, str]:
+        """What another program says of the same sensors, as conditions; empty where none is there. May take some seconds."""
+        ...
+
 
 class Device(Protocol):
     """One machine that runs layers."""
@@ -211,4 +215,8 @@ class Device(Protocol):
 
     def unchanged(self) -> None:
         """Whether ``settings`` are as they were when the device was opened. Raises MissingHardware saying what changed."""
+        ...
+
+    def second_opinion(self) -> dict[str, str]:
+        """What another program says of the same sensors, as conditions; empty where none is there. May take some seconds."""
         ...

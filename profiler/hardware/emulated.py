@@ -487,6 +487,10 @@ class EmulatedDevice:
     def unchanged(self) -> None:
         """Nobody changes the settings of an emulated board."""
 
+    def second_opinion(self) -> dict[str, str]:
+        """Nobody else sees an emulated board."""
+        return {}
+
     # ---- truth, for tests and benchmarks ----
 
     def true_steady(self, frequency_hz: float, load: Callable[[], None] | None = None) -> Truth:

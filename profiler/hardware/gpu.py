@@ -55,23 +55,23 @@ def why_no_cuda() -> str:
 def gpus() -> list[GpuDevice]:
     """Every GPU of this machine, those that torch can use first and in its order."""
     count = _cuda_count()
-    jetson = find_jetson(sysfs_root())
+    board: Instruments | None = find_jetson(sysfs_root())
     # On a Jetson NVML may answer too, but knows neither watts nor clocks there.
-    left: list[NvmlCard] = [] if jetson is not None else cards()
+    left: list[NvmlCard] = [] if board is not None else cards()
     several = max(count, len(left)) > 1
     found = []
     for index in range(count):
         instruments: Instruments | None = None
         uuid, integrated = _cuda_identity(index)
-        if jetson is not None and integrated:
-            instruments, jetson = jetson, None
+        if board is not None and integrated:
+            instruments, board = board, None
         for card in left:
             if uuid is not None and card.uuid.lower().endswith(uuid.lower()):
                 instruments = card
                 left.remove(card)
                 break
         found.append(GpuDevice(instruments, index, number=index if several else None))
-    for other in [*([jetson] if jetson is not None else []), *left]:
+    for other in [*([board] if board is not None else []), *left]:
         found.append(GpuDevice(other, None, number=len(found) if several else None))
     return found
 
@@ -253,3 +253,6 @@ class GpuDevice:
     def monitor(self, period_s: float) -> AbstractContextManager[list[Reading]]:
         read = self._instruments.read if self._instruments is not None else lambda: Reading(time_s=self.time.now_s())
         return self.time.watching(read, period_s)
+
+    def second_opinion(self) -> dict[str, str]:
+        return self._instruments.second_opinion() if self._instruments is not None else {}

@@ -44,6 +44,8 @@ _SYSTEM_FOLDER = Path("/var/lib/card-profile")
 _CARRIED = (
     "CARD_SYSFS_ROOT",
     "CARD_STATE_DIR",
+    "CARD_POWER_RAIL",
+    "CARD_JTOP_PYTHON",
     "CUDA_VISIBLE_DEVICES",
     "HF_HOME",
     "HF_HUB_OFFLINE",

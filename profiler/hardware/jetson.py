@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 from profiler.hardware.catalog import Board, board_named, boards
@@ -179,8 +180,12 @@ class JetsonBoard:
         return {"kind": "sysfs", "nodes": nodes}
 
     def clock_hint(self) -> str:
-        """How a group gets the right to set the clock for good, in one line."""
-        return "or let a group set it for good: the udev rule in docs/boards/README.md"
+        """How a group gets the right to set the clock, in one line."""
+        files = " ".join(shlex.quote(str(node / name)) for node in self._nodes for name in ("min_freq", "max_freq"))
+        return (
+            f"or give your group the right: sudo chgrp $(id -gn) {files} && sudo chmod g+w {files} (until the next boot; "
+            "the udev rule in docs/boards/README.md makes it last)"
+        )
 
     def supported_hz(self) -> tuple[float, ...]:
         """Clocks of the GPU up to the power mode's limit, ascending, in Hz. Above it is another power mode's range."""
@@ -282,6 +287,12 @@ class JetsonBoard:
             return None
         low, high = read_number(self._node / "min_freq"), read_number(self._node / "max_freq")
         return None if low is None or high is None else low == high and _cpu_pinned(self.root)
+
+    def second_opinion(self) -> dict[str, str]:
+        """What jetson-stats says of the rails and the power mode, where its service runs."""
+        from profiler.hardware.jtop import cross_check
+
+        return cross_check(self)
 
     def conditions(self) -> dict[str, str]:
         """Clocks of memory and CPU, cores, fan, governors, rails, temperatures, over-current events."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from profiler.profile import BadInput, PowerPoint, Profile, Timing
@@ -54,12 +53,6 @@ def _timed_with(point: PowerPoint, timings: list[Timing]) -> Timing | None:
     return min(near, key=lambda t: abs((t.frequency_hz or 0.0) - point.frequency_hz), default=None)
 
 
-FORMATS: dict[str, Callable[[Profile], str]] = {"perseus": perseus_csv}
-"""What a sweep can be exported as, by the name of ``--format``."""
-
-
-def write_export(profile: Profile, path: Path, format: str = "perseus") -> None:
-    """Write the sweep of ``profile`` as ``format`` (one of ``FORMATS``), whole or not at all. Raises BadInput."""
-    if format not in FORMATS:
-        raise BadInput(f"--format {format}: expected {' or '.join(FORMATS)}")
-    write_atomically(path, FORMATS[format](profile).encode())
+def write_export(profile: Profile, path: Path) -> None:
+    """Write ``perseus_csv`` of the profile, whole or not at all. Raises BadInput."""
+    write_atomically(path, perseus_csv(profile).encode())
