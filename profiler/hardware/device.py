@@ -74,6 +74,10 @@ class ClockControl(Protocol):
         """The clock at this moment in Hz, as measured, not as asked for; None where it cannot be read."""
         ...
 
+    def may_set(self) -> bool:
+        """Whether this process seems to have the right to; nothing is tried."""
+        ...
+
     def lock(self, frequency_hz: float) -> None:
         """Ask for one clock. Power cap and heat may hold the real one below. Raises MissingHardware without the right to."""
         ...

@@ -183,6 +183,9 @@ class EmulatedClocks:
     def current_hz(self) -> float:
         return self._device.current_hz()
 
+    def may_set(self) -> bool:
+        return True
+
     def lock(self, frequency_hz: float) -> None:
         """Lock the nearest supported clock. The real one lies up to the chip's lock offset below. Raises BadInput outside the table."""
         supported = self.supported_hz()

@@ -324,6 +324,12 @@ class GuardedClocks:
     def current_hz(self) -> float | None:
         return self._read_hz()
 
+    def may_set(self) -> bool:
+        """Whether this process seems to have the right: root for NVML, writable limits elsewhere. Only ``held`` really tries."""
+        nodes = self._target.get("nodes", [])
+        files = [node[which] for node in nodes for which in ("min", "max")]
+        return all(os.access(path, os.W_OK) for path in files) if files else os.geteuid() == 0
+
     @contextmanager
     def held(self, restore_hz: tuple[float, float] | None = None) -> Iterator[tuple[str, ...]]:
         """See ``device.ClockControl``. Under sudo the whole process goes on as the caller once the helper is up."""
