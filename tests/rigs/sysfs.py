@@ -32,6 +32,7 @@ _VOLTS = ((0.0, 0.60), (0.35, 0.61), (0.5, 0.655), (0.66, 0.72), (0.8, 0.80), (0
 _LAG_S = 0.03
 _RENEW_S = 0.1
 _HEAT_S = 40.0
+_RETRY_S = 0.5
 _AMBIENT_C = 32.0
 
 
@@ -249,9 +250,18 @@ class State:
     steps_down: int = 0
 
 
+@dataclass(frozen=True)
+class Settled:
+    """The truth once heat stands still: the GPU's temperature and the module's watts."""
+
+    temperature_c: float
+    module_w: float
+
+
 class Live:
     """The physics of one tree. ``throttle_c``: temperature above which the clock is lowered; ``supply_w``: limit of the module's
-    watts; ``heat_s``: time constant of the heat."""
+    watts, above which the supply counts an event and the clock goes down a step, to be tried again after half a second;
+    ``heat_s``: time constant of the heat."""
 
     def __init__(
         self,
@@ -271,6 +281,7 @@ class Live:
         self._random = random.Random(seed)
         self._written: dict[Path, str] = {}
         self._events = 0
+        self._retry_s = -math.inf
 
     def parts_w(self, clock_hz: float, heat_c: float, busy: bool) -> dict[str, float]:
         """Watts of each part of the chip at this clock and this heat above ambient."""
@@ -292,11 +303,19 @@ class Live:
 
     def steady_w(self, clock_hz: float, labels: tuple[str, ...], busy: bool = True) -> float:
         """The true watts of these channels' sum once heat has settled: what a sweep should find."""
+        parts = self.parts_w(clock_hz, self._settled_c(clock_hz, busy), busy)
+        return sum(parts[part] for label in labels for part in self._channel(label).share)
+
+    def steady(self, clock_hz: float) -> Settled:
+        """Where the board ends up under load at this clock, had it neither a limit of heat nor one of the supply."""
+        heat = self._settled_c(clock_hz, True)
+        return Settled(heat + _AMBIENT_C, self._module(self.parts_w(clock_hz, heat, True)))
+
+    def _settled_c(self, clock_hz: float, busy: bool) -> float:
         heat = 3.0
         for _ in range(100):
-            parts = self.parts_w(clock_hz, heat, busy)
-            heat += 0.5 * (self._heat_per_w * self._module(parts) - heat)
-        return sum(parts[part] for label in labels for part in self._channel(label).share)
+            heat += 0.5 * (self._heat_per_w * self._module(self.parts_w(clock_hz, heat, busy)) - heat)
+        return heat
 
     def advance(self, now_s: float, busy: bool) -> None:
         """Bring the tree to ``now_s``; ``busy`` says whether the GPU was under load all that time. Called backwards: a new start."""
@@ -350,10 +369,12 @@ class Live:
         over = self.supply_w is not None and self._module(parts) > self.supply_w
         if over:
             self._events += 1
+            self._retry_s = state.now_s + _RETRY_S
         if hot > self.throttle_c or over:
             state.steps_down = min(state.steps_down + 1, len(self.board.clocks_hz) - 1)
-        elif state.steps_down and hot < self.throttle_c - 3 and self.supply_w is None:
+        elif state.steps_down and hot < self.throttle_c - 3 and state.now_s >= self._retry_s:
             state.steps_down -= 1
+            self._retry_s = state.now_s + (0.0 if self.supply_w is None else _RETRY_S)
 
     def _show(self, parts: dict[str, float], busy: bool) -> None:
         state = self.state
