@@ -24,6 +24,8 @@ class Curve:
     Rows measured at one clock are replaced by the target t = sum(1/y) / sum(1/y^2) with weight a = sum(1/y^2): the sum of
     squared relative errors differs from a (P - t)^2 by a constant only, so nothing is lost for relative least squares.
 
+    ``scatter`` is the sum of (y - t)^2 over the rows of a clock.
+
     ``low_hz`` and ``high_hz`` bound the domain on which the curve will be asked; the scans of shape parameters are laid
     over the domain and never over the points, so that leaving a point out changes nothing but the data.
     """
@@ -32,6 +34,7 @@ class Curve:
     target_w: Array
     weight: Array
     rows: NDArray[np.int64]
+    scatter: Array
     low_hz: float
     high_hz: float
 
@@ -44,7 +47,9 @@ class Curve:
         weight = np.bincount(where, weights=1 / power_w**2, minlength=len(clocks)).astype(np.float64)
         low = float(min(domain_hz[0], clocks[0]))
         high = float(max(domain_hz[1], clocks[-1]))
-        return cls(clocks, inverse / weight, weight, rows, low, high)
+        target = inverse / weight
+        scatter = np.bincount(where, weights=(power_w - target[where]) ** 2, minlength=len(clocks)).astype(np.float64)
+        return cls(clocks, target, weight, rows, scatter, low, high)
 
     def __len__(self) -> int:
         return len(self.frequency_hz)
@@ -60,13 +65,15 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """How uncertain a law itself holds a new measurement to be, as standard deviations in watts: only their proportions are used.
+class Predictive:
+    """What a law itself says a new measurement may be, in watts.
 
-    ``pair_w`` (n, n) belongs to ``CrossFit.pair_w``; ``at(f)`` (m,) at clocks f (m,) in Hz, fitted to all clocks.
+    ``pair_sd_w`` (n, n): standard deviations that belong to ``CrossFit.pair_w``. ``left_out_w`` (2, n): the 95 % interval at clock i,
+    fitted without clock i. ``at(f)`` (2, m): the 95 % interval at clocks f (m,) in Hz, fitted to all clocks.
     """
 
-    pair_w: Array
+    pair_sd_w: Array
+    left_out_w: Array
     at: Callable[[Array], Array]
 
 
@@ -84,7 +91,7 @@ class CrossFit:
     curve: Callable[[Array], Array]
     parameters: Mapping[str, Array]
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    spread: Spread | None = None
+    predictive: Predictive | None = None
 
 
 class PowerModel(Protocol):

@@ -3,9 +3,8 @@
 The errors reported for every law are leave-one-clock-out: all rows of a clock are left out together, the law is fitted to the
 rest, and its prediction is held against what was measured. For ``auto`` the weights are made anew each time (nested).
 
-Prediction intervals are calibrated on the same left-out errors. The kriged law says how the uncertainty of a new measurement is
-distributed over clocks (wide where it must extrapolate); left-out errors divided by it say how large it really is, near each
-clock and overall. How local that scale should be is weighted by likelihood. See docs/power.md.
+The interval is the kriged law's own: what a new measurement may be, averaged over every shape that the points allow. It is
+stretched by how the chosen law errs at clocks left out, against what the kriged law expects there. See docs/power.md.
 """
 
 from __future__ import annotations
@@ -24,7 +23,9 @@ from profiler.power.source import LOWEST_W, Sweep, sweep_of_profile
 from profiler.profile import BadInput, FittedModel, PowerFit, PowerPrediction, Profile, Provenance
 
 GRID_CLOCKS = 64
+_ALWAYS = ("cubic", "affine-cubic", "power-law", "ridge")  # names that every report holds
 _FLAT = 0.02  # watts that move by less than this over the sweep say nothing about the clock
+_FALLING = 0.05  # a fall over the whole sweep that is refused
 _FALL = 0.03  # a fall of the watts from one clock to a higher one that is no longer noise
 _WATTS_LIMIT = 1e5  # the profile's own bound on a figure in watts
 
@@ -159,17 +160,23 @@ def fit_sweep(
     """Fit every law of ``profiler.power.models.MODELS`` to rows (n,) of clocks in Hz and watts, and predict with ``model``.
 
     Clocks may repeat; leaving out means a clock with all its rows. Rows marked ``capped`` (n,) bool do not shape the curve: their
-    mean is the cap, and no prediction exceeds it. Predictions cover ``domain_hz`` (default: the input's range).
+    median is the cap, and no prediction exceeds it. Where ``capped`` is None a plateau of watts at the highest clocks is taken for one.
+    Predictions cover ``domain_hz`` (default: the input's range).
 
     Raises BadInput, beginning with ``where``, for figures that cannot be used, an unknown ``model`` or one that needs more clocks.
     """
     f, p = np.asarray(frequency_hz, dtype=float).ravel(), np.asarray(power_w, dtype=float).ravel()
     at_cap = np.zeros(f.shape, dtype=bool) if capped is None else np.asarray(capped, dtype=bool).ravel()
     _check(f, p, at_cap, where)
+    warnings: list[str] = []
+    if capped is None and (at_cap := plateau(f, p)).any():
+        warnings.append(
+            f"the watts stay at {np.median(p[at_cap]):.1f} W from {f[at_cap].min() / 1e6:.0f} MHz on: taken for a power cap, which"
+            " does not shape the curve below it"
+        )
     name = "auto" if model == "selected" else model
     if name not in MODELS:
         raise BadInput(f"--model: {model!r} is not a power model, expected one of: {', '.join(MODELS)}")
-    warnings: list[str] = []
     if at_cap.any() and len(np.unique(f[~at_cap])) < 2:
         warnings.append("fewer than 2 clocks lie below the power cap: the capped points were fitted like any other")
         at_cap = np.zeros_like(at_cap)
@@ -179,6 +186,7 @@ def fit_sweep(
         raise BadInput(
             f"{where}: power was measured at {clocks} distinct clock, a curve needs at least 2 (5 or more to be trusted)"
         )
+    _refuse_falling(f[free], p[free], where)
     if clocks < MODELS[name].minimum_clocks:
         raise BadInput(
             f"--model: {name} needs at least {MODELS[name].minimum_clocks} distinct clocks, {where} has {clocks}"
@@ -196,9 +204,12 @@ def fit_sweep(
     curves = {key: cap.limit(watts) for key, watts in bare.items()}
     in_table = np.searchsorted(at, f)
     models = {key: _model_fit(key, fit, bare[key][in_table], curve, rows, cap) for key, fit in fits.items()}
+    # Programs look these up by name: a law that so few clocks cannot carry stands there without figures.
+    models |= {key: ModelFit({}, {}, None, None, None) for key in _ALWAYS if key not in models}
+    models = {key: models[key] for key in MODELS if key in models}
     chosen = fits[name]
-    residuals = _Calibration(curve, rows, chosen, fits.get("kriged"), fits["cubic"])
-    low, high = residuals.interval(at, bare[name])
+    intervals = _Intervals(curve, chosen, fits.get("kriged"), fits["cubic"])
+    low, high = intervals.at(at, bare[name])
     low, high = cap.interval(low, high)
     power = curves[name]
     low, high = np.clip(np.minimum(low, power), 0, None), np.clip(np.maximum(high, power), None, _WATTS_LIMIT)
@@ -219,11 +230,47 @@ def fit_sweep(
         power_w=power,
         low_w=low,
         high_w=high,
-        left_out=residuals.left_out(cap),
+        left_out=intervals.left_out(cap),
         power_cap_w=cap.power_w,
         warnings=warnings,
         curves=curves,
     )
+
+
+def plateau(frequency_hz: Array, power_w: Array) -> NDArray[np.bool_]:
+    """Rows (n,) at a power cap that nobody has marked: the three or more highest clocks, where watts that rose before stay.
+
+    They count as one level where a line through the two clocks before them rises by more than six times what they differ by, and
+    more than six times what the points below scatter about a smooth curve, by their second differences.
+    """
+    clocks, where = np.unique(frequency_hz, return_inverse=True)
+    watts = np.bincount(where, weights=power_w) / np.bincount(where)
+    n, none = len(clocks), np.zeros(len(frequency_hz), dtype=bool)
+    for first in range(2, n - 2):  # the longest plateau wins
+        top, below = watts[first:], slice(0, first)
+        slope = (watts[first - 1] - watts[first - 2]) / (clocks[first - 1] - clocks[first - 2])
+        rise = slope * (clocks[-1] - clocks[first])
+        bend = np.zeros(1)
+        if first >= 4:
+            f, p = clocks[below], watts[below]
+            line = p[:-2] + (p[2:] - p[:-2]) * (f[1:-1] - f[:-2]) / (f[2:] - f[:-2])
+            # A steady bend is shape, not scatter: only how it changes from place to place counts.
+            bend = np.diff(p[1:-1] - line)
+        if np.ptp(top) < 0.02 * top.mean() and rise > 6 * max(float(np.ptp(top)), float(np.median(np.abs(bend)))):
+            return np.asarray((where >= first) | none)
+    return none
+
+
+def _refuse_falling(f: Array, p: Array, where: str) -> None:
+    """Watts that fall while the clock rises are no power curve: the clocks stated are not those that ran."""
+    order = np.argsort(f)
+    f, p = f[order], p[order]
+    slope = np.polyfit(f / f.max(), p / p.mean(), 1)[0] * (1 - f.min() / f.max())
+    if slope < -_FALLING and np.corrcoef(f, p)[0, 1] < -0.5:
+        raise BadInput(
+            f"{where}: power falls from {p[0]:.1f} W at {f[0] / 1e6:.0f} MHz to {p[-1]:.1f} W at {f[-1] / 1e6:.0f} MHz; expected"
+            " watts that rise with the clock: the clocks stated are not those that ran (a power cap, heat, or columns swapped)"
+        )
 
 
 def _check(f: Array, p: Array, at_cap: NDArray[np.bool_], where: str) -> None:
@@ -261,7 +308,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Cap:
-    """The power cap: mean of the capped watts and the half width of a 95 % interval for a new measurement at it."""
+    """The power cap: median of the capped watts and the half width of a 95 % interval for a new measurement at it."""
 
     power_w: float | None = None
     half_w: float = 0.0
@@ -275,8 +322,9 @@ class _Cap:
             return cls()
         spread = float(np.std(watts, ddof=1)) if len(watts) > 1 else 0.0
         factor = float(_t_quantile(np.array(len(watts) - 1.0))) if len(watts) > 1 else 0.0
-        without = {c: float(p[at_cap & (f != c)].mean()) for c in np.unique(f[at_cap]) if (at_cap & (f != c)).any()}
-        return cls(float(watts.mean()), factor * spread * math.sqrt(1 + 1 / len(watts)), without)
+        without = {c: float(np.median(p[at_cap & (f != c)])) for c in np.unique(f[at_cap]) if (at_cap & (f != c)).any()}
+        # The variance of a median is pi/2 that of a mean.
+        return cls(float(np.median(watts)), factor * spread * math.sqrt(1 + math.pi / 2 / len(watts)), without)
 
     def limit(self, watts: Array) -> Array:
         return watts if self.power_w is None else np.minimum(watts, self.power_w)
@@ -336,7 +384,7 @@ def _warnings(name: str, curve: Curve, models: dict[str, ModelFit], clocks: int)
     warnings: list[str] = []
     watts = curve.target_w
     if clocks < 5:
-        missing = [key for key in MODELS if key not in models]
+        missing = [key for key in MODELS if key not in models or models[key].mape_pct is None]
         said = f"; not fitted: {', '.join(missing)}" if missing else ""
         warnings.append(f"only {clocks} distinct clocks: errors and intervals are rough, measure 5 or more{said}")
     cubic, chosen = models["cubic"].loo_mape_pct, models[name].loo_mape_pct
@@ -368,100 +416,65 @@ def _warnings(name: str, curve: Curve, models: dict[str, ModelFit], clocks: int)
 # ---------------------------------------------------------------------------------------------------------------------
 # Prediction intervals
 
-_NEIGHBOURHOODS = (0.1, 0.3, math.inf)  # over the width of the domain; the last one is the whole sweep
+_MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # the mean absolute value of a standard normal
 
 
 def _t_quantile(freedom: Array) -> Array:
-    """97.5 % quantile of Student's t; ``freedom`` may be fractional."""
+    """97.5 % quantile of Student's t."""
     from scipy.special import stdtrit
 
     return np.asarray(stdtrit(np.maximum(freedom, 1.0), 0.975))
 
 
-def _log_t(square: Array, scale_square: Array, freedom: Array) -> Array:
-    """Log density of Student's t with squared scale, at a squared deviation."""
-    from scipy.special import gammaln
+class _Intervals:
+    """The kriged law's interval, stretched by how the chosen law errs at clocks left out against what the kriged law expects there."""
 
-    return np.asarray(
-        gammaln((freedom + 1) / 2)
-        - gammaln(freedom / 2)
-        - np.log(freedom * np.pi * scale_square) / 2
-        - (freedom + 1) / 2 * np.log1p(square / scale_square / freedom)
-    )
+    def __init__(self, curve: Curve, chosen: CrossFit, kriged: CrossFit | None, cubic: CrossFit) -> None:
+        self.curve, self.chosen, self.kriged, self.fallback = curve, chosen, kriged, cubic
 
+    @staticmethod
+    def _stretch(error_w: Array, sd_w: Array) -> float:
+        """Mean of the expected and the found size of errors: the law's own claim counts for as much as n errors do."""
+        found = float(np.mean(np.abs(error_w) / np.maximum(sd_w, 1e-300))) / _MEAN_OF_NORMAL
+        return (1 + found) / 2
 
-def _local_factor(u: Array, u_left: Array, z_square: Array) -> Array:
-    """Half width (m,) of a 95 % interval at u (m,) in units of the spread there.
+    def at(self, frequency_hz: Array, power_w: Array) -> tuple[Array, Array]:
+        """Low and high (m,) at clocks (m,) for the chosen law, which says ``power_w`` (m,) there."""
+        curve, kriged = self.curve, self.kriged
+        if kriged is None or kriged.predictive is None:
+            half = power_w * self._rough()
+            return power_w - half, power_w + half
+        low, high = kriged.predictive.at(frequency_hz)
+        sd = np.diag(kriged.predictive.pair_sd_w)
+        error = self.chosen.loo_w - curve.target_w
+        if not (np.isfinite(sd).all() and np.isfinite(error).all()):
+            return low, high
+        return self._around(low, high, power_w, self._stretch(error, sd))
 
-    ``z_square`` (n,): squared left-out errors at ``u_left`` (n,), in the same units. For each neighbourhood b their mean is weighted
-    by exp(-|u - u_left| / b); Student's t allows for how few they are. The neighbourhoods are averaged by how likely they
-    make each left-out error, seen from the others.
-    """
-    floor = 1e-12 * float(z_square.mean()) + 1e-300
-    likely, widths = [], []
-    for size in _NEIGHBOURHOODS:
-        near = np.exp(-np.abs(u_left[:, None] - u_left[None, :]) / size)
-        np.fill_diagonal(near, 0)
-        total = near.sum(axis=1)
-        freedom = np.maximum(total**2 / (near**2).sum(axis=1) - 1, 1.0)
-        likely.append(float(_log_t(z_square, near @ z_square / total + floor, freedom).sum()))
-        # Beyond the points all weights shrink alike: measuring from the nearest one keeps them from vanishing together.
-        distance = np.abs(u[:, None] - u_left[None, :])
-        weight = np.exp(-(distance - distance.min(axis=1, keepdims=True)) / size)
-        total = weight.sum(axis=1)
-        freedom = total**2 / (weight**2).sum(axis=1) - 1
-        widths.append(np.sqrt(weight @ z_square / total) * _t_quantile(freedom))
-    share = np.exp(np.array(likely) - max(likely))
-    return np.asarray((share / share.sum()) @ np.array(widths))
+    @staticmethod
+    def _around(low: Array, high: Array, power_w: Array, stretch: float) -> tuple[Array, Array]:
+        half, middle = stretch * (high - low) / 2, (low + high) / 2
+        return np.minimum(middle - half, power_w), np.maximum(middle + half, power_w)
 
-
-class _Calibration:
-    """Left-out errors of the chosen law against the spread that the kriged law expects."""
-
-    def __init__(self, curve: Curve, rows: _Rows, chosen: CrossFit, kriged: CrossFit | None, cubic: CrossFit) -> None:
-        self.curve, self.chosen = curve, chosen
-        n = len(curve)
-        self.u = (curve.frequency_hz - curve.low_hz) / max(curve.high_hz - curve.low_hz, 1.0)
-        # The scatter of rows within a clock is part of what a new measurement will show.
-        within = np.zeros(n)
-        free = ~rows.capped
-        np.add.at(within, rows.clock[free], (rows.power_w[free] - curve.target_w[rows.clock[free]]) ** 2)
-        self.within = within / curve.rows
-        self.spread = kriged.spread if kriged is not None else None
-        self.fallback = cubic
-
-    def interval(self, frequency_hz: Array, power_w: Array) -> tuple[Array, Array]:
-        """Low and high (m,) at clocks (m,) for a law fitted to all clocks."""
-        u = (frequency_hz - self.curve.low_hz) / max(self.curve.high_hz - self.curve.low_hz, 1.0)
-        square = (self.chosen.loo_w - self.curve.target_w) ** 2 + self.within
-        if self.spread is not None and np.isfinite(np.diag(self.spread.pair_w)).all() and np.isfinite(square).all():
-            left = np.maximum(np.diag(self.spread.pair_w), 1e-9 * self.curve.target_w)
-            half = self.spread.at(frequency_hz) * _local_factor(u, self.u, square / left**2)
-        else:
-            half = power_w * self._rough(square)
-        return power_w - half, power_w + half
-
-    def _rough(self, square: Array) -> float:
-        """Relative half width from whatever left-out errors there are: with 2 or 3 clocks it is, rightly, very wide."""
-        if not np.isfinite(square).all():
-            square = (self.fallback.loo_w - self.curve.target_w) ** 2 + self.within
-        relative = float(np.sqrt(np.mean(square / self.curve.target_w**2)))
-        return float(_t_quantile(np.array(len(self.u) - 1.0))) * relative
+    def _rough(self) -> float:
+        """Relative half width from whatever left-out errors there are: with 2 clocks it is, rightly, very wide."""
+        error = self.chosen.loo_w if np.isfinite(self.chosen.loo_w).all() else self.fallback.loo_w
+        relative = float(np.sqrt(np.mean((error / self.curve.target_w - 1) ** 2)))
+        return float(_t_quantile(np.array(len(error) - 1.0))) * relative
 
     def left_out(self, cap: _Cap) -> LeftOut:
         """Every clock predicted without itself, interval included: what is said at clock i has not seen clock i."""
-        n = len(self.u)
+        n = len(self.curve)
         low, high = np.full(n, np.nan), np.full(n, np.nan)
+        predictive = self.kriged.predictive if self.kriged is not None else None
         loo, pair = self.chosen.loo_w, self.chosen.pair_w
-        for i in range(n) if self.spread is not None else ():
-            others = np.delete(np.arange(n), i)
-            spread = self.spread.pair_w[i] if self.spread is not None else pair[i]
-            square = (pair[i, others] - self.curve.target_w[others]) ** 2 + self.within[others]
-            if not (np.isfinite(spread).all() and np.isfinite(square).all() and np.isfinite(loo[i])):
-                continue
-            left = np.maximum(spread[others], 1e-9 * self.curve.target_w[others])
-            factor = _local_factor(self.u[i : i + 1], self.u[others], square / left**2)[0]
-            low[i], high[i] = loo[i] - factor * spread[i], loo[i] + factor * spread[i]
+        if predictive is not None:
+            for i in range(n):
+                others = np.delete(np.arange(n), i)
+                error, sd = pair[i, others] - self.curve.target_w[others], predictive.pair_sd_w[i, others]
+                stretch = self._stretch(error, sd) if np.isfinite(error).all() and np.isfinite(sd).all() else 1.0
+                bottom, top = predictive.left_out_w[0, i], predictive.left_out_w[1, i]
+                low[i], high[i] = self._around(bottom, top, loo[i], stretch)
         low, high = cap.interval(low, high)
         return LeftOut(self.curve.frequency_hz, cap.limit(loo), np.maximum(low, 0), high)
 
@@ -472,7 +485,7 @@ def fit(sweep: Sweep, model: str = "auto") -> SweepFit:
     return fit_sweep(
         sweep.frequency_hz,
         sweep.power_w,
-        capped=sweep.capped,
+        capped=sweep.capped if sweep.marked else None,
         domain_hz=sweep.domain_hz,
         supported_hz=sweep.supported_hz,
         model=model,

@@ -1,4 +1,4 @@
-"""A ridge trend with a correlated rest, all shape parameters integrated out. See docs/power.md."""
+"""Trends with a correlated rest, everything about their shape integrated out. See docs/power.md."""
 
 from __future__ import annotations
 
@@ -7,28 +7,36 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.power.curve import Array, CrossFit, Curve, Spread, left_out
+from profiler.power.curve import Array, CrossFit, Curve, Predictive, left_out
 
-_LENGTHS = (0.15, 0.4, 1.0)  # correlation lengths over the width of the domain
+# All of these are grids over what is not known, laid evenly (in the logarithm where a scale is meant).
+_LENGTHS = (0.1, 0.2, 0.4, 0.8)  # correlation lengths over the width of the domain
 _NOISE = tuple(np.geomspace(1e-4, 1.0, 5))  # variance of the noise over that of the rest
 _CEILINGS = ((1.0, 0.9), (0.95, 0.05), (0.9, 0.05))  # where V stops rising, and how likely before any data are seen
 _RIDGES = tuple(np.linspace(0, 0.9, 10))
 _RISES = tuple(np.geomspace(0.1, 8, 7))
+_ROUGHER = (1.0, 3.0, 10.0)  # what is left over above the ridge clock, over what is left over below it
+_EXPONENTS = (1.0, 2.0, 3.0, 4.0, 6.0)
+PLAIN = 0.1  # prior of a law without a voltage floor against one that has it: a plain power of the clock
+_ATOMS = 96  # shapes drawn to take quantiles from
 
 
 @dataclass(frozen=True)
 class Kriged:
-    """P = P0 + c f V(f)^2 + r(f): V flat below a ridge clock, rising linearly, flat again above a ceiling clock; r a smooth
-    Gaussian process (Matern 5/2) for what this form cannot follow, noise proportional to the watts.
+    """P = P0 + c g(f) + r(f). The trend g is f V(f)^2, V flat below a ridge clock, rising linearly, flat again above a
+    ceiling clock, or a plain power of f. The rest r is a smooth Gaussian process (Matern 5/2) for what the trend cannot
+    follow, or nothing; the noise is proportional to the watts. Below the ridge the voltage is one and the same, so power is a line there; above
+    it a table of voltages acts that nobody knows: rest and noise may be larger there by a factor.
 
     P0 and c are integrated out (universal kriging; the restricted likelihood of Harville, 1974), and so are, on a grid, ridge,
-    rise, ceiling, correlation length and noise, each weighted by its restricted likelihood given the points that are kept: no
-    single shape has to be right. A left-out clock is removed in closed form: with Q the precision matrix
-    after the trend is projected out, its residual is (Q y)_S solved by Q_SS.
+    rise, ceiling, exponent, that factor, correlation length and noise, each weighted by its restricted likelihood given the
+    points that are kept: no single shape has to be right. What a new measurement may be is then a mixture of Student's t, and its 2.5 %
+    and 97.5 % quantiles are the interval. A left-out clock is removed in closed form: with Q the
+    precision matrix after the trend is projected out, its residual is (Q y)_S solved by Q_SS.
     """
 
     name: str = "kriged"
-    summary: str = "ridge with a ceiling plus a smooth correlated rest, averaged over shapes by likelihood"
+    summary: str = "ridge or power plus a smooth correlated rest, averaged over shapes by likelihood"
     minimum_clocks: int = 3
 
     @property
@@ -41,204 +49,347 @@ class Kriged:
         if span_hz <= 0 or n < self.minimum_clocks:
             nothing = np.full((n, n), np.nan)
             return CrossFit(nothing.diagonal().copy(), nothing, lambda f: np.full(len(f), np.nan), {})
-        y = curve.target_w
         # Noise is proportional to watts, its grid relative to the sweep's own level. That level must not know a left-out point:
         # the lower median takes few values over all left-out sets, and each value is one pass.
         mask, _ = left_out(n)
-        order = np.argsort(y, kind="stable")
+        order = np.argsort(curve.target_w, kind="stable")
         ranked = mask[:, order].cumsum(axis=1)
         middle = np.argmax(ranked >= np.ceil(mask.sum(1) / 2)[:, None], axis=1)
-        level = y[order][middle]
-        passes = [_KrigingPass(curve, float(value)) for value in np.unique(level)]
+        level = curve.target_w[order][middle]
         of_row = np.searchsorted(np.unique(level), level)
 
         ii, jj = np.triu_indices(n, 1)
-        pair, spread = np.full((n, n), np.nan), np.full((n, n), np.nan)
-        single = np.full((1 + n, 1), 0)
-        single[:, 0] = of_row[: 1 + n]
-        for which, kriging in enumerate(passes):
-            ones = np.flatnonzero(single[1:, 0] == which)
+        pair = np.full((n, n), np.nan)
+        spread = np.full((n, n), np.nan)
+        interval = np.full((2, n), np.nan)
+        values = np.full((1 + n, len(_SHAPE_NAMES)), np.nan)
+        whole = None
+        for which, value in enumerate(np.unique(level)):
+            twos = np.flatnonzero(of_row[1 + n :] == which) if n - 2 >= self.minimum_clocks else np.zeros(0, np.int64)
+            kriging = _KrigingPass(curve, float(value), ii[twos], jj[twos])
+            (pair[jj[twos], ii[twos]], pair[ii[twos], jj[twos]]), both = kriging.without_two
+            spread[jj[twos], ii[twos]], spread[ii[twos], jj[twos]] = both
+            ones = np.flatnonzero(of_row[1 : 1 + n] == which)
             if n - 1 >= self.minimum_clocks and len(ones):
-                pair[ones, ones], spread[ones, ones] = kriging.without_one(ones)
-            twos = np.flatnonzero(of_row[1 + n :] == which)
-            if n - 2 >= self.minimum_clocks and len(twos):
-                at_i, at_j = kriging.without_two(ii[twos], jj[twos])
-                pair[jj[twos], ii[twos]], spread[jj[twos], ii[twos]] = at_i
-                pair[ii[twos], jj[twos]], spread[ii[twos], jj[twos]] = at_j
-
-        names = ("ridge_hz", "ceiling_hz", "voltage_rise", "length_hz", "noise_ratio")
-        values = np.full((1 + n, len(names)), np.nan)
-        for which, kriging in enumerate(passes):
-            rows = np.flatnonzero(single[:, 0] == which)
-            if n - 1 < self.minimum_clocks:
-                rows = rows[rows == 0]
-            if len(rows):
-                values[rows] = kriging.shape_means(rows)
-        parameters = {name: values[:, k] for k, name in enumerate(names)}
+                pair[ones, ones], spread[ones, ones], interval[:, ones], values[1 + ones] = kriging.without_one(ones)
+            if of_row[0] == which:
+                whole = kriging
+                values[0] = kriging.means_of_all()
+        assert whole is not None
         bounds = {
             "ridge_hz": (curve.low_hz, curve.high_hz),
             "ceiling_hz": (curve.low_hz, curve.high_hz),
             "voltage_rise": (0.0, _RISES[-1]),
-            "length_hz": (0.0, _LENGTHS[-1] * span_hz),
-            "noise_ratio": (0.0, _NOISE[-1]),
+            "plain_power_share": (0.0, 1.0),
         }
         pair = np.maximum(pair, 0.0)
-        whole = passes[of_row[0]]
         return CrossFit(
             np.diag(pair).copy(),
             pair,
-            lambda f: np.maximum(whole.predict(f)[0], 0.0),
-            parameters,
+            lambda f: np.maximum(whole.said(f)[0], 0.0),
+            dict(zip(_SHAPE_NAMES, values.T, strict=True)),
             bounds,
-            Spread(spread, lambda f: whole.predict(f)[1]),
+            Predictive(spread, interval, lambda f: whole.said(f)[1]),
         )
 
 
-class _KrigingPass:
-    """All shapes of the trend (s) and all (length, noise) pairs (h) for one reference level of the noise, in watts."""
+_SHAPE_NAMES = ("ridge_hz", "ceiling_hz", "voltage_rise", "plain_power_share")
 
-    def __init__(self, curve: Curve, level_w: float) -> None:
-        self.curve = curve
-        self.level_w = level_w
-        self.u = (curve.frequency_hz - curve.low_hz) / (curve.high_hz - curve.low_hz)
-        table = [
-            (ridge, ceiling, rise, prior)
+
+@dataclass(frozen=True)
+class _Shapes:
+    """Shapes of the trend, one a row (s,): ``exponent`` 0 means ridge, rise and ceiling."""
+
+    ridge: Array
+    ceiling: Array
+    rise: Array
+    exponent: Array
+    rougher: Array
+    log_prior: Array
+
+    @classmethod
+    def grid(cls) -> _Shapes:
+        ridges = [
+            (ridge, ceiling, rise, 0.0, rougher, prior)
             for ceiling, prior in _CEILINGS
             for ridge in _RIDGES
             for rise in _RISES
             if ridge < ceiling - 0.02
+            for rougher in _ROUGHER
         ]
-        self.shapes = np.array(table)[:, :3]
-        self.log_prior = np.log(np.array(table)[:, 3])
-        self.trend = self._trend(self.u)
-        # One row of a repeated clock is as noisy as any other, so the mean of r rows has 1/r of the variance.
-        self.noise = 1 / (curve.weight * level_w**2)
-        y = curve.target_w
-        self.y = y
-        n = len(y)
-        count, hyper = len(self.shapes), [(length, noise) for length in _LENGTHS for noise in _NOISE]
-        self.hyper = hyper
-        self.q = np.empty((len(hyper), count, n, n))
-        self.kernel_inverse = np.empty((len(hyper), n, n))
-        self.half_log_det = np.empty((len(hyper), count))
-        for h, (length, noise) in enumerate(hyper):
-            inverse = np.linalg.inv(_matern(self.u[:, None] - self.u[None, :], length) + noise * np.diag(self.noise))
-            inverse = (inverse + inverse.T) / 2
-            weighted = inverse @ self.trend  # (s, n, 2)
-            gram = self.trend.transpose(0, 2, 1) @ weighted
-            self.q[h] = inverse - weighted @ np.linalg.solve(gram, weighted.transpose(0, 2, 1))
-            self.kernel_inverse[h] = inverse
-            self.half_log_det[h] = (np.linalg.slogdet(gram)[1] - np.linalg.slogdet(inverse)[1]) / 2
-        self.qy = self.q @ y  # (h, s, n)
-        self.rss = self.qy @ y  # (h, s)
-        self.q_diagonal = np.einsum("hsii->hsi", self.q)
+        plain = [(0.0, 1.0, 0.0, exponent, 1.0, 1.0) for exponent in _EXPONENTS]
+        table = np.array(ridges + plain)
+        prior = table[:, 5]
+        prior[: len(ridges)] *= (1 - PLAIN) / prior[: len(ridges)].sum()
+        prior[len(ridges) :] *= PLAIN / prior[len(ridges) :].sum()
+        ridge, ceiling, rise, exponent, rougher = table[:, :5].T
+        return cls(ridge, ceiling, rise, exponent, rougher, np.log(prior))
 
-    def _trend(self, u: Array) -> Array:
-        """(s, m, 2): a constant, and f V(f)^2 scaled to rise from 0 to 1 over the domain."""
+    def trend(self, u: Array, low: float) -> Array:
+        """(s, m) at places u (m,) in the domain, scaled to rise from 0 to 1 over it; ``low`` is its lowest clock over its highest."""
 
         def raw(u: Array) -> Array:
-            ridge, ceiling, rise = (self.shapes[:, k : k + 1] for k in range(3))
-            volts = 1 + rise * (np.clip(u[None, :], ridge, ceiling) - ridge)
-            clock = self.curve.low_hz + u * (self.curve.high_hz - self.curve.low_hz)
-            return np.asarray(clock[None, :] * volts**2)
+            volts = 1 + self.rise[:, None] * (
+                np.clip(u[None, :], self.ridge[:, None], self.ceiling[:, None]) - self.ridge[:, None]
+            )
+            x = (low + u * (1 - low))[None, :]
+            exponent = self.exponent[:, None]
+            return np.asarray(np.where(exponent > 0, np.maximum(x, 0.0) ** np.maximum(exponent, 1.0), x * volts**2))
 
         ends = raw(np.array([0.0, 1.0]))
-        g = (raw(u) - ends[:, :1]) / (ends[:, 1:] - ends[:, :1])
-        return np.stack([np.ones_like(g), g], axis=2)
+        return np.asarray((raw(u) - ends[:, :1]) / (ends[:, 1:] - ends[:, :1]))
 
-    def _weights(self, log_det: Array, rss: Array, kept: int) -> Array:
-        """Posterior weight (h, s, b) of every shape; ``log_det`` adds to the determinant, ``rss`` (h, s, b) is what is left."""
-        freedom = kept - 2
+    def scale(self, u: Array) -> Array:
+        """(s, m): how much larger rest and noise are at u (m,): 1 up to the ridge, growing in a line to ``rougher`` at the top."""
+        ridge, rougher = self.ridge[:, None], self.rougher[:, None]
+        return np.asarray(1 + (rougher - 1) * np.maximum(u[None, :] - ridge, 0) / (1 - ridge))
+
+
+class _KrigingPass:
+    """All shapes of the trend (s) and all pairs of length and noise (h) for one reference level of the noise, in watts."""
+
+    def __init__(self, curve: Curve, level_w: float, i: NDArray[np.int64], j: NDArray[np.int64]) -> None:
+        """``without_two`` becomes the watts (2, b) at clocks i (b,) and j (b,), left out together, and what a measurement there
+        scatters by (2, b)."""
+        self.curve, self.level_w = curve, level_w
+        self._said: dict[bytes, tuple[Array, Array]] = {}
+        self.shapes = _Shapes.grid()
+        self.low = curve.low_hz / curve.high_hz
+        self.u = self._place(curve.frequency_hz)
+        self.y = y = curve.target_w
+        # One row of a repeated clock is as noisy as any other, so the mean of r rows has 1/r of the variance.
+        noise = np.diag(1 / (curve.weight * level_w**2))
+        self.hyper: list[tuple[float, float]] = [(length, ratio) for length in _LENGTHS for ratio in _NOISE]
+        self.hyper.append((0.0, 1.0))  # no rest: the trend is exact, all else is noise
+        scale = self.shapes.scale(self.u)
+        trend = np.stack([1 / scale, self.shapes.trend(self.u, self.low) / scale], axis=2)  # (s, n, 2)
+        self.scaled_trend, self.scaled_y = trend, y / scale
+        log_scale = np.log(scale).sum(axis=1)
+        n, count = len(y), len(scale)
+        # Rows within a clock tell of the noise alone: their squares over the noise's unit, its log determinant, their freedom.
+        self.repeats = curve.rows - 1
+        row_noise = curve.rows * np.diag(noise)
+        self.inverse = np.empty((len(self.hyper), n, n))
+        self.log_base = np.empty((len(self.hyper), count))
+        self.q_diagonal, self.qy = np.empty((2, len(self.hyper), count, n))
+        self.within, self.log_within = np.zeros((2, len(self.hyper), count, n))
+        pairs = _Streamed(len(i))
+        for h, (length, ratio) in enumerate(self.hyper):
+            kernel = _matern(self.u[:, None] - self.u[None, :], length) if length else 0.0
+            inverse = np.linalg.inv(kernel + ratio * noise)
+            self.inverse[h] = inverse = (inverse + inverse.T) / 2
+            weighted = inverse @ trend
+            gram = trend.transpose(0, 2, 1) @ weighted
+            q = inverse - weighted @ np.linalg.solve(gram, weighted.transpose(0, 2, 1))
+            q /= scale[:, :, None] * scale[:, None, :]
+            half_log_det = (np.linalg.slogdet(gram)[1] - np.linalg.slogdet(inverse)[1]) / 2 + log_scale
+            self.log_base[h] = self.shapes.log_prior - half_log_det
+            self.q_diagonal[h], self.qy[h] = np.einsum("sii->si", q), q @ y
+            if self.repeats.any():
+                unit = ratio * row_noise * scale**2
+                self.within[h], self.log_within[h] = curve.scatter / unit, self.repeats * np.log(unit) / 2
+            if len(i):
+                pairs.add(*self._two(h, q, i, j))
+        self.rss = np.maximum(self.qy @ y, 0)  # (h, s)
+        residual, deviation = pairs.moments()
+        self.without_two = (y[i] - residual[0], y[j] - residual[1]), (deviation[0], deviation[1])
+
+    def _place(self, frequency_hz: Array) -> Array:
+        return (frequency_hz - self.curve.low_hz) / (self.curve.high_hz - self.curve.low_hz)
+
+    def _log_likely(self, rss: Array, freedom: NDArray[np.int64]) -> Array:
         # Rounding leaves a floor in rss that must not decide between shapes that all fit exactly.
         floor = 1e-20 * float(self.y @ self.y)
-        log_weight = (
-            self.log_prior[None, :, None]
-            - self.half_log_det[:, :, None]
-            - log_det / 2
-            - freedom / 2 * np.log(np.maximum(rss, floor) + floor)
-        )
-        weight = np.exp(log_weight - log_weight.max(axis=(0, 1)))
-        return np.asarray(weight / weight.sum(axis=(0, 1)))
+        return np.asarray(-freedom / 2 * np.log(np.maximum(rss, floor) + floor))
 
-    def _single(self, rows: NDArray[np.int64]) -> Array:
-        """Weights (h, s, b) for rows of ``CrossFit``: 0 is all clocks, 1 + i without clock i."""
-        n = len(self.y)
-        weights = np.empty((*self.rss.shape, len(rows)))
-        whole = rows == 0
-        if whole.any():
-            zero = np.zeros((*self.rss.shape, 1))
-            weights[:, :, whole] = self._weights(zero, self.rss[:, :, None], n)
-        i = rows[~whole] - 1
-        if len(i):
-            q = self.q_diagonal[:, :, i]
-            weights[:, :, ~whole] = self._weights(np.log(q), self.rss[:, :, None] - self.qy[:, :, i] ** 2 / q, n - 1)
-        return weights
+    def _freedom(self, *without: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows kept, less the two of the trend."""
+        freedom = np.asarray(len(self.y) - 2 + self.repeats.sum())
+        for clocks in without:
+            freedom = freedom - 1 - self.repeats[clocks]
+        return freedom
 
-    def without_one(self, i: NDArray[np.int64]) -> tuple[Array, Array]:
-        """Watts (b,) at clocks i, each left out alone, and their standard deviations for a new measurement."""
-        q, weights = self.q_diagonal[:, :, i], self._single(1 + i)
-        residual = self.qy[:, :, i] / q
-        left = np.maximum(self.rss[:, :, None] - self.qy[:, :, i] * residual, 0) / max(len(self.y) - 3, 1)
-        mean = np.einsum("hsb,hsb->b", weights, residual)
-        return self.y[i] - mean, _mixture_sd(weights, residual - mean, left / q)
-
-    def without_two(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> tuple[Array, Array]:
-        """Watts and their standard deviations (2, b) at clocks i and (2, b) at clocks j, left out together."""
-        a, d, b = self.q_diagonal[:, :, i], self.q_diagonal[:, :, j], self.q[:, :, i, j]
+    def _two(self, h: int, q: Array, i: NDArray[np.int64], j: NDArray[np.int64]) -> tuple[Array, Array, Array]:
+        """Log weights (s, b), and residuals and variances (2, s, b) at clocks i and j without both."""
+        a, d, b = self.q_diagonal[h][:, i], self.q_diagonal[h][:, j], q[:, i, j]
         det = np.maximum(a * d - b * b, 1e-300)
-        qi, qj = self.qy[:, :, i], self.qy[:, :, j]
-        ri, rj = (d * qi - b * qj) / det, (a * qj - b * qi) / det
-        rss = np.maximum(self.rss[:, :, None] - qi * ri - qj * rj, 0)
-        weights = self._weights(np.log(det), rss, len(self.y) - 2)
-        variance = rss / max(len(self.y) - 4, 1) / det
-        mean_i, mean_j = np.einsum("hsb,hsb->b", weights, ri), np.einsum("hsb,hsb->b", weights, rj)
-        sd_i = _mixture_sd(weights, ri - mean_i, variance * d)
-        sd_j = _mixture_sd(weights, rj - mean_j, variance * a)
-        return np.stack([self.y[i] - mean_i, sd_i]), np.stack([self.y[j] - mean_j, sd_j])
+        qi, qj = self.qy[h][:, i], self.qy[h][:, j]
+        residual = np.stack([d * qi - b * qj, a * qj - b * qi]) / det
+        rss = (self.qy[h] @ self.y)[:, None] - qi * residual[0] - qj * residual[1]
+        rss = np.maximum(rss, 0)
+        log = self.log_base[h][:, None] - np.log(det) / 2
+        if self.repeats.any():
+            within, log_within = self.within[h], self.log_within[h]
+            rss = rss + within.sum(1)[:, None] - within[:, i] - within[:, j]
+            log = log - (log_within.sum(1)[:, None] - log_within[:, i] - log_within[:, j])
+        freedom = self._freedom(i, j)
+        variance = np.stack([d, a]) / det * (rss / np.maximum(freedom, 1))
+        return log + self._log_likely(rss, freedom), residual, variance
+
+    def _all(self) -> tuple[Array, Array]:
+        """Log weights (h, s) of every shape given all clocks, and what is left of the squares."""
+        rss = self.rss + self.within.sum(axis=2)
+        return self.log_base - self.log_within.sum(axis=2) + self._log_likely(rss, self._freedom()), rss
+
+    def without_one(self, i: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
+        """At clocks i, each left out alone: watts (b,), what a measurement there scatters by (b,), its 95 % interval (2, b), and the
+        shapes' means (b, 4)."""
+        q = self.q_diagonal[:, :, i]
+        residual = self.qy[:, :, i] / q
+        rss = np.maximum(self.rss[:, :, None] - self.qy[:, :, i] * residual, 0)
+        log = self.log_base[:, :, None] - np.log(q) / 2
+        if self.repeats.any():
+            rss = rss + self.within.sum(axis=2)[:, :, None] - self.within[:, :, i]
+            log = log - (self.log_within.sum(axis=2)[:, :, None] - self.log_within[:, :, i])
+        freedom = self._freedom(i)
+        log = log + self._log_likely(rss, freedom)
+        watts = self.y[i] - residual
+        width = np.sqrt(rss / np.maximum(freedom, 1) / q)
+        flat = (-1, len(i))
+        weights = _normalised(log)
+        mean = np.einsum("hsb,hsb->b", weights, watts)
+        deviation = np.sqrt(np.einsum("hsb,hsb->b", weights, (watts - mean) ** 2 + width**2))
+        atoms = _atoms(weights.reshape(flat))
+        interval = _interval(
+            np.take_along_axis(watts.reshape(flat), atoms, 0),
+            np.take_along_axis(width.reshape(flat), atoms, 0),
+            freedom,
+        )
+        return mean, deviation, interval, self.shape_means(weights)
+
+    def means_of_all(self) -> Array:
+        """``shape_means`` given all clocks, (4,)."""
+        return np.asarray(self.shape_means(_normalised(self._all()[0][:, :, None]))[0])
+
+    def said(self, frequency_hz: Array) -> tuple[Array, Array]:
+        """``predict``, remembered: curve, average and interval are asked for at the same clocks."""
+        key = frequency_hz.tobytes()
+        if key not in self._said:
+            self._said = {key: self.predict(frequency_hz)}
+        return self._said[key]
 
     def predict(self, frequency_hz: Array) -> tuple[Array, Array]:
-        """Watts (m,) at clocks (m,), fitted to all clocks, and their standard deviation for a new measurement."""
-        u = (frequency_hz - self.curve.low_hz) / (self.curve.high_hz - self.curve.low_hz)
-        weights = self._single(np.zeros(1, dtype=np.int64))[:, :, 0]
+        """Watts (m,) at clocks (m,), fitted to all clocks, and the 95 % interval (2, m) of a new measurement."""
+        many = 256
+        if len(frequency_hz) > many:
+            parts = [self.predict(frequency_hz[k : k + many]) for k in range(0, len(frequency_hz), many)]
+            return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts], axis=1)
+        u = self._place(frequency_hz)
+        log, rss = self._all()
+        freedom = self._freedom()
+        weights = _normalised(log[:, :, None])[:, :, 0]
+        drawn = np.bincount(_atoms(weights.reshape(-1, 1))[:, 0], minlength=log.size).reshape(log.shape)
         # Most shapes have no weight to speak of and are not worth their algebra.
         weights = np.where(weights > 1e-10, weights, 0.0)
         weights /= weights.sum()
-        trend = self._trend(u)
-        first, second = np.zeros(len(u)), np.zeros(len(u))
-        for h, (length, noise) in enumerate(self.hyper):
-            matter = np.flatnonzero(weights[h])
+        level = self.shapes.trend(u, self.low)
+        scale = self.shapes.scale(u)
+        mean = np.zeros(len(u))
+        watts, widths = [], []
+        for h, (length, ratio) in enumerate(self.hyper):
+            matter = np.flatnonzero((weights[h] > 0) | (drawn[h] > 0))
             if not len(matter):
                 continue
-            inverse, at_points = self.kernel_inverse[h], self.trend[matter]
+            inverse, at_points = self.inverse[h], self.scaled_trend[matter]
             weighted = inverse @ at_points
             gram = at_points.transpose(0, 2, 1) @ weighted
-            cross = _matern(u[:, None] - self.u[None, :], length)
+            cross = _matern(u[:, None] - self.u[None, :], length) if length else np.zeros((len(u), len(self.u)))
             plain = cross @ inverse
-            off = trend[matter] - plain @ at_points  # (s, m, 2)
+            here = scale[matter]
+            trend = np.stack([1 / here, level[matter] / here], axis=2)
+            off = trend - plain @ at_points  # (s, m, 2)
             projected = off @ np.linalg.inv(gram)
-            full = (projected @ weighted.transpose(0, 2, 1) + plain) @ self.y
-            variance = 1 - np.einsum("mn,mn->m", plain, cross) + np.einsum("smk,smk->sm", projected, off)
-            variance = np.maximum(variance, 0) + noise * (full / self.level_w) ** 2
-            scale = self.rss[h, matter] / max(len(self.y) - 2, 1)
-            w = weights[h, matter]
-            first += w @ full
-            second += w @ (full**2 + scale[:, None] * variance)
-        return first, np.sqrt(np.maximum(second - first**2, 0))
+            full = here * np.einsum(
+                "smn,sn->sm", projected @ weighted.transpose(0, 2, 1) + plain, self.scaled_y[matter]
+            )
+            mean += weights[h, matter] @ full
+            some = np.flatnonzero(drawn[h, matter])
+            if len(some):
+                variance = (1.0 if length else 0.0) - np.einsum("mn,mn->m", plain, cross)
+                variance = variance + np.einsum("smk,smk->sm", projected[some], off[some])
+                noise = ratio * (full[some] / self.level_w) ** 2
+                rate = rss[h, matter[some]] / np.maximum(freedom, 1)
+                width = np.sqrt(rate[:, None] * (np.maximum(variance, 0) + noise)) * here[some]
+                times = drawn[h, matter[some]]
+                watts.append(np.repeat(full[some], times, axis=0))
+                widths.append(np.repeat(width, times, axis=0))
+        return mean, _interval(np.concatenate(watts), np.concatenate(widths), freedom)
 
-    def shape_means(self, rows: NDArray[np.int64]) -> Array:
-        """Posterior means (b, 5): ridge and ceiling in Hz, rise of V over the domain, length in Hz, noise ratio."""
-        weights = self._single(rows)
+    def shape_means(self, weights: Array) -> Array:
+        """Posterior means (b, 4) under weights (h, s, b): ridge and ceiling in Hz and the rise of V over the domain (of
+        the shapes that have them), and the share of the plain powers."""
         span = self.curve.high_hz - self.curve.low_hz
-        by_shape, by_hyper = weights.sum(axis=0), weights.sum(axis=1)
-        shape = by_shape.T @ self.shapes
-        hyper = by_hyper.T @ np.array(self.hyper)
-        clock = self.curve.low_hz + span * shape[:, :2]
-        return np.column_stack([clock, shape[:, 2], hyper[:, 0] * span, hyper[:, 1]])
+        by_shape = weights.sum(axis=0)
+        ridged = self.shapes.exponent == 0
+        share = by_shape[ridged].sum(axis=0)
+        table = np.column_stack([self.shapes.ridge, self.shapes.ceiling, self.shapes.rise])[ridged]
+        means = (by_shape[ridged].T @ table) / np.maximum(share, 1e-300)[:, None]
+        clock = self.curve.low_hz + span * means[:, :2]
+        return np.column_stack([clock, means[:, 2], 1 - share])
 
 
-def _mixture_sd(weights: Array, offset: Array, variance: Array) -> Array:
-    """Standard deviation (b,) of a mixture (h, s, b) whose parts lie ``offset`` from its mean."""
-    return np.asarray(np.sqrt(np.einsum("hsb,hsb->b", weights, offset**2 + variance)))
+class _Streamed:
+    """Means and deviations (2, b) of residuals over shapes that come in portions, with weights known only up to a common factor."""
+
+    def __init__(self, count: int) -> None:
+        self.top = np.full(count, -np.inf)
+        self.sums = np.zeros((5, count))
+
+    def add(self, log: Array, residual: Array, variance: Array) -> None:
+        top = np.maximum(self.top, log.max(axis=0))
+        weight = np.exp(log - top)
+        portion = [
+            weight.sum(axis=0)[None],
+            np.einsum("sb,ksb->kb", weight, residual),
+            np.einsum("sb,ksb->kb", weight, residual**2 + variance),
+        ]
+        self.sums = self.sums * np.exp(self.top - top) + np.concatenate(portion)
+        self.top = top
+
+    def moments(self) -> tuple[Array, Array]:
+        mean = self.sums[1:3] / self.sums[0]
+        return mean, np.sqrt(np.maximum(self.sums[3:5] / self.sums[0] - mean**2, 0))
+
+
+def _normalised(log: Array) -> Array:
+    weight = np.exp(log - log.max(axis=(0, 1)))
+    return np.asarray(weight / weight.sum(axis=(0, 1)))
+
+
+def _atoms(weights: Array) -> NDArray[np.int64]:
+    """Rows (_ATOMS, b) of a mixture with weights (k, b), each as often as its weight says: evenly spaced steps of the running sum."""
+    running = np.cumsum(weights, axis=0)
+    steps = (np.arange(_ATOMS) + 0.5) / _ATOMS
+    columns = [np.searchsorted(running[:, b], steps * running[-1, b]) for b in range(weights.shape[1])]
+    return np.stack(columns, axis=1) if columns else np.zeros((_ATOMS, 0), dtype=np.int64)
+
+
+def _interval(watts: Array, width: Array, freedom: NDArray[np.int64]) -> Array:
+    """2.5 % and 97.5 % quantiles (2, b) of an even mixture (k, b) of Student's t around ``watts`` with scale ``width``."""
+    from scipy.special import gammaln, stdtr, stdtrit
+
+    freedom = np.maximum(freedom, 1).astype(float)
+    width = width + 1e-9 * np.abs(watts) + 1e-300
+    reach = stdtrit(freedom, 0.975)
+    peak = np.exp(gammaln((freedom + 1) / 2) - gammaln(freedom / 2)) / np.sqrt(freedom * np.pi)
+    edges = []
+    for sign in (-1.0, 1.0):
+        each = watts + sign * reach * width
+        # Every part holds its own quantile, so the mixture's lies between the least and the greatest of them.
+        low, high = each.min(axis=0), each.max(axis=0)
+        at = np.quantile(each, 0.5 + 0.25 * sign, axis=0)
+        for _ in range(12):
+            z = (at - watts) / width
+            missing = stdtr(freedom, z).mean(axis=0) - (0.5 + 0.475 * sign)
+            if np.abs(missing).max(initial=0.0) < 1e-5:
+                break
+            low, high = np.where(missing < 0, at, low), np.where(missing < 0, high, at)
+            density = peak * ((1 + z * z / freedom) ** (-(freedom + 1) / 2) / width).mean(axis=0)
+            with np.errstate(all="ignore"):
+                step = at - missing / density
+            at = np.where((step > low) & (step < high), step, (low + high) / 2)
+        edges.append(at)
+    return np.stack(edges)
 
 
 def _matern(distance: Array, length: float) -> Array:

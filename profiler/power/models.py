@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.power.curve import Array, CrossFit, Curve, PowerModel, left_out
-from profiler.power.kriged import Kriged
+from profiler.power.kriged import PLAIN, Kriged
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Parametric laws: P = P0 + c g(x; theta)
@@ -383,13 +383,14 @@ class Monotone:
 
 @dataclass(frozen=True)
 class Average:
-    """Average of ``members``, each weighted by one over its mean squared relative leave-one-clock-out error.
+    """Average of ``members``, each weighted by its ``prior`` over its mean squared relative leave-one-clock-out error.
 
     Nested: the weights used at a left-out clock i come from errors of fits that had never seen clock i. So ``loo_w`` is exactly
     what the average would have said had clock i not been measured. In ``pair_w[i, j]`` the weights are those without i.
     """
 
     members: Sequence[PowerModel]
+    prior: Sequence[float]
     name: str = "auto"
     summary: str = "average by weights that fall with the leave-one-clock-out error"
     minimum_clocks: int = 2
@@ -405,14 +406,14 @@ class Average:
         """As ``cross_fit``, from fits of the members (by name) that exist already; others are ignored."""
         n = len(curve)
         able = [m for m in self.members if n >= m.minimum_clocks]
+        prior = np.array([p for m, p in zip(self.members, self.prior, strict=True) if n >= m.minimum_clocks])
         loo = np.stack([fits[m.name].loo_w for m in able])
         pair = np.stack([fits[m.name].pair_w for m in able])
-        full_weights = self._weights(loo, curve)
         weights = np.empty((len(able), 1 + n))
-        weights[:, 0] = full_weights
+        weights[:, 0] = self._weights(loo, curve, prior)
         for i in range(n):
             others = np.delete(np.arange(n), i)
-            weights[:, 1 + i] = self._weights(pair[:, i, others], curve, others)
+            weights[:, 1 + i] = self._weights(pair[:, i, others], curve, prior, others)
             # A member that n - 1 clocks cannot carry has no say without clock i.
             for k, m in enumerate(able):
                 if n - 1 < m.minimum_clocks:
@@ -429,16 +430,16 @@ class Average:
         return CrossFit(averaged_loo, averaged_pair, whole, parameters, dict.fromkeys(parameters, (0.0, 1.0)))
 
     @staticmethod
-    def _weights(predicted: Array, curve: Curve, clocks: NDArray[np.int64] | None = None) -> Array:
-        """Weights (members,) from left-out predictions (members, k) at ``clocks``; equal ones where there are no errors."""
+    def _weights(predicted: Array, curve: Curve, prior: Array, clocks: NDArray[np.int64] | None = None) -> Array:
+        """Weights (members,) from left-out predictions (members, k) at ``clocks``; the prior's where there are no errors."""
         clocks = np.arange(len(curve)) if clocks is None else clocks
         error = curve.weight[clocks] * (predicted - curve.target_w[clocks]) ** 2
         known = np.isfinite(error).all(axis=1) if error.shape[1] else np.zeros(len(error), dtype=bool)
         if not known.any():
-            return np.full(len(error), 1 / len(error))
+            return np.asarray(prior / prior.sum())
         squares = np.where(known, error.sum(axis=1) / curve.rows[clocks].sum(), np.inf)
         # Below one part in a million of the watts, models that are all exact share the weight.
-        inverse = 1 / (squares + 1e-12)
+        inverse = prior / (squares + 1e-12)
         return np.asarray(inverse / inverse.sum())
 
 
@@ -476,7 +477,8 @@ SOFT_RIDGE = Law(
 )
 MONOTONE = Monotone()
 KRIGED = Kriged()
-AUTO = Average(members=(RIDGE, KRIGED, MONOTONE))
+# The plain laws are seldom right on a chip, whose voltage has a floor, and then all by themselves; the kriged law is many laws.
+AUTO = Average(members=(RIDGE, KRIGED, MONOTONE, AFFINE_CUBIC, POWER_LAW), prior=(1.0, 2.0, 1.0, PLAIN, PLAIN))
 
 MODELS: dict[str, PowerModel] = {
     model.name: model for model in (CUBIC, AFFINE_CUBIC, POWER_LAW, RIDGE, SOFT_RIDGE, MONOTONE, KRIGED, AUTO)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.power.curve import Array
-from profiler.profile import BadInput, Profile, Provenance, printable
+from profiler.profile import BadInput, PowerPoint, Profile, Provenance, printable
 from profiler.store import read_bytes
 
 LOWEST_W = 1e-6
@@ -27,7 +28,7 @@ _LOWEST_MHZ, _HIGHEST_MHZ = 5.0, 20_000.0
 class Sweep:
     """Rows of one (device, workload): clocks in Hz and watts, both (rows,). ``source`` is the file they come from.
 
-    ``capped`` marks rows measured at the power cap. ``domain_hz`` are the lowest and highest clock of the device and
+    ``capped`` marks rows measured at the power cap; without ``marked`` nobody has looked for one. ``domain_hz`` are the lowest and highest clock of the device and
     ``supported_hz`` the clocks it can be set to, where they are known. ``provenance`` is that of the watts.
     """
 
@@ -41,6 +42,7 @@ class Sweep:
     domain_hz: tuple[float, float] | None = None
     supported_hz: tuple[float, ...] = ()
     provenance: Provenance = "measured"
+    marked: bool = True
 
     @property
     def title(self) -> str:
@@ -93,6 +95,7 @@ def read_csv(path: Path | str) -> list[Sweep]:
             frequency_hz=np.array(rows["mhz"]) * 1e6,
             power_w=np.array(rows["watts"]),
             capped=np.zeros(len(rows["mhz"]), dtype=bool),
+            marked=False,
         )
         for (device, workload), rows in groups.items()
     ]
@@ -155,6 +158,7 @@ def sweep_of_profile(profile: Profile, source: str | None = None) -> Sweep:
             raise BadInput(
                 f"{where}: power.points[{k}].power_w is 0, expected watts above 0 (a sensor that is not there?)"
             )
+    _refuse_what_was_not_set(profile, points, where)
     clocks = profile.hardware.clocks
     return Sweep(
         source=where,
@@ -168,3 +172,45 @@ def sweep_of_profile(profile: Profile, source: str | None = None) -> Sweep:
         supported_hz=tuple(clocks.supported_hz) if clocks else (),
         provenance=profile.power.root,
     )
+
+
+_HELD = 0.02  # what moves by less than this over a sweep has not moved
+_ASKED = 0.1  # clocks asked for that differ by more than this are meant to differ
+
+
+def _refuse_what_was_not_set(profile: Profile, points: Sequence[PowerPoint], where: str) -> None:
+    """Raise BadInput where the clocks asked for are not those that ran: no curve can be told from such points."""
+    asked = np.array([point.requested_hz or point.frequency_hz for point in points])
+    if len(points) < 2 or _range(asked) < _ASKED:
+        return
+    ran = np.array([point.frequency_hz for point in points])
+    capped = np.array([point.capped for point in points])
+    said = f"{asked.min() / 1e6:.0f} to {asked.max() / 1e6:.0f} MHz"
+    if capped.all():
+        raise BadInput(
+            f"{where}: power.points: all {len(points)} lie at the power cap, expected at least 2 clocks below it (lower clocks, or a"
+            " higher cap)"
+        )
+    free = ~capped
+    if _range(asked[free]) > _ASKED and _range(ran[free]) < _HELD:
+        raise BadInput(
+            f"{where}: power.points: {said} were asked for, and the clock measured stayed at {np.median(ran) / 1e6:.0f} MHz; expected"
+            " measured clocks that follow: the lock did not take (a permission, another program, a power mode)"
+        )
+    steps = {
+        timing.requested_hz or timing.frequency_hz: timing.step.median_s
+        for timing in profile.timings
+        if timing.step is not None and (timing.requested_hz or timing.frequency_hz)
+    }
+    seconds = np.array([steps[hz] for hz in asked[free] if hz in steps])
+    watts = np.array([point.power_w for point in points])[free]
+    timed = np.array([hz for hz in asked[free] if hz in steps])
+    if _range(timed) > _ASKED and _range(watts) < _HELD and _range(seconds) < _HELD:
+        raise BadInput(
+            f"{where}: {said} were set, and neither the watts ({watts.min():.1f} to {watts.max():.1f} W) nor the step times"
+            f" ({seconds.min():.4g} to {seconds.max():.4g} s) changed; expected one of them to move with the clock: the lock did not take"
+        )
+
+
+def _range(values: Array) -> float:
+    return float((values.max() - values.min()) / values.max()) if len(values) else 0.0
