@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from profiler.profile import BadInput, Block, Profile, TimeLaw, printable
+from profiler.profile import BadInput, Block, PowerBlock, Profile, TimeLaw, printable
 from profiler.units import data_size, quantity
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ def show(profile: Profile, console: Console | None = None) -> None:
             + (", gradient checkpointing" if work.gradient_checkpointing else "")
         )
     )
+    under = [*hardware.conditions.items(), *hardware.software.items()]
+    if under:
+        out.print(plain("  under " + "; ".join(f"{name} {value}" for name, value in under)), style="dim")
     out.print(_segments(profile))
     for line in _steps(profile):
         out.print(line, highlight=False, markup=False)
@@ -73,8 +76,9 @@ def show(profile: Profile, console: Console | None = None) -> None:
             markup=False,
         )
     power = _power(profile)
-    if power is not None:
+    if power is not None and profile.power is not None:
         out.print(power)
+        out.print(plain(_facts(profile.power)))
     for warning in profile.warnings:
         out.print(plain(f"note: {warning}"))
 
@@ -216,18 +220,36 @@ def _power(profile: Profile) -> Table | None:
         if fit
         else "; no fit yet: card-profile fit-power)"
     )
-    table = _table(title, "clock", "watts", "fit, 95 % interval", "state")
+    table = _table(title, "asked for", "ran at", "watts", "heat", "fit, 95 % interval", "state")
     predictions = {p.frequency_hz: p for p in fit.predictions} if fit else {}
-    for point in sorted(power.points, key=lambda p: p.frequency_hz):
+    for point in sorted(power.points, key=lambda p: p.requested_hz or p.frequency_hz):
         state = "power cap" if point.capped else "throttled" if point.throttled else point.stopped_by
-        known = predictions.get(point.frequency_hz)
+        known = predictions.get(point.requested_hz or point.frequency_hz) or predictions.get(point.frequency_hz)
         table.add_row(
+            quantity(point.requested_hz, "Hz", 4) if point.requested_hz is not None else "-",
             quantity(point.frequency_hz, "Hz", 4),
             f"{point.power_w:.2f} W" + (f" ± {point.ci95_w:.2f}" if point.ci95_w is not None else ""),
+            f"{point.temperature_c:.0f} C" if point.temperature_c is not None else "-",
             f"{known.power_w:.2f} W ({known.low_w:.2f} to {known.high_w:.2f})" if known else "-",
             plain(state),
         )
     return table
+
+
+def _facts(power: PowerBlock) -> str:
+    """What else the sweep found, in one line: rest, the two methods' verdict, drift."""
+    facts = [f"load: {power.load}"]
+    if power.idle_w is not None:
+        facts.append(f"at rest {power.idle_w:.2f} W")
+    judged = [point.agreement for point in power.points if point.agreement is not None]
+    if judged:
+        agreed = judged.count("agree")
+        facts.append(f"energy counter and power sensor agree at {agreed} of {len(judged)} clocks")
+    first = next((p for p in power.points if power.repeated and p.requested_hz == power.repeated.requested_hz), None)
+    if power.repeated is not None and first is not None and first.power_w > 0:
+        drift_pct = 100 * (power.repeated.power_w / first.power_w - 1)
+        facts.append(f"{quantity(first.frequency_hz, 'Hz', 4)} again at the end: {drift_pct:+.1f} %")
+    return "; ".join(facts)
 
 
 def draw(profile: Profile, folder: Path) -> list[Path]:
