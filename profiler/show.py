@@ -150,15 +150,15 @@ def _times(profile: Profile) -> Table | None:
     if fit is None:
         return None
     table = _table(
-        f"Times against the clock f, a + b/f ({mark(fit)}, {len(fit.clocks_hz)} clocks; of like segments the median; errors at clocks "
-        "left out of the fit)",
+        f"Times against the clock f ({mark(fit)}, {len(fit.clocks_hz)} clocks): a + b/f, b in cycles; how far that law and the "
+        "curve that is used are off at clocks left out, and the curve's 95 % interval; of like segments the median",
         "segment",
         "a",
-        "b, cycles",
+        "b",
         "delta_eff",
-        "a + b/f off",
+        "law off",
         "curve off",
-        "95 % within",
+        "±",
     )
     rows: dict[tuple[str, str], list[TimeLaw]] = {}
     for segment, laws in zip(profile.segments, fit.segments, strict=True):
@@ -220,17 +220,20 @@ def _power(profile: Profile) -> Table | None:
         if fit
         else "; no fit yet: card-profile fit-power)"
     )
-    table = _table(title, "asked for", "ran at", "watts", "heat", "fit, 95 % interval", "state")
+    table = _table(title, "asked, MHz", "ran", "watts", "±", "deg C", "fit", "95 % interval", "state")
     predictions = {p.frequency_hz: p for p in fit.predictions} if fit else {}
     for point in sorted(power.points, key=lambda p: p.requested_hz or p.frequency_hz):
-        state = "power cap" if point.capped else "throttled" if point.throttled else point.stopped_by
+        # Why sampling ended, in its first words; the profile has them all.
+        state = "power cap" if point.capped else "throttled" if point.throttled else point.stopped_by.partition(",")[0]
         known = predictions.get(point.requested_hz or point.frequency_hz) or predictions.get(point.frequency_hz)
         table.add_row(
-            quantity(point.requested_hz, "Hz", 4) if point.requested_hz is not None else "-",
-            quantity(point.frequency_hz, "Hz", 4),
-            f"{point.power_w:.2f} W" + (f" ± {point.ci95_w:.2f}" if point.ci95_w is not None else ""),
-            f"{point.temperature_c:.0f} C" if point.temperature_c is not None else "-",
-            f"{known.power_w:.2f} W ({known.low_w:.2f} to {known.high_w:.2f})" if known else "-",
+            f"{point.requested_hz / 1e6:g}" if point.requested_hz is not None else "-",
+            f"{point.frequency_hz / 1e6:.0f}",
+            f"{point.power_w:.2f}",
+            f"{point.ci95_w:.2f}" if point.ci95_w is not None else "-",
+            f"{point.temperature_c:.0f}" if point.temperature_c is not None else "-",
+            f"{known.power_w:.2f}" if known else "-",
+            f"{known.low_w:.2f}-{known.high_w:.2f}" if known else "-",
             plain(state),
         )
     return table
