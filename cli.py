@@ -445,8 +445,23 @@ def _say(command: str, text: str) -> None:
     print(f"{command}: {printable(' '.join(text.split()))}", file=sys.stderr)
 
 
+def _ignore_signals() -> None:
+    """What is left to do takes no time, and a second stop in it must change neither the message nor the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _main(app: typer.Typer, command: str) -> int:
     _catch_signals()
+    try:
+        return _run(app, command)
+    except KeyboardInterrupt:  # a second stop, at the moment at which the first was told of
+        return 130
+    finally:
+        _ignore_signals()
+
+
+def _run(app: typer.Typer, command: str) -> int:
     try:
         result = app(standalone_mode=False, prog_name=command)
         sys.stdout.flush()
@@ -464,6 +479,7 @@ def _main(app: typer.Typer, command: str) -> int:
 
 def _stopped(command: str) -> int:
     # Nothing is imported here: the stop may have come in the middle of an import.
+    _ignore_signals()
     print(f"{command}: stopped", file=sys.stderr)
     return 130
 
