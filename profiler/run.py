@@ -35,6 +35,7 @@ from profiler.profile import (
     CutSizes,
     Document,
     FlopsBlock,
+    Hardware,
     MemoryBlock,
     MemoryCheck,
     MissingHardware,
@@ -192,7 +193,7 @@ class _Measurement:
                 f"{len(flops.disagreements)} FLOP counts differ from the formula by more than 1 % "
                 f"(the first by {100 * flops.disagreements[0].relative:+.1f} %): see flops.disagreements"
             )
-        hardware = self.device.describe()
+        hardware = _trained_at(self.device.describe(), timings, power.points if power is not None else [])
         conditions = {**hardware.conditions, **self._second_opinion}
         if timings and self.device.torch_device == "cpu":
             conditions["memory while timing"] = "kept by the process, not given back to the system between steps"
@@ -494,6 +495,21 @@ class _Measurement:
                 self.device.wait(0.1)
 
             yield wait
+
+
+def _trained_at(hardware: Hardware, timings: Sequence[Timing], points: Sequence[PowerPoint]) -> Hardware:
+    """The clock at which a GPU trains: what a load ran at by itself, else the highest that was held. At rest it says nothing."""
+    seen = [(row.frequency_hz, row.requested_hz) for row in timings] + [
+        (p.frequency_hz, p.requested_hz) for p in points
+    ]
+    held = [hz for hz, requested_hz in seen if hz is not None and requested_hz is not None]
+    by_itself = [hz for hz, requested_hz in seen if hz is not None and requested_hz is None]
+    if hardware.kind != "cuda" or hardware.clocks is None or not (held or by_itself):
+        return hardware
+    how = "which it ran at by itself under load" if by_itself else "the highest that ran under load"
+    operating_hz = max(by_itself or held)
+    clocks = hardware.clocks.model_copy(update={"operating_hz": operating_hz, "note": f"operating: {how}"})
+    return hardware.model_copy(update={"clocks": clocks})
 
 
 def _told(point: PowerPoint) -> str:

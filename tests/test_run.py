@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from profiler import run as run_module
-from profiler.profile import BadInput
+from profiler.profile import BadInput, Clocks, Hardware, Timing
 from profiler.run import RunRequest, run
 from profiler.show import show
 from profiler.workload.model import WorkloadSpec
@@ -167,6 +167,31 @@ def test_words_in_a_profile_are_neither_markup_nor_commands_to_the_terminal() ->
     assert "\x1b" not in text
 
 
+# ------------------------------------------------------------------------------------- the clock at which a GPU trains
+
+
+def timed(frequency_hz: float, requested_hz: float | None) -> Timing:
+    return Timing(provenance="measured", frequency_hz=frequency_hz, requested_hz=requested_hz, segments=[])
+
+
+@pytest.mark.parametrize(
+    ("timings", "trains_at_hz"),
+    [
+        ([timed(3e8, 3e8), timed(1.29e9, 1.3e9)], 1.29e9),  # held at each in turn: the highest that ran
+        ([timed(1.1e9, None)], 1.1e9),  # nothing was held
+        ([], 3.06e8),
+    ],
+)
+def test_a_gpu_trains_at_the_clock_of_its_load_and_not_at_the_one_it_rests_at(
+    timings: list[Timing], trains_at_hz: float
+) -> None:
+    at_rest = Clocks(provenance="measured", min_hz=3.06e8, max_hz=1.3e9, operating_hz=3.06e8)
+    hardware = Hardware(provenance="measured", kind="cuda", description="a board", clocks=at_rest)
+    clocks = run_module._trained_at(hardware, timings, []).clocks
+    assert clocks is not None
+    assert clocks.operating_hz == trains_at_hz
+
+
 # ------------------------------------------------------------------------------------------------------------ stopped
 
 
@@ -199,6 +224,21 @@ def test_a_stop_that_arrives_in_a_destructor_is_not_lost() -> None:
     assert stopped_by(dying) == "stopped"
 
 
+@pytest.mark.parametrize("moment", ["atexit.register(stop)", "atexit.register(lambda: D())"])
+def test_a_second_stop_changes_neither_the_message_nor_the_exit_code(moment: str) -> None:
+    program = (
+        "import atexit, os, signal, sys, time, cli\n"
+        "def stop(*_, **__):\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.05)\n"
+        "class D:\n    __del__ = stop\n"
+        f"{moment}\nsys.exit(cli._main(stop, 'card-profile'))\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert (process.returncode, process.stderr) == (130, "card-profile: stopped\n")
+
+
 def test_an_error_that_a_library_made_of_the_stop_counts_as_the_stop(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,7 +248,8 @@ def test_an_error_that_a_library_made_of_the_stop_counts_as_the_stop(
         monkeypatch.setattr(cli, "_stopping", True)
         raise ImportError("numpy was interrupted")
 
-    monkeypatch.setattr(cli, "_catch_signals", lambda: None)
+    for name in ("_catch_signals", "_ignore_signals"):
+        monkeypatch.setattr(cli, name, lambda: None)
     assert cli._main(app, "card-profile") == 130  # type: ignore[arg-type]
     assert capsys.readouterr().err == "card-profile: stopped\n"
 

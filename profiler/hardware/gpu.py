@@ -96,9 +96,11 @@ def open_board(board: Board) -> GpuDevice:
     """The real board ``board`` if it is in this machine. Raises MissingHardware, which names the emulated one."""
     here = gpus()
     for device in here:
-        if device.board is not None and device.board.name == board.name:
+        # A board in its faster power mode is the same board, whose entry of the catalog has other clocks.
+        if device.board is not None and device.board.name in (board.name, f"{board.name}-super"):
             return device
-    found = f"which has {', '.join(device.given_name for device in here)}" if here else why_no_gpu()
+    names = [f"{d.given_name} (--device {d.board.name})" if d.board is not None else d.given_name for d in here]
+    found = f"which has {', '.join(names)}" if here else why_no_gpu()
     raise MissingHardware(
         f"--device {board.name}: no {board.description} in this machine{', ' if here else ': '}{found}; "
         f"run on the board itself, or simulate it with --device emulated:{board.name}"
@@ -197,16 +199,18 @@ class GpuDevice:
     def describe(self) -> Hardware:
         instruments, now = self._instruments, self.current_hz()
         supported = sorted(instruments.supported_hz()) if instruments is not None else []
+        # A GPU whose supply is switched off at rest tells no clock, and has its range all the same.
+        top_hz = supported[-1] if supported else now
         clocks = None
-        if now is not None and now >= 1e6:
+        if top_hz is not None:
+            note = "operating: the highest, which a load gets where nothing holds it" if supported else "the clock now"
             clocks = Clocks(
                 provenance="measured",
-                note="operating: the clock when this was read"
-                + ("" if self.clocks is not None else "; it cannot be set here"),
+                note=note + ("" if self.clocks is not None else "; it cannot be set here"),
                 supported_hz=supported,
-                min_hz=supported[0] if supported else now,
-                max_hz=supported[-1] if supported else now,
-                operating_hz=now,
+                min_hz=supported[0] if supported else top_hz,
+                max_hz=top_hz,
+                operating_hz=top_hz,
             )
         memory = instruments.memory_bytes() if instruments is not None else None
         if memory is None and self._cuda is not None:

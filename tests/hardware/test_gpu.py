@@ -12,6 +12,7 @@ import torch
 
 from profiler.hardware import BadInput, MissingHardware, list_devices, open_device
 from tests.rigs.nvml import Rig, ada, volta, why_no_rig
+from tests.rigs.sysfs import build
 
 
 @pytest.fixture
@@ -140,3 +141,24 @@ def test_a_jetson_is_named_by_its_device_tree_and_shares_its_memory(
     assert hardware.clocks is not None
     assert hardware.clocks.supported_hz == [306e6, 612e6, 1300.5e6]
     assert "power monitor" in device.absent.reasons["power"]
+
+
+def test_a_board_is_found_by_its_plain_name_in_its_faster_power_mode_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build(tmp_path, "orin-nano-jp6")
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(tmp_path))
+    assert open_device("orin-nano").name == open_device("orin-nano-super").name == "orin-nano-super"
+    with pytest.raises(MissingHardware, match=r"which has .*\(--device orin-nano-super\)"):
+        open_device("orin-nx")
+
+
+def test_a_gpu_whose_supply_is_off_at_rest_keeps_its_range_of_clocks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build(tmp_path, "orin-nano-jp6")
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(tmp_path))
+    (tmp_path / "sys/class/devfreq/17000000.gpu/cur_freq").write_text("0\n")
+    clocks = open_device("orin-nano").describe().clocks
+    assert clocks is not None
+    assert (clocks.min_hz, clocks.max_hz) == (306e6, 1020e6)
