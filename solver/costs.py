@@ -85,19 +85,20 @@ class ServerPower:
 class ClockMap:
     """From the clock that is requested to the one that the machine then runs at, where the two were seen to differ.
 
-    A lock is a request: a power cap or heat holds the clock below it. ``ratio`` (K,) is measured over requested at
-    ``requested_hz`` (K,), linear between.
+    A lock is a request: a power cap or heat holds the clock below it. ``reached_hz`` (K,) were measured at ``requested_hz`` (K,),
+    linear between; beyond the ends a request and what it reaches keep their ratio.
     """
 
     requested_hz: Floats
-    ratio: Floats
+    reached_hz: Floats
 
     def reached(self, requested_hz: Any) -> Floats:
         """The clocks in Hz that requests in Hz lead to."""
         request = np.asarray(requested_hz, dtype=float)
         if len(self.requested_hz) == 0:
             return request
-        reached: Floats = request * np.interp(request, self.requested_hz, self.ratio)
+        inside = np.clip(request, self.requested_hz[0], self.requested_hz[-1])
+        reached: Floats = np.interp(inside, self.requested_hz, self.reached_hz) * (request / inside)
         return reached
 
 
@@ -617,6 +618,10 @@ def _power(server: Profile, lowest_hz: float, highest_hz: float) -> tuple[Server
     return ServerPower.table(hz, [row.power_w for row in fit.predictions]), listed
 
 
+_HELD = 0.99
+"""A clock that falls short of its request by more, beside the one before it, is held; locks are off by less."""
+
+
 def _clock_map(server: Profile) -> ClockMap:
     pairs: dict[float, list[float]] = {}
     for timing in server.timings:
@@ -627,5 +632,12 @@ def _clock_map(server: Profile) -> ClockMap:
             pairs.setdefault(point.requested_hz, []).append(point.frequency_hz)
     if all(found == asked for asked, many in pairs.items() for found in many):
         return NO_MAP
-    asked = np.array(sorted(pairs))
-    return ClockMap(asked, np.array([float(np.mean(pairs[a])) / a for a in asked]))
+    knots = [(asked, float(np.mean(pairs[asked]))) for asked in sorted(pairs)]
+    corners = []
+    for (asked, reached), (above, held) in itertools.pairwise(knots):
+        # A cap or heat holds every request above some clock at that clock: the corner lies where it is first reached.
+        corner = held * asked / reached
+        if held < _HELD * above * reached / asked and asked < corner < above:
+            corners.append((corner, held))
+    requested, found = zip(*sorted(knots + corners), strict=True)
+    return ClockMap(np.array(requested), np.array(found))

@@ -181,6 +181,20 @@ def test_a_capped_clock_is_priced_at_the_clock_that_was_reached_and_requested_at
     assert row["delay_s"] == pytest.approx(float(at(answer(server, make_profile("dev")), 2, 1.6e9).delay_s))
 
 
+def test_every_request_above_the_crossing_of_the_cap_runs_at_the_crossing() -> None:
+    server = make_profile("srv", "server")
+    assert server.power is not None
+    points = [
+        PowerPoint(frequency_hz=f, requested_hz=r, power_w=50, samples=9, seconds_s=9, stopped_by="steady")
+        for r, f in ((0.5e9, 0.5e9), (1.2e9, 1.2e9), (2e9, 1.6e9))
+    ]
+    capped = server.model_copy(update={"power": server.power.model_copy(update={"points": points})})
+    plain, held = answer(server, make_profile("dev")), answer(capped, make_profile("dev"))
+    # Between 1.2 GHz, which ran as asked, and 2 GHz, which ran at 1.6, the clock follows up to 1.6 and stays there.
+    for asked_hz, runs_hz in ((1.4e9, 1.4e9), (1.6e9, 1.6e9), (1.8e9, 1.6e9), (1.99e9, 1.6e9)):
+        assert float(at(held, 2, asked_hz).delay_s) == pytest.approx(float(at(plain, 2, runs_hz).delay_s))
+
+
 def test_without_a_table_of_watts_the_profile_model_falls_back_to_the_cubic_law() -> None:
     fit = PowerFit(provenance="fitted", basis="measured", selected="cubic", xi_w_per_hz3=1e-26)
     costs = at(answer(make_profile("srv", "server", power_fit=fit), make_profile("dev")), 1, 2e9)
