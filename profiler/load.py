@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,18 +19,29 @@ from profiler.profile import BadInput
 _PR_SET_PDEATHSIG = 1
 
 
-@contextlib.contextmanager
-def running(command: str) -> Iterator[Callable[[], None]]:
-    """Run ``command`` (no shell) as long as the body lasts; the value checks that it still runs, and raises BadInput if not.
-
-    Whatever it starts ends with it, and it ends when this process is killed.
-    """
+def program_of(command: str) -> list[str]:
+    """The words of ``command`` as a shell would split them. Raises BadInput where they name no program that can be started."""
     try:
         words = shlex.split(command)
     except ValueError as error:
         raise BadInput(f"--load-command {command!r}: {error}") from None
     if not words:
         raise BadInput("--load-command: expected a command")
+    if shutil.which(words[0]) is None:
+        raise BadInput(
+            f"--load-command {command!r}: cannot be started: there is no program {words[0]!r}; expected one on the "
+            "PATH or with its folder (a shell's line: sh -c '...')"
+        )
+    return words
+
+
+@contextlib.contextmanager
+def running(command: str) -> Iterator[Callable[[], None]]:
+    """Run ``command`` (no shell) as long as the body lasts; the value checks that it still runs, and raises BadInput if not.
+
+    Whatever it starts ends with it, and it ends when this process is killed.
+    """
+    words = program_of(command)
     with tempfile.TemporaryFile() as complaints:
         try:
             process = subprocess.Popen(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from profiler import __version__
 from profiler.hardware import open_device
 from profiler.hardware.device import Device
+from profiler.load import program_of
 from profiler.power.sweep import ClockChoice, choose_clocks
 from profiler.profile import BadInput, MissingHardware, Role
 
@@ -77,7 +78,9 @@ class Plan:
 
 def make_plan(request: RunRequest) -> Plan:
     """Open the device and settle the rest. Raises BadInput naming the option, MissingHardware where something is not there."""
-    device = open_device(request.device)
+    if request.load_command is not None:
+        program_of(request.load_command)
+    device = open_device(request.device, timed=request.load_command is None)
     role = _role(request.role, device)
     measures = _measures(request, device)
     return Plan(request, device, role, measures, _clocks(request, device, measures), _output(request.output, device))

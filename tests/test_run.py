@@ -31,6 +31,12 @@ def test_a_command_as_load_is_refused_on_an_emulated_device_at_once() -> None:
         run(RunRequest("emulated:orin-nano", TINY, load_command="true"))
 
 
+@pytest.mark.parametrize("command", ["", "'", "/no/such/program"])
+def test_a_load_that_is_no_program_is_refused_before_the_device_is_looked_for(command: str) -> None:
+    with pytest.raises(BadInput, match="--load-command"):
+        run(RunRequest("nvml:99", TINY, measure=("power",), load_command=command))
+
+
 @pytest.mark.parametrize("name", ["file/profile.json", "file/below/profile.json", "x" * 300 + ".json"])
 def test_an_output_that_cannot_be_written_is_refused_before_measuring(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("not a folder")

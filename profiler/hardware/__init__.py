@@ -22,10 +22,11 @@ class Found:
     missing: dict[str, str] = field(default_factory=dict)
 
 
-def open_device(name: str) -> Device:
+def open_device(name: str, *, timed: bool = True) -> Device:
     """Open the device of that name: ``cpu``, ``auto``, a board of the catalog, ``nvml:INDEX``, ``nvml:UUID`` or ``emulated:BOARD``.
 
-    Raises BadInput for a name that nothing has (with close names), MissingHardware where the board is not in this machine.
+    ``auto`` is the first GPU that torch can use, else a Jetson's (which then says what keeps torch from it), else the CPU. Where
+    no layers shall be ``timed``, any GPU is one. Raises BadInput for a name that nothing has (with close names), MissingHardware where the board is not in this machine.
     """
     name = name.strip()
     if name == "cpu":
@@ -35,7 +36,9 @@ def open_device(name: str) -> Device:
     if name == "auto":
         from profiler.hardware.gpu import gpus
 
-        usable = [gpu for gpu in gpus() if gpu.torch_device is not None]
+        here = gpus()
+        usable = [gpu for gpu in here if gpu.torch_device is not None or not timed]
+        usable += [gpu for gpu in here if gpu.is_board]
         return usable[0] if usable else open_device("cpu")
     if name.startswith("emulated:"):
         from profiler.hardware.catalog import find
@@ -72,20 +75,23 @@ def _row(device: Device) -> Found:
     hardware = device.describe()
     if device.torch_device is not None:
         works["layers"] = f"timed on {device.torch_device}"
-    hertz = device.current_hz()
+    hertz, reading = device.current_hz(), _one_reading(device)
     if hertz is not None:
         works["clock"] = f"read: {hertz / 1e6:g} MHz now"
+    elif hardware.clocks is not None:
+        missing.setdefault("clock", "not told at this moment: a GPU may be switched off while it rests")
     if device.power is not None:
-        reading = _one_reading(device)
         if reading is None or (reading.power_w is None and reading.energy_j is None):
             missing["power"] = f"{device.power.sensor} is there and gave no watts"
         else:
             now = f", {reading.power_w:.2f} W now" if reading.power_w is not None else ""
             works["power"] = f"{device.power.sensor}: {device.power.scope}{now}"
-        if reading is not None and reading.energy_j is not None:
-            works["energy counter"] = "moves"
-        if reading is not None and reading.temperature_c is not None:
-            works["temperature"] = f"{reading.temperature_c:.0f} C now"
+    if reading is not None and reading.energy_j is not None:
+        works["energy counter"] = "moves"
+    if reading is not None and reading.temperature_c is not None:
+        works["temperature"] = f"{reading.temperature_c:.0f} C now"
+    else:
+        missing.setdefault("temperature", "its sensor does not answer at this moment")
     supported = device.clocks.supported_hz() if device.clocks is not None else ()
     if supported:
         works["clocks"] = (
@@ -98,8 +104,7 @@ def _row(device: Device) -> Found:
 
 def _one_reading(device: Device) -> Reading | None:
     """The last of a few readings; None where none came."""
-    assert device.power is not None
-    period_s = min(max(device.power.period_s, 0.02), 0.2)
+    period_s = min(max(device.power.period_s if device.power is not None else 0.0, 0.02), 0.2)
     with device.monitor(period_s) as readings:
         device.wait(2.5 * period_s)
     return readings[-1] if readings else None

@@ -16,7 +16,7 @@ from typing import Any
 from profiler.hardware.catalog import Board, board_named
 from profiler.hardware.device import Absent, ClockControl, Instruments, PowerSensor, Reading, Timebase
 from profiler.hardware.host import WallTime, refuse_change, sysfs_root
-from profiler.hardware.jetson import find_jetson
+from profiler.hardware.jetson import JetsonBoard, find_jetson
 from profiler.hardware.nvml import NvmlCard, by_index, by_uuid, cards, why_no_nvml
 from profiler.profile import BadInput, Clocks, Hardware, MissingHardware, Provenance, Role
 
@@ -143,6 +143,7 @@ class GpuDevice:
     def __init__(self, instruments: Instruments | None, cuda: int | None, *, number: int | None = None) -> None:
         self._instruments, self._cuda = instruments, cuda
         self.torch_device = None if cuda is None else f"cuda:{cuda}"
+        self.is_board = isinstance(instruments, JetsonBoard)
         self.time: Timebase = instruments.time if instruments is not None else WallTime()
         self.power: PowerSensor | None = instruments.power if instruments is not None else None
         self.clocks: ClockControl | None = instruments.clocks if instruments is not None else None

@@ -162,3 +162,30 @@ def test_a_gpu_whose_supply_is_off_at_rest_keeps_its_range_of_clocks(
     clocks = open_device("orin-nano").describe().clocks
     assert clocks is not None
     assert (clocks.min_hz, clocks.max_hz) == (306e6, 1020e6)
+
+
+def test_auto_on_a_jetson_is_its_gpu_even_where_its_layers_cannot_be_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build(tmp_path, "nano-jp4")
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(tmp_path))
+    assert open_device("auto").name == open_device("auto", timed=False).name == "nano"
+    assert "Python 3.6" in open_device("auto").absent.reasons["layers"]
+
+
+def test_auto_is_a_card_without_torch_only_where_no_layers_are_timed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert open_device("auto").name == "cpu"
+    assert open_device("auto", timed=False).name == "tesla-v100-sxm2-32gb-0"
+
+
+def test_what_does_not_answer_now_is_listed_as_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    build(tmp_path, "orin-nano-jp6")
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(tmp_path))
+    (tmp_path / "sys/class/devfreq/17000000.gpu/cur_freq").write_text("0\n")
+    for zone in (tmp_path / "sys/class/thermal").glob("thermal_zone*/temp"):
+        if zone.is_file():  # one never answers
+            zone.write_text("-256000\n")
+    board, _ = list_devices()
+    assert {"clock", "temperature"} <= set(board.missing)
+    assert "power" in board.works
