@@ -4,16 +4,24 @@
 
 FOLDER holds measured sweeps (`xavier_gemm.csv`, `rtx8000_apps.csv`, `titanx_apps.csv`, `a4000_fma.csv`), default
 ../shared/data/power beside the checkout. Every workload is fitted on its own; every clock is left out once, with whatever is selected or
-weighted decided anew without it. Errors are medians over workloads of the mean relative error. Exit 1 where a floor is missed.
+weighted decided anew without it. Errors are medians over workloads of the mean relative error. Kernel Tuner's own fit stands beside ours
+where its package can be installed (by this benchmark, into a temporary folder). Exit 1 where a floor is missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import subprocess
 import sys
+import tempfile
 import time
+import types
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -23,7 +31,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from profiler.power.fit import SweepFit, fit, fit_sweep  # noqa: E402
+from profiler.power.kriged import teach_most  # noqa: E402
 from profiler.power.source import Sweep, read_csv  # noqa: E402
+
+Rows = list[tuple[Sweep, SweepFit]]
 
 FOUR = ("cubic", "affine-cubic", "power-law", "ridge")
 OURS = ("soft-ridge", "monotone", "kriged", "auto")
@@ -67,7 +78,7 @@ def main() -> int:
         print(f"skipped: {folder} does not hold the measured sweeps ({', '.join(sorted({g.file for g in GROUPS}))})")
         return 0
     start = time.process_time()
-    fitted: dict[str, list[tuple[Sweep, SweepFit]]] = {}
+    fitted: dict[str, Rows] = {}
     for file in dict.fromkeys(group.file for group in GROUPS):
         fitted[file] = [(sweep, fit(sweep)) for sweep in read_csv(folder / file)]
     count = sum(len(rows) for rows in fitted.values())
@@ -77,7 +88,10 @@ def main() -> int:
     missed = errors(members)
     ends(members)
     few_clocks(members)
+    choosing(members)
     wanting = intervals(members)
+    stability(members)
+    kernel_tuner(members)
     print(f"{count} sweeps fitted in {seconds:.0f} s of processor time")
     for line in wanting:
         print(f"aim not reached: {line}")
@@ -86,7 +100,7 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def errors(members: dict[Group, list[tuple[Sweep, SweepFit]]]) -> list[str]:
+def errors(members: dict[Group, Rows]) -> list[str]:
     """Print the errors at clocks left out of every law; return the floors that are missed."""
     table = Table(title="Error at clocks left out, median over workloads (%)")
     for column in ("set", *FOUR, *OURS, "auto / best of first four"):
@@ -108,7 +122,7 @@ def errors(members: dict[Group, list[tuple[Sweep, SweepFit]]]) -> list[str]:
     return missed
 
 
-def ends(members: dict[Group, list[tuple[Sweep, SweepFit]]]) -> None:
+def ends(members: dict[Group, Rows]) -> None:
     """Print interior and end clocks apart: at an end, leaving the clock out means extrapolating."""
     table = Table(title="Interior and end clocks apart: median over workloads of the mean error (%)")
     for column in ("set", "ridge interior", "ridge ends", "auto interior", "auto ends"):
@@ -116,15 +130,17 @@ def ends(members: dict[Group, list[tuple[Sweep, SweepFit]]]) -> None:
     for group, rows in members.items():
         cells = []
         for name in ("ridge", "auto"):
-            error = [
-                np.abs((fitted if name == "auto" else fit(sweep, name)).left_out.power_w / by_clock(sweep) - 1) * 100
-                for sweep, fitted in rows[:40]
-            ]
+            error = [error_at_left_out(sweep, fitted, name) for sweep, fitted in rows]
             cells.append(f"{np.median([e[1:-1].mean() for e in error]):.2f}")
             cells.append(f"{np.median([e[[0, -1]].mean() for e in error]):.2f}")
         table.add_row(group.title, *cells)
     Console(width=150).print(table)
-    print("(of the microbenchmarks the first 40)")
+
+
+def error_at_left_out(sweep: Sweep, fitted: SweepFit, name: str) -> np.ndarray:
+    """Relative error in percent at every clock below a cap, fitted without it."""
+    at = np.isin(np.unique(sweep.frequency_hz), fitted.left_out.frequency_hz)
+    return np.asarray(np.abs(fitted.left_out_curves[name] / by_clock(sweep)[at] - 1) * 100)
 
 
 def by_clock(sweep: Sweep) -> np.ndarray:
@@ -133,7 +149,7 @@ def by_clock(sweep: Sweep) -> np.ndarray:
     return np.asarray(np.bincount(where, weights=sweep.power_w) / np.bincount(where, minlength=len(clocks)))
 
 
-def few_clocks(members: dict[Group, list[tuple[Sweep, SweepFit]]]) -> None:
+def few_clocks(members: dict[Group, Rows]) -> None:
     """Print the error over all clocks, and over those not measured, of fits to five evenly spaced ones."""
     table = Table(title="From 5 evenly spaced clocks: error over all clocks, median over workloads (%)")
     for column in ("set", "ridge", "soft-ridge", "auto", "auto, clocks not measured", "coverage there"):
@@ -158,7 +174,7 @@ def few_clocks(members: dict[Group, list[tuple[Sweep, SweepFit]]]) -> None:
     Console(width=150).print(table)
 
 
-def intervals(members: dict[Group, list[tuple[Sweep, SweepFit]]]) -> list[str]:
+def intervals(members: dict[Group, Rows]) -> list[str]:
     """Print how often 95 % intervals hold a point that neither fit nor interval has seen; return the aims not reached."""
     table = Table(title="95 % prediction intervals at clocks left out")
     columns = ("set", "points", "covered", "ends covered", "median half width", "over median error", "at ends")
@@ -168,7 +184,8 @@ def intervals(members: dict[Group, list[tuple[Sweep, SweepFit]]]) -> list[str]:
     for group, rows in members.items():
         inside, inside_end, half, error, half_end = [], [], [], [], []
         for sweep, fitted in rows:
-            watts, left = by_clock(sweep), fitted.left_out
+            left = fitted.left_out
+            watts = by_clock(sweep)[np.isin(np.unique(sweep.frequency_hz), left.frequency_hz)]
             hit = (left.low_w <= watts) & (watts <= left.high_w)
             width = (left.high_w - left.low_w) / 2 / watts * 100
             inside += hit.tolist()
@@ -197,6 +214,169 @@ def intervals(members: dict[Group, list[tuple[Sweep, SweepFit]]]) -> list[str]:
             wanting.append(f"{group.title}: median half width {ratio:.1f} times the median error, 4 asked")
     Console(width=150).print(table)
     return wanting
+
+
+def choosing(members: dict[Group, Rows]) -> None:
+    """Print the error at clocks not measured where 5, 6 or 8 were: evenly spaced, one after the other where each teaches most, and
+    five evenly spaced with the rest where they teach most. Beside it the error at left-out clocks with all measured."""
+    table = Table(title="Choosing clocks: error at the clocks not measured, median over workloads (%)")
+    for column in (
+        "set",
+        "clocks",
+        "evenly spaced",
+        "one by one",
+        "5 even, then one by one",
+        "all but the one left out",
+    ):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for group, rows in members.items():
+        some = rows[:: max(1, len(rows) // 10)][:10]
+        for count in (5, 6, 8):
+            error: list[list[float]] = [[], [], []]
+            for sweep, _ in some:
+                f, p = np.unique(sweep.frequency_hz), by_clock(sweep)
+                for values, start in zip(error, (count, 0, 5), strict=True):
+                    chosen = evenly(f, start)
+                    while len(chosen) < count:
+                        chosen.append(int(np.searchsorted(f, teach_most(f[chosen], p[chosen], f))))
+                    chosen.sort()
+                    fitted = fit_sweep(f[chosen], p[chosen], supported_hz=tuple(f))
+                    rest = np.setdiff1d(np.arange(len(f)), chosen)
+                    at = np.searchsorted(fitted.frequency_hz, f[rest])
+                    values.append(float(np.mean(np.abs(fitted.power_w[at] / p[rest] - 1)) * 100))
+            full = np.median([fitted.models["auto"].loo_mape_pct or np.nan for _, fitted in some])
+            table.add_row(group.title, str(count), *(f"{np.median(e):.2f}" for e in error), f"{full:.2f}")
+    Console(width=150).print(table)
+    print("(at most 10 workloads of a set)")
+
+
+def evenly(clocks: np.ndarray, count: int) -> list[int]:
+    """Places of ``count`` different clocks, evenly spaced as far as there are such."""
+    free = list(range(len(clocks)))
+    chosen = []
+    for hz in np.linspace(clocks[0], clocks[-1], count) if count else ():
+        chosen.append(min(free, key=lambda k: abs(clocks[k] - hz)))
+        free.remove(chosen[-1])
+    return chosen
+
+
+def stability(members: dict[Group, Rows]) -> None:
+    """Print how far leaving out one clock moves the curve at the other clocks, over the half width of the interval there."""
+    table = Table(
+        title="Without any one clock: largest move of the curve at the others, over the half width of its interval"
+    )
+    for column in (
+        "set",
+        "ridge, median",
+        "auto, median",
+        "auto, 95 of 100",
+        "auto, largest weight that changes, median",
+    ):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for group, rows in members.items():
+        some = rows[:: max(1, len(rows) // 3)][:3]
+        moved: dict[str, list[float]] = {"ridge": [], "auto": []}
+        weights = []
+        for sweep, fitted in some:
+            f, p = np.unique(sweep.frequency_hz), by_clock(sweep)
+            at = np.searchsorted(fitted.frequency_hz, f)
+            half = (fitted.high_w - fitted.low_w)[at] / 2
+            for i in range(1, len(f) - 1):
+                kept = np.arange(len(f)) != i
+                again = fit_sweep(f[kept], p[kept], supported_hz=tuple(f))
+                there = np.searchsorted(again.frequency_hz, f)
+                for name, values in moved.items():
+                    change = np.abs(again.curves[name][there] - fitted.curves[name][at]) / half
+                    values.append(float(change[kept].max()))
+                before, after = fitted.models["auto"].parameters, again.models["auto"].parameters
+                weights.append(max(abs(after[key] - before[key]) for key in before if key.startswith("weight")))
+        table.add_row(
+            group.title,
+            f"{np.median(moved['ridge']):.2f}",
+            f"{np.median(moved['auto']):.2f}",
+            f"{np.quantile(moved['auto'], 0.95):.2f}",
+            f"{np.median(weights):.2f}",
+        )
+    Console(width=150).print(table)
+    print("(at most 3 workloads of a set; each inner clock left out once)")
+
+
+def kernel_tuner(members: dict[Group, Rows]) -> None:
+    """Print the error at left-out clocks of Kernel Tuner's own fit beside ours, or a line that says why not."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            theirs = _kernel_tuner_fit(Path(folder))
+        except Exception as error:  # whatever is wrong with a foreign package is no fault of this benchmark
+            print(
+                f"Kernel Tuner's fit is skipped: {str(error).splitlines()[-1] if str(error) else type(error).__name__}"
+            )
+            return
+        table = Table(title="Kernel Tuner's own fit and ours, error at clocks left out (%)")
+        columns = ("set", "fits", "theirs fail", "theirs", "interior", "ends", "ours", "interior", "ends")
+        for column in columns:
+            table.add_column(column, justify="left" if column == "set" else "right")
+        for group, rows in members.items():
+            failed, tried = 0, 0
+            found: list[list[np.ndarray]] = [[], []]
+            for sweep, fitted in rows[:: max(1, len(rows) // 8)][:8]:
+                f, p = np.unique(sweep.frequency_hz), by_clock(sweep)
+                error = np.full(len(f), np.nan)
+                for i in range(len(f)):
+                    kept = np.arange(len(f)) != i
+                    tried += 1
+                    watts = theirs(f[kept] / 1e6, p[kept], float(f[i] / 1e6))
+                    failed += watts is None
+                    error[i] = np.nan if watts is None else abs(watts / p[i] - 1) * 100
+                found[0].append(error)
+                found[1].append(error_at_left_out(sweep, fitted, "auto"))
+            cells = []
+            for errors_pct in found:
+                parts = (errors_pct, [e[1:-1] for e in errors_pct], [e[[0, -1]] for e in errors_pct])
+                cells += [_median_of_means(part) for part in parts]
+            table.add_row(group.title, str(tried), f"{100 * failed / tried:.0f} %", *cells)
+        Console(width=150).print(table)
+        print("(at most 8 workloads of a set; theirs where it did not fail)")
+
+
+def _median_of_means(errors_pct: list[np.ndarray]) -> str:
+    means = [float(np.nanmean(e)) for e in errors_pct if np.isfinite(e).any()]
+    return f"{np.median(means):.2f}" if means else "-"
+
+
+def _kernel_tuner_fit(folder: Path) -> Callable[[np.ndarray, np.ndarray, float], float | None]:
+    """Their fit as a function of (MHz, watts, MHz asked) -> watts, None where it fails. Only the file of the fit is loaded: the rest of the
+    package wants a GPU."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), "kernel-tuner"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the package kernel-tuner cannot be installed: {done.stderr.strip()[-200:]}")
+    names = ("kernel_tuner", "kernel_tuner.util", "kernel_tuner.observers", "kernel_tuner.observers.nvml")
+    empty: dict[str, Any] = {name: types.ModuleType(name) for name in names}
+    empty["kernel_tuner"].tune_kernel = empty["kernel_tuner"].util = None
+    empty["kernel_tuner.observers.nvml"].NVMLObserver = empty["kernel_tuner.observers.nvml"].get_nvml_gr_clocks = None
+    sys.modules.update(empty)
+    try:
+        spec = importlib.util.spec_from_file_location("kt_energy", folder / "kernel_tuner" / "energy" / "energy.py")
+        if spec is None or spec.loader is None:
+            raise RuntimeError("its package has no energy/energy.py")
+        module: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+
+    def watts(mhz: np.ndarray, power_w: np.ndarray, asked_mhz: float) -> float | None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                answer = module.fit_power_frequency_model(mhz, power_w)
+            parameters = next(part for part in reversed(answer) if np.size(part) == 4)
+            value = float(module.estimated_power([asked_mhz - mhz.min()], *parameters)[0] * power_w.min())
+        except (RuntimeError, ValueError):
+            return None
+        return value if np.isfinite(value) else None
+
+    return watts
 
 
 if __name__ == "__main__":

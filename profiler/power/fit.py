@@ -80,6 +80,8 @@ class SweepFit:
     warnings: list[str] = field(default_factory=list)
     curves: dict[str, Array] = field(default_factory=dict)
     """Watts (m,) of every law at ``frequency_hz``."""
+    left_out_curves: dict[str, Array] = field(default_factory=dict)
+    """Watts of every law at ``left_out.frequency_hz``, each fitted without that clock."""
 
     def to_entry(self, source: str, device: str | None, workload: str | None) -> dict[str, Any]:
         """The entry of ``fit-power --json``."""
@@ -201,7 +203,7 @@ def fit_sweep(
 
     at = _clocks_to_predict(f, domain, supported_hz)
     bare = {key: fit.curve(at) for key, fit in fits.items()}
-    curves = {key: cap.limit(watts) for key, watts in bare.items()}
+    curves = {key: cap.limit(at, watts) for key, watts in bare.items()}
     in_table = np.searchsorted(at, f)
     models = {key: _model_fit(key, fit, bare[key][in_table], curve, rows, cap) for key, fit in fits.items()}
     # Programs look these up by name: a law that so few clocks cannot carry stands there without figures.
@@ -210,7 +212,7 @@ def fit_sweep(
     chosen = fits[name]
     intervals = _Intervals(curve, chosen, fits.get("kriged"), fits["cubic"])
     low, high = intervals.at(at, bare[name])
-    low, high = cap.interval(low, high)
+    low, high = cap.interval(at, low, high)
     power = curves[name]
     low, high = np.clip(np.minimum(low, power), 0, None), np.clip(np.maximum(high, power), None, _WATTS_LIMIT)
 
@@ -234,6 +236,7 @@ def fit_sweep(
         power_cap_w=cap.power_w,
         warnings=warnings,
         curves=curves,
+        left_out_curves={key: cap.limit(curve.frequency_hz, fit.loo_w) for key, fit in fits.items()},
     )
 
 
@@ -308,10 +311,14 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Cap:
-    """The power cap: median of the capped watts and the half width of a 95 % interval for a new measurement at it."""
+    """The power cap: median of the capped watts and the half width of a 95 % interval for a new measurement at it.
+
+    ``from_hz``: the lowest capped clock above all free ones. A request for it or a higher one is known to end at the cap.
+    """
 
     power_w: float | None = None
     half_w: float = 0.0
+    from_hz: float = math.inf
     leave_out_w: dict[float, float] = field(default_factory=dict)
     """The cap as seen without one capped clock; no entry where that clock was the only one."""
 
@@ -324,22 +331,33 @@ class _Cap:
         factor = float(_t_quantile(np.array(len(watts) - 1.0))) if len(watts) > 1 else 0.0
         without = {c: float(np.median(p[at_cap & (f != c)])) for c in np.unique(f[at_cap]) if (at_cap & (f != c)).any()}
         # The variance of a median is pi/2 that of a mean.
-        return cls(float(np.median(watts)), factor * spread * math.sqrt(1 + math.pi / 2 / len(watts)), without)
+        half = factor * spread * math.sqrt(1 + math.pi / 2 / len(watts))
+        above = f[at_cap & (f > curve.frequency_hz[-1])]
+        return cls(float(np.median(watts)), half, float(above.min()) if len(above) else math.inf, without)
 
-    def limit(self, watts: Array) -> Array:
-        return watts if self.power_w is None else np.minimum(watts, self.power_w)
+    def limit(self, frequency_hz: Array, watts: Array) -> Array:
+        if self.power_w is None:
+            return watts
+        return np.where(frequency_hz >= self.from_hz, self.power_w, np.minimum(watts, self.power_w))
 
-    def interval(self, low: Array, high: Array) -> tuple[Array, Array]:
+    def interval(self, frequency_hz: Array, low: Array, high: Array) -> tuple[Array, Array]:
+        """Watts (m,) of the interval with the cap applied; at the cap it is no narrower, in proportion, than elsewhere."""
         if self.power_w is None:
             return low, high
-        return np.minimum(low, self.power_w - self.half_w), np.minimum(high, self.power_w + self.half_w)
+        below = frequency_hz < self.from_hz
+        usual = np.median(((high - low) / (high + low))[below]) * self.power_w if below.any() else 0.0
+        half = max(self.half_w, float(usual))
+        low, high = np.minimum(low, self.power_w - half), np.minimum(high, self.power_w + half)
+        return np.where(below, low, self.power_w - half), np.where(below, high, self.power_w + half)
 
 
 def _model_fit(name: str, fit: CrossFit, uncapped_w: Array, curve: Curve, rows: _Rows, cap: _Cap) -> ModelFit:
     """Parameters, intervals and errors of one law; ``uncapped_w`` (rows,) is the law at every row, cap not applied."""
     n = len(curve)
-    predicted = cap.limit(uncapped_w)
-    left_out = np.where(rows.capped, uncapped_w, cap.limit(fit.loo_w)[np.minimum(rows.clock, n - 1)])
+    predicted = cap.limit(rows.frequency_hz, uncapped_w)
+    left_out = np.where(
+        rows.capped, uncapped_w, cap.limit(curve.frequency_hz, fit.loo_w)[np.minimum(rows.clock, n - 1)]
+    )
     for row in np.flatnonzero(rows.capped).tolist():
         left_out[row] = min(left_out[row], cap.leave_out_w.get(float(rows.frequency_hz[row]), math.inf))
     relative = predicted / rows.power_w - 1
@@ -427,15 +445,15 @@ def _t_quantile(freedom: Array) -> Array:
 
 
 class _Intervals:
-    """The kriged law's interval, stretched by how the chosen law errs at clocks left out against what the kriged law expects there."""
+    """The kriged law's interval, scaled by how the chosen law errs at clocks left out against what the kriged law expects there."""
 
     def __init__(self, curve: Curve, chosen: CrossFit, kriged: CrossFit | None, cubic: CrossFit) -> None:
         self.curve, self.chosen, self.kriged, self.fallback = curve, chosen, kriged, cubic
 
     @staticmethod
     def _stretch(error_w: Array, sd_w: Array) -> float:
-        """Mean of the expected and the found size of errors: the law's own claim counts for as much as n errors do."""
-        found = float(np.mean(np.abs(error_w) / np.maximum(sd_w, 1e-300))) / _MEAN_OF_NORMAL
+        """Mean of the expected size of errors, 1, and the one found: the claim counts for as much as all errors do."""
+        found = float(np.mean(np.abs(error_w) / np.maximum(sd_w, 1e-9 * np.abs(error_w) + 1e-300))) / _MEAN_OF_NORMAL
         return (1 + found) / 2
 
     def at(self, frequency_hz: Array, power_w: Array) -> tuple[Array, Array]:
@@ -475,8 +493,8 @@ class _Intervals:
                 stretch = self._stretch(error, sd) if np.isfinite(error).all() and np.isfinite(sd).all() else 1.0
                 bottom, top = predictive.left_out_w[0, i], predictive.left_out_w[1, i]
                 low[i], high[i] = self._around(bottom, top, loo[i], stretch)
-        low, high = cap.interval(low, high)
-        return LeftOut(self.curve.frequency_hz, cap.limit(loo), np.maximum(low, 0), high)
+        low, high = cap.interval(self.curve.frequency_hz, low, high)
+        return LeftOut(self.curve.frequency_hz, cap.limit(self.curve.frequency_hz, loo), np.maximum(low, 0), high)
 
 
 def fit(sweep: Sweep, model: str = "auto") -> SweepFit:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from profiler.power.curve import Array, CrossFit, Curve, Predictive, left_out
 
 # All of these are grids over what is not known, laid evenly (in the logarithm where a scale is meant).
 _LENGTHS = (0.1, 0.2, 0.4, 0.8)  # correlation lengths over the width of the domain
-_NOISE = tuple(np.geomspace(1e-4, 1.0, 5))  # variance of the noise over that of the rest
+_NOISE = tuple(np.geomspace(1e-3, 10.0, 5))  # variance of the noise over that of the rest
 _CEILINGS = ((1.0, 0.9), (0.95, 0.05), (0.9, 0.05))  # where V stops rising, and how likely before any data are seen
 _RIDGES = tuple(np.linspace(0, 0.9, 10))
 _RISES = tuple(np.geomspace(0.1, 8, 7))
@@ -248,7 +248,8 @@ class _KrigingPass:
         flat = (-1, len(i))
         weights = _normalised(log)
         mean = np.einsum("hsb,hsb->b", weights, watts)
-        deviation = np.sqrt(np.einsum("hsb,hsb->b", weights, (watts - mean) ** 2 + width**2))
+        between = np.einsum("hsb,hsb->b", weights, (watts - mean) ** 2)
+        deviation = np.sqrt(between + np.einsum("hsb,hsb->b", weights, width) ** 2)
         atoms = _atoms(weights.reshape(flat))
         interval = _interval(
             np.take_along_axis(watts.reshape(flat), atoms, 0),
@@ -274,13 +275,30 @@ class _KrigingPass:
         if len(frequency_hz) > many:
             parts = [self.predict(frequency_hz[k : k + many]) for k in range(0, len(frequency_hz), many)]
             return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts], axis=1)
+        mean, watts, width = self._mixture(frequency_hz)
+        return mean, _interval(watts, width, self._freedom())
+
+    def teaching(self, frequency_hz: Array) -> Array:
+        """How much a measurement at each of clocks (m,) is expected to lower the sum over all of them of squared relative doubt:
+        with C the covariance of the curve and N the noise, the sum over x of C(x, c)^2 / (C(c, c) + N(c)) / P(x)^2."""
+        covariance = np.zeros((len(frequency_hz), len(frequency_hz)))
+        mean, watts, width = self._mixture(frequency_hz, covariance)
+        off = watts - watts.mean(axis=0)
+        covariance += off.T @ off / len(off)
+        variance = off.var(axis=0) + (width**2).mean(axis=0)
+        relative = covariance / np.maximum(mean, 1e-300)[:, None]
+        return np.asarray((relative**2).sum(axis=0) / variance)
+
+    def _mixture(self, frequency_hz: Array, covariance: Array | None = None) -> tuple[Array, Array, Array]:
+        """Mean watts (m,) of all shapes, and watts and widths (_ATOMS, m) of atoms. With ``covariance`` (m, m) the atoms' mean
+        covariance is added to it, and the mean watts are the atoms'."""
         u = self._place(frequency_hz)
         log, rss = self._all()
         freedom = self._freedom()
         weights = _normalised(log[:, :, None])[:, :, 0]
         drawn = np.bincount(_atoms(weights.reshape(-1, 1))[:, 0], minlength=log.size).reshape(log.shape)
         # Most shapes have no weight to speak of and are not worth their algebra.
-        weights = np.where(weights > 1e-10, weights, 0.0)
+        weights = np.where(weights > 1e-10, weights, 0.0) if covariance is None else drawn.astype(float)
         weights /= weights.sum()
         level = self.shapes.trend(u, self.low)
         scale = self.shapes.scale(u)
@@ -311,9 +329,16 @@ class _KrigingPass:
                 rate = rss[h, matter[some]] / np.maximum(freedom, 1)
                 width = np.sqrt(rate[:, None] * (np.maximum(variance, 0) + noise)) * here[some]
                 times = drawn[h, matter[some]]
+                if covariance is not None:
+                    kernel = _matern(u[:, None] - u[None, :], length) if length else 0.0
+                    share = np.sqrt(rate * times / _ATOMS)[:, None] * here[some]
+                    covariance += (share.T @ share) * (kernel - plain @ cross.T)
+                    covariance += np.einsum(
+                        "smk,slk->ml", projected[some] * share[:, :, None], off[some] * share[:, :, None], optimize=True
+                    )
                 watts.append(np.repeat(full[some], times, axis=0))
                 widths.append(np.repeat(width, times, axis=0))
-        return mean, _interval(np.concatenate(watts), np.concatenate(widths), freedom)
+        return mean, np.concatenate(watts), np.concatenate(widths)
 
     def shape_means(self, weights: Array) -> Array:
         """Posterior means (b, 4) under weights (h, s, b): ridge and ceiling in Hz and the rise of V over the domain (of
@@ -328,12 +353,43 @@ class _KrigingPass:
         return np.column_stack([clock, means[:, 2], 1 - share])
 
 
+def teach_most(frequency_hz: ArrayLike, power_w: ArrayLike, supported_hz: ArrayLike) -> float:
+    """The supported clock in Hz where the next measurement teaches most, given rows (n,) of clocks and watts so far.
+
+    The ends of ``supported_hz`` come first, then the middle; from three clocks on it is where a measurement is expected to lower the
+    mean squared relative doubt about the curve most. A clock is never proposed twice: raises ValueError where all have
+    been measured. Pure, and a matter of milliseconds.
+    """
+    f, p = np.asarray(frequency_hz, dtype=float), np.asarray(power_w, dtype=float)
+    supported = np.unique(np.asarray(supported_hz, dtype=float))
+    # The measured clock may be a little off the one asked for: nearer to a supported one than to the next means that one.
+    near = np.array([int(np.abs(supported - hz).argmin()) for hz in f], dtype=np.int64)
+    left = np.setdiff1d(np.arange(len(supported)), near)
+    if not len(left):
+        raise ValueError(f"all {len(supported)} supported clocks have been measured")
+    for end in (0, len(supported) - 1):
+        if end in left:
+            return float(supported[end])
+    if len(left) > _CANDIDATES:
+        left = left[np.linspace(0, len(left) - 1, _CANDIDATES).round().astype(int)]
+    if len(np.unique(f)) < 3:
+        gap = np.abs(supported[left][:, None] - f[None, :]).min(axis=1)
+        return float(supported[left[np.argmax(gap)]])
+    curve = Curve.of(f, p, (float(supported[0]), float(supported[-1])))
+    none = np.zeros(0, dtype=np.int64)
+    level = float(np.sort(curve.target_w)[(len(curve) - 1) // 2])
+    return float(supported[left[np.argmax(_KrigingPass(curve, level, none, none).teaching(supported[left]))]])
+
+
+_CANDIDATES = 60
+
+
 class _Streamed:
     """Means and deviations (2, b) of residuals over shapes that come in portions, with weights known only up to a common factor."""
 
     def __init__(self, count: int) -> None:
         self.top = np.full(count, -np.inf)
-        self.sums = np.zeros((5, count))
+        self.sums = np.zeros((7, count))
 
     def add(self, log: Array, residual: Array, variance: Array) -> None:
         top = np.maximum(self.top, log.max(axis=0))
@@ -341,14 +397,16 @@ class _Streamed:
         portion = [
             weight.sum(axis=0)[None],
             np.einsum("sb,ksb->kb", weight, residual),
-            np.einsum("sb,ksb->kb", weight, residual**2 + variance),
+            np.einsum("sb,ksb->kb", weight, residual**2),
+            np.einsum("sb,ksb->kb", weight, np.sqrt(variance)),
         ]
         self.sums = self.sums * np.exp(self.top - top) + np.concatenate(portion)
         self.top = top
 
     def moments(self) -> tuple[Array, Array]:
         mean = self.sums[1:3] / self.sums[0]
-        return mean, np.sqrt(np.maximum(self.sums[3:5] / self.sums[0] - mean**2, 0))
+        between = np.maximum(self.sums[3:5] / self.sums[0] - mean**2, 0)
+        return mean, np.sqrt(between + (self.sums[5:7] / self.sums[0]) ** 2)
 
 
 def _normalised(log: Array) -> Array:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.power.fit import fit, fit_into_profile, fit_report, fit_sweep, xi_of
+from profiler.power.fit import fit, fit_into_profile, fit_report, fit_sweep, plateau, xi_of
+from profiler.power.kriged import teach_most
 from profiler.power.models import MODELS
 from profiler.power.plot import plot_fits
 from profiler.power.source import Sweep, read_csv, sweep_of_profile
@@ -68,23 +69,79 @@ def test_the_interval_is_wider_beyond_the_points_than_between_them() -> None:
     assert width[-1] > 2 * np.median(width[inside])
 
 
+def chips(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Clocks and watts of chips nobody has made: a table of voltages in steps above a floor, leakage that grows with voltage, noise."""
+    made = []
+    for seed in range(count):
+        rng = np.random.default_rng([seed, 7])
+        clocks = np.sort(np.append(rng.uniform(0.35, 0.98, rng.integers(7, 13)), [0.3, 1.0])) * 1.5e9
+        x = clocks / 1.5e9
+        floor, top, bend, steps = (
+            rng.uniform(0.4, 0.8),
+            rng.uniform(1.2, 1.8),
+            rng.uniform(0.7, 1.5),
+            rng.integers(6, 20),
+        )
+        volts = 1 + (top - 1) * np.round(np.clip((x - floor) / (1 - floor), 0, 1) ** bend * steps) / steps
+        watts = rng.uniform(5, 40) * volts**2 + 60 * x * volts**2
+        made.append((clocks, watts * (1 + rng.choice([0.003, 0.01, 0.02]) * rng.standard_normal(len(x)))))
+    return made
+
+
+def test_intervals_hold_left_out_points_of_chips_with_voltage_tables_as_often_as_they_say() -> None:
+    hits, ends, half, error = [], [], [], []
+    for clocks, power in chips(25):
+        left = fit_sweep(clocks, power, capped=np.zeros(len(clocks), dtype=bool)).left_out
+        hit = (left.low_w <= power) & (power <= left.high_w)
+        hits += hit.tolist()
+        ends += hit[[0, -1]].tolist()
+        half += ((left.high_w - left.low_w) / 2 / power).tolist()
+        error += np.abs(left.power_w / power - 1).tolist()
+    assert 0.89 <= np.mean(hits) <= 0.98
+    assert np.mean(ends) >= 0.85
+    assert np.median(half) <= 5 * np.median(error)
+
+
 def test_intervals_hold_new_measurements_about_as_often_as_they_say() -> None:
-    hits, ends = [], []
+    hits = []
     between = (CLOCKS[1:] + CLOCKS[:-1]) / 2
-    for seed in range(25):
+    for seed in range(12):
         fitted = fit_sweep(CLOCKS, measured(seed), supported_hz=tuple(between))
         at = np.searchsorted(fitted.frequency_hz, between)
         new = measured(1000 + seed, clocks=between)
         hits += ((fitted.low_w[at] <= new) & (new <= fitted.high_w[at])).tolist()
-        left = fitted.left_out
-        ends += ((left.low_w <= measured(seed)) & (measured(seed) <= left.high_w))[[0, -1]].tolist()
-    # 95 % is what they say. With only 12 noisy points they are known to be somewhat narrow, see docs/power.md.
-    assert 0.85 <= np.mean(hits) <= 0.99
-    assert np.mean(ends) >= 0.8
+    # 95 % is what they say. Between few noisy points they are known to be somewhat narrow, see docs/power.md.
+    assert 0.82 <= np.mean(hits) <= 0.99
+
+
+def test_no_single_point_turns_the_curve() -> None:
+    for seed in range(2):
+        power = measured(seed)
+        whole = fit_sweep(CLOCKS, power)
+        at = np.searchsorted(whole.frequency_hz, CLOCKS)
+        half = ((whole.high_w - whole.low_w) / 2)[at]
+        for i in range(1, 11, 3):
+            kept = np.arange(12) != i
+            without = fit_sweep(CLOCKS[kept], power[kept], supported_hz=tuple(CLOCKS))
+            move = np.abs(without.power_w[np.searchsorted(without.frequency_hz, CLOCKS)] - whole.power_w[at])
+            assert (move[kept] < half[kept]).all()
+            shaken = power.copy()
+            shaken[i] *= 1.01  # one standard deviation of the noise
+            move = np.abs(fit_sweep(CLOCKS, shaken).power_w[at] - whole.power_w[at])
+            assert (move[kept] < half[kept] / 2).all()
+            assert move[i] < shaken[i] - power[i]
+
+
+@pytest.mark.parametrize("count", [4, 5, 8, 14])
+def test_exact_data_of_a_plain_law_are_found_to_be_that(count: int) -> None:
+    clocks = np.linspace(300e6, 1.5e9, count)
+    fitted = fit_sweep(clocks, 12 + 8 * (clocks / 1e9) ** 3)
+    assert fitted.models["auto"].loo_mape_pct == pytest.approx(0, abs=0.05)
+    assert fitted.curves["auto"] == pytest.approx(12 + 8 * (fitted.frequency_hz / 1e9) ** 3, rel=1e-3)
 
 
 @given(order=st.permutations(range(12)), seed=st.integers(0, 3))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_the_order_of_the_rows_does_not_matter(order: list[int], seed: int) -> None:
     power = measured(seed)
     a, b = fit_sweep(CLOCKS, power), fit_sweep(CLOCKS[order], power[order])
@@ -121,11 +178,11 @@ def test_the_warning_says_how_far_off_the_cubic_law_is() -> None:
 
 def test_jackknife_intervals_hold_the_parameters_that_made_the_curve() -> None:
     held = 0
-    for seed in range(40):
+    for seed in range(20):
         power = (15 + 8 * (CLOCKS / 1e9) ** 3) * (1 + 0.01 * np.random.default_rng(seed).standard_normal(12))
         low, high = fit_sweep(CLOCKS, power, model="affine-cubic").models["affine-cubic"].ci95["xi_w_per_hz3"]
         held += low <= 8e-27 <= high
-    assert held >= 34
+    assert held >= 17
 
 
 # ---- caps, repeats, few and odd points
@@ -143,6 +200,47 @@ def test_capped_points_set_the_cap_and_do_not_bend_the_curve() -> None:
     ignored = fit_sweep(CLOCKS, power, capped=np.zeros(12, dtype=bool))
     assert abs(ignored.models["power-law"].parameters["exponent"] - 2.0) > 0.3
     assert (fitted.models["auto"].loo_mape_pct or 0) < 1.0
+
+
+def test_a_plateau_that_nobody_has_marked_is_taken_for_the_cap() -> None:
+    free = measured(3, noise=0.003)
+    power = np.minimum(free, free[8])
+    power[8:] *= [1.001, 0.999, 1.0005, 1.0]
+    fitted = fit_sweep(CLOCKS, power)
+    assert fitted.power_cap_w == pytest.approx(free[8], rel=2e-3)
+    assert any("taken for a power cap" in warning for warning in fitted.warnings)
+    assert fit_sweep(CLOCKS, power, capped=np.zeros(12, dtype=bool)).power_cap_w is None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_noise_and_gentle_slopes_are_no_plateau(seed: int) -> None:
+    assert not plateau(CLOCKS, measured(seed, noise=0.02)).any()
+    clocks = np.linspace(300e6, 1.5e9, 60)
+    assert not plateau(clocks, measured(seed, noise=0.01, clocks=clocks)).any()
+    assert not plateau(CLOCKS, np.full(12, 50.0)).any()
+
+
+def test_a_clock_held_down_by_the_cap_is_fitted_where_it_ran_and_predicted_where_it_is_asked_for() -> None:
+    free = 20 + 30 * (CLOCKS / 1e9) ** 2
+    capped = free > 70.0
+    ran = np.where(capped, 1e9 * np.sqrt(50 / 30), CLOCKS)
+    fitted = fit_sweep(ran, np.minimum(free, 70.0), capped=capped, domain_hz=(300e6, 1.5e9), supported_hz=tuple(CLOCKS))
+    at = np.searchsorted(fitted.frequency_hz, CLOCKS)
+    assert fitted.power_w[at] == pytest.approx(np.minimum(free, 70.0), rel=0.01)
+
+
+def test_watts_that_fall_over_the_whole_sweep_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"^sweep: power falls from .* expected watts that rise with the clock"):
+        fit_sweep(CLOCKS, measured()[::-1])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_laws_that_few_clocks_cannot_carry_are_named_without_figures(count: int) -> None:
+    fitted = fit_sweep(CLOCKS[:count], measured()[:count])
+    models = fitted.to_entry("x", None, None)["models"]
+    assert {"cubic", "affine-cubic", "power-law", "ridge", "auto", "selected"} <= set(models)
+    assert models["ridge"] == {"parameters": {}, "ci95": {}, "mape_pct": None, "loo_mape_pct": None, "aicc": None}
+    assert any("not fitted: " in warning and "ridge" in warning for warning in fitted.warnings)
 
 
 def test_repeated_measurements_widen_the_interval_by_their_scatter() -> None:
@@ -278,7 +376,7 @@ def profile_with(power: dict[str, Any]) -> Profile:
     )
 
 
-def power_block(**marks: list[bool]) -> dict[str, Any]:
+def power_block(**marks: Any) -> dict[str, Any]:
     points = []
     for k, (clock, watts) in enumerate(zip(CLOCKS, measured(), strict=True)):
         point: dict[str, Any] = {
@@ -321,6 +419,65 @@ def test_a_profile_without_a_sweep_is_refused() -> None:
         sweep_of_profile(profile_with(power_block()).model_copy(update={"power": None}))
     with pytest.raises(BadInput, match="all are marked throttled"):
         sweep_of_profile(profile_with(power_block(throttled=[True] * 12)))
+
+
+def timings(seconds: list[float]) -> list[dict[str, Any]]:
+    stat = {"median_s": 0.0, "samples": 3}
+    rows = [{"forward": stat, "backward": stat, "optimizer": stat}] * 2
+    return [
+        {"provenance": "measured", "requested_hz": hz, "segments": rows, "step": {"median_s": s, "samples": 3}}
+        for hz, s in zip(CLOCKS, seconds, strict=True)
+    ]
+
+
+def with_points(timing: list[dict[str, Any]] | None = None, **columns: Any) -> Profile:
+    block = power_block(**columns)
+    for point, asked in zip(block["points"], CLOCKS, strict=True):
+        point["requested_hz"] = asked
+    made = profile_with(block).model_dump()
+    return Profile.model_validate({**made, "timings": timing or []})
+
+
+def test_a_lock_that_did_not_take_is_refused_where_watts_and_times_are_flat() -> None:
+    flat = [50 + 0.1 * (k % 3) for k in range(12)]
+    with pytest.raises(
+        BadInput, match=r"board: 300 to 1500 MHz were set, and neither the watts .* nor the step times .* changed"
+    ):
+        fit_into_profile(with_points(timings([1.0] * 12), power_w=flat))
+    # A load that is faster at a higher clock ran at it, whatever the watts do.
+    assert fit_into_profile(with_points(timings([1e9 / hz for hz in CLOCKS]), power_w=flat)).power_fit is not None
+    assert fit_into_profile(with_points(power_w=flat)).power_fit is not None
+
+
+def test_measured_clocks_that_do_not_follow_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"the clock measured stayed at 901 MHz; .* the lock did not take"):
+        fit_into_profile(with_points(frequency_hz=[9e8 + k * 1e5 for k in range(12)]))
+
+
+def test_a_sweep_wholly_at_the_cap_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"all 12 lie at the power cap, expected at least 2 clocks below it"):
+        fit_into_profile(with_points(capped=[True] * 12))
+
+
+# ---- choosing clocks
+
+
+def test_the_next_clock_is_an_end_then_the_middle_then_where_least_is_known() -> None:
+    clocks, power = np.linspace(300e6, 1.5e9, 25), measured(0, clocks=np.linspace(300e6, 1.5e9, 25))
+    chosen: list[int] = []
+    for _ in range(25):
+        chosen.append(int(np.searchsorted(clocks, teach_most(clocks[chosen], power[chosen], clocks))))
+    assert chosen[:3] == [0, 24, 12]
+    assert sorted(chosen) == list(range(25))
+    first = np.sort(chosen[:8])
+    assert np.diff(first).max() <= 7  # no large part of the range is forgotten
+    with pytest.raises(ValueError, match="all 25 supported clocks have been measured"):
+        teach_most(clocks, power, clocks)
+
+
+def test_a_measured_clock_a_little_off_the_one_asked_for_is_not_proposed_again() -> None:
+    clocks = np.linspace(300e6, 1.5e9, 5)
+    assert teach_most(clocks[[0, 1, 3, 4]] * 0.995, [10.0, 14.0, 25.0, 33.0], clocks) == clocks[2]
 
 
 # ---- tables

@@ -11,7 +11,7 @@ from profiler.power.models import AUTO, MODELS, Curve, Monotone, cross_fit_all
 
 CLOCKS = np.linspace(300e6, 1.5e9, 12)
 DOMAIN = (300e6, 1.5e9)
-GOOD = settings(max_examples=25, deadline=None)
+GOOD = settings(max_examples=15, deadline=None)
 
 
 def curve(power_w: np.ndarray, clocks: np.ndarray = CLOCKS) -> Curve:
@@ -99,7 +99,7 @@ def test_every_law_but_the_cubic_predicts_a_plain_curve_within_a_percent_at_cloc
 
 
 @given(factor=st.floats(1e-2, 1e2), seed=st.integers(0, 5))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_watts_in_another_unit_change_nothing_but_the_unit(factor: float, seed: int) -> None:
     power = wavy(seed)
     plain, scaled = cross_fit_all(curve(power)), cross_fit_all(curve(power * factor))
@@ -108,7 +108,7 @@ def test_watts_in_another_unit_change_nothing_but_the_unit(factor: float, seed: 
 
 
 @given(factor=st.floats(0.2, 5), seed=st.integers(0, 5))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_clocks_in_another_unit_change_nothing(factor: float, seed: int) -> None:
     power = wavy(seed)
     plain = cross_fit_all(curve(power))
@@ -128,7 +128,7 @@ def test_a_left_out_prediction_is_what_a_fit_without_that_clock_says(name: str, 
 
 
 @given(left=st.integers(0, 11), factor=st.floats(0.5, 2), seed=st.integers(0, 3))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_no_left_out_prediction_has_seen_its_own_point(left: int, factor: float, seed: int) -> None:
     power = wavy(seed)
     changed = power.copy()
