@@ -249,7 +249,8 @@ class Figure:
 def choose(rails: Sequence[Rail], asked: str | None) -> Figure | None:
     """Which watts stand for the board: the rail asked for by label, else its total, else the sum of its rails.
 
-    Rails that do not answer now are left out of a sum, and the scope says so. Raises BadInput for a label that the board has not.
+    Rails that do not answer now, and a total that shows zero, are left out, and the scope says so. None where nothing is left, or
+    all show zero. Raises BadInput for a label that the board has not.
     """
     by_label = {rail.label: rail for rail in rails}
     if asked:
@@ -259,7 +260,11 @@ def choose(rails: Sequence[Rail], asked: str | None) -> Figure | None:
                 f"CARD_POWER_RAIL: no rail {asked!r} on this board; expected one of {', '.join(by_label) or 'none'}"
             )
         return _single(by_label[wanted])
-    silent = [label for label, rail in by_label.items() if not _answers(rail)]
+    seen_w = {label: _seen_w(rail) for label, rail in by_label.items()}
+    # Nothing runs on nothing: a total of zero is no measurement, and neither is a board of rails that all show zero.
+    silent = [label for label, watts in seen_w.items() if watts is None or (watts <= 0 and label in WHOLE)]
+    if all(watts is None or watts <= 0 for watts in seen_w.values()):
+        return None
     for label in WHOLE:
         if label in by_label and label not in silent:
             return _single(by_label[label])
@@ -271,7 +276,7 @@ def choose(rails: Sequence[Rail], asked: str | None) -> Figure | None:
     ]
     missed = [label for label in silent if FED_BY.get(label) not in by_label]
     notes = [f"{label} is inside {FED_BY[label]}" for label in by_label if FED_BY.get(label) in by_label]
-    notes += [f"{label} did not answer" for label in missed]
+    notes += [f"{label} {'did not answer' if seen_w[label] is None else 'shows 0 W'}" for label in missed]
     if not summed:
         return None
     if len(summed) == 1:
@@ -288,5 +293,6 @@ def _single(rail: Rail) -> Figure:
     return Figure((rail,), f"{rail.scope} ({rail.label}), idle not subtracted")
 
 
-def _answers(rail: Rail) -> bool:
-    return any(rail.read_w() is not None for _ in range(3))
+def _seen_w(rail: Rail) -> float | None:
+    """The most watts of three looks; None where none was answered."""
+    return max((watts for _ in range(3) if (watts := rail.read_w()) is not None), default=None)

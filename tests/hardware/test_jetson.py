@@ -187,6 +187,24 @@ def test_reads_that_fail_are_not_told_and_do_not_end_the_run(orin: Path) -> None
     assert again.power.scope == "sum of VDD_CPU_GPU_CV and VDD_SOC (not the whole module; VDD_IN did not answer)"
 
 
+def test_a_total_of_zero_watts_is_no_measurement(orin: Path) -> None:
+    def shows_nothing(*labels: str) -> None:
+        for label in orin.glob("sys/class/hwmon/hwmon*/in*_label"):
+            if label.read_text().strip() in labels:
+                label.with_name(label.name.replace("in", "curr").replace("_label", "_input")).write_text("0\n")
+
+    shows_nothing("VDD_IN")
+    board = find_jetson(orin)
+    assert board is not None
+    assert board.power is not None
+    assert board.power.scope == "sum of VDD_CPU_GPU_CV and VDD_SOC (not the whole module; VDD_IN shows 0 W)"
+    shows_nothing("VDD_CPU_GPU_CV", "VDD_SOC")
+    board = find_jetson(orin)
+    assert board is not None
+    assert board.power is None
+    assert "shows any watts" in board.absent.reasons["power"]
+
+
 def test_a_gpu_without_supply_has_no_clock(orin: Path) -> None:
     only(orin, "sys/devices/**/17000000.gpu/devfreq/17000000.gpu/cur_freq").write_text("0\n")
     assert found(orin).current_hz() is None
