@@ -409,10 +409,24 @@ _stopping = False
 """A signal has asked us to stop."""
 
 
+_ASK_AGAIN_S = 1.0
+
+
 def _stop(signum: int, frame: object) -> None:
+    """Stop the program. Libraries may swallow an exception, so it is asked for again, unless the stop is on its way."""
     global _stopping
     _stopping = True
+    if signum == signal.SIGALRM and _on_its_way(sys.exc_info()[1]):
+        return
+    signal.setitimer(signal.ITIMER_REAL, _ASK_AGAIN_S, _ASK_AGAIN_S)
     raise KeyboardInterrupt
+
+
+def _on_its_way(error: BaseException | None) -> bool:
+    """Whether the exception being handled is the stop, or came of it: clocks are being given back just now."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _catch_signals() -> None:
@@ -431,7 +445,7 @@ def _catch_signals() -> None:
 
     def swallowed(what: Any) -> None:
         if isinstance(what.exc_value, KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            signal.setitimer(signal.ITIMER_REAL, 0.02, _ASK_AGAIN_S)
         else:
             before(what)
 

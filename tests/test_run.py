@@ -230,6 +230,16 @@ def test_a_stop_that_arrives_in_a_destructor_is_not_lost() -> None:
     assert stopped_by(dying) == "stopped"
 
 
+def test_a_stop_that_a_library_swallows_is_asked_for_again() -> None:
+    swallowing = "\n    try: os.kill(os.getpid(), signal.SIGTERM)\n    except BaseException: pass\n    time.sleep(5)"
+    assert stopped_by(swallowing) == "stopped"
+
+
+def test_a_stop_that_is_on_its_way_is_left_to_give_everything_back() -> None:
+    cleaning = "\n    try: os.kill(os.getpid(), signal.SIGTERM)\n    finally: time.sleep(1.5); print('given back')"
+    assert stopped_by(cleaning) == "given back\nstopped"
+
+
 @pytest.mark.parametrize("moment", ["atexit.register(stop)", "atexit.register(lambda: D())"])
 def test_a_second_stop_changes_neither_the_message_nor_the_exit_code(moment: str) -> None:
     program = (
