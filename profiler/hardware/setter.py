@@ -211,6 +211,17 @@ def _set_aside(folder: str, key: str, why: str) -> str:
     )
 
 
+def _reset_by_name(key: str, folder_of_pynvml: str | None) -> str:
+    """An NVIDIA card needs no originals, and the journal's name says which it is: its driver's default is safe. What to add."""
+    if not re.fullmatch(r"nvml-GPU-[A-Za-z0-9-]+", key):
+        return ""
+    try:
+        backend_of({"kind": "nvml", "uuid": key.removeprefix("nvml-")}, "/", folder_of_pynvml).give_back(None, [])
+    except (Problem, Damaged):
+        return ""
+    return "; this card's clock was given back to its driver"
+
+
 class _Undo:
     """What became of one device's leftovers: ``what`` is nothing, restored, dropped, damaged, kept or live."""
 
@@ -266,7 +277,8 @@ def _undo(folder: str, key: str, root: str, folder_of_pynvml: str | None) -> _Un
         done.says("restored", f"{name}: a run that has ended had left its clock locked; it is given back{rest}")
     except Damaged as why:
         try:
-            done.says("damaged", _set_aside(folder, key, str(why)))
+            text = _set_aside(folder, key, str(why))
+            done.says("damaged", text + _reset_by_name(key, folder_of_pynvml))
         except OSError as error:
             done.says("kept", f"the journal of {key} is damaged ({why}) and cannot be set aside: {error}", "permission")
     except Problem as problem:

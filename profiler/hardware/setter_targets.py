@@ -295,8 +295,18 @@ class NvmlClocks:
         """Lock the whole range, which holds no clock down or up, and give it back: error 4 shows here."""
         self._set(range_hz)
         try:
-            self.give_back(restore_hz, originals)
+            if restore_hz is not None:
+                try:
+                    self._set(restore_hz)
+                except Problem as problem:  # better known now than at the end of the run
+                    self.give_back(None, originals)
+                    low, high = (f"{value / 1e6:g}" for value in restore_hz)
+                    raise Problem("unsupported", f"--restore-clocks {low},{high}: {problem}") from None
+            else:
+                self.give_back(None, originals)
         except Problem as problem:
+            if problem.kind == "unsupported":
+                raise
             raise Problem("fault", f"it was locked to try the right, and could not be given back: {problem}") from None
 
     def lock(self, hz: float) -> dict[str, Any]:

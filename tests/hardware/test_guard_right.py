@@ -280,6 +280,16 @@ def test_a_card_that_lost_its_right_during_the_sweep_keeps_its_journal(rig: Rig,
     assert rig.locked_mhz() is None
 
 
+def test_a_damaged_journal_of_a_card_still_says_by_its_name_which_clock_to_give_back(rig: Rig, tmp_path: Path) -> None:
+    rig.card().root_only = 0
+    with pytest.raises(MissingHardware):
+        sweep(card(rig), when_locked=lambda: setattr(rig.card(), "no_permission", 1), then_hz=210e6)
+    rig.card().no_permission = 0
+    next((tmp_path / "state").glob("*.journal")).write_text('{"format"')
+    assert "given back" in restored()[0]
+    assert rig.locked_mhz() is None
+
+
 def test_another_driver_means_that_nothing_is_locked_any_more(rig: Rig, tmp_path: Path) -> None:
     rig.card().root_only = 0
     rig.machine.driver = b"550.54.14"
