@@ -306,9 +306,9 @@ def kernel_tuner(members: dict[Group, Rows]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             theirs = _kernel_tuner_fit(Path(folder))
-        except Exception as error:  # whatever is wrong with a foreign package is no fault of this benchmark
+        except Exception as fault:  # whatever is wrong with a foreign package is no fault of this benchmark
             print(
-                f"Kernel Tuner's fit is skipped: {str(error).splitlines()[-1] if str(error) else type(error).__name__}"
+                f"Kernel Tuner's fit is skipped: {str(fault).splitlines()[-1] if str(fault) else type(fault).__name__}"
             )
             return
         table = Table(title="Kernel Tuner's own fit and ours, error at clocks left out (%)")
