@@ -1,4 +1,5 @@
-"""Statistics of a series of measurements: the mean with an interval that can be believed, and where the series is steady."""
+"""Statistics of a series of measurements: the mean with an interval that can be believed, where the series is steady, and whether
+a counter is to be believed at all."""
 
 from __future__ import annotations
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
+
+
+_JUMP = 10.0
 
 
 @dataclass(frozen=True)
@@ -110,3 +114,25 @@ def rounding_w(watts: Array) -> float:
     step = float(np.median(changes))
     noise = max(0.0, float(watts.var()) - step**2 / 12.0)
     return 0.5 * step * math.exp(-2.0 * math.pi**2 * noise / step**2)
+
+
+def why_not_counter(times: Array, joules: Array, by_counter: Array) -> str | None:
+    """Why the energy counter is not believed, else None. ``joules`` as read at ``times``; watts by window, NaN where unknown."""
+    steps_j = np.diff(joules)
+    if not steps_j.any():
+        return f"the energy counter stands still at {joules[0]:g} J"
+    fallen = np.flatnonzero(steps_j < 0)
+    if len(fallen):
+        before, after = joules[fallen[0]], joules[fallen[0] + 1]
+        return f"the energy counter fell from {before:.3f} to {after:.3f} J (reset or overflow)"
+    seen = by_counter[np.isfinite(by_counter)]
+    if not len(seen):
+        return "the energy counter moves too seldom"
+    if len(seen) < 0.5 * len(by_counter) or seen.min() <= 0:
+        return "the energy counter stood still for part of the time"
+    moved = np.flatnonzero(steps_j) + 1
+    took_s, rose_j = np.diff(times[moved]), steps_j[moved[1:] - 1]
+    usual_j = float(np.median(seen)) * np.maximum(took_s, np.median(took_s))
+    if (rose_j > _JUMP * usual_j).any():  # no load draws so much more than it usually does
+        return "the energy counter jumped"
+    return None

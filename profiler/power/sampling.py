@@ -5,8 +5,8 @@
                                [----------- dropped ----][-------- kept ------ mean of the windows, 95 % interval
                                                          ^ cut where the interval of what remains is narrowest
 
-Sampling ends when the interval is narrow enough and the temperature has stopped moving, or at a bound; which of these it was
-is recorded. Sensors look at a load for part of the time only, at a beat of their own. So the load pauses for a random moment
+Sampling ends when the interval is narrow enough and heat will hardly change the watts any more, or at a bound; which of these
+it was is recorded. What heat will still add is told from the course of the temperature and counted in (``heat``). Sensors look at a load for part of the time only, at a beat of their own. So the load pauses for a random moment
 after each window: every window meets another phase, and what the phase does to the figure shows as variance between windows.
 Neighbouring windows may still resemble each other (heat lags), so the interval counts their effective number, not their
 number. Time is the device's own.
@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from profiler.hardware.device import Device, PowerSensor, Reading
-from profiler.power.interval import Mean, halves_differ, mean_interval, rounding_w, steady_from
+from profiler.power.heat import Habits, Settling, settling
+from profiler.power.interval import Mean, mean_interval, rounding_w, steady_from, why_not_counter
 from profiler.profile import BadInput, MissingHardware, PowerPoint
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ _LOAD = 1.05
 _PAUSE_S = 0.1  # the longest pause between windows, a period of the slowest sensors
 _SHORT_STEP_S = 1.0  # longer steps meet the sensor at another phase each without a pause
 _BATCH_S = 0.05  # steps shorter than this are submitted in rows, for looking at the clock waits until they have ended
-_JUMP = 10.0
+_HELD_C = (
+    2.0  # degrees still to come where the power cap holds the clock: it falls by some tenths of a percent for each
+)
+_CLOCK_S = 1.0  # after which the temperature follows the new clock
 _COUNTER_MOVES = 10  # in a window, for its differences to mean something
 
 
@@ -52,18 +56,19 @@ class SamplingOptions:
     """When a figure is steady, and how long to wait for it.
 
     ``relative_ci``: half width of the 95 % interval over the mean. ``windows``: at least so many are kept. ``min_s`` and
-    ``max_s`` count from when the load has risen above rest, for which ``start_s`` are waited. ``drift_c``: change of
-    temperature between the halves of the last ``drift_window_s``. ``period_s`` None: the sensor's own, at least 0.05 s.
-    ``seed`` fixes the pauses.
+    ``max_s`` count from when the load has risen above rest, for which ``start_s`` are waited. ``to_come``: heat may still
+    change the watts by this share when sampling ends; what it will add is counted in, and how sure that is widens the
+    interval. None: heat is not looked at. ``watch_s``: it is watched at least so long. ``period_s`` None: the sensor's own,
+    at least 0.05 s. ``seed`` fixes the pauses.
     """
 
-    relative_ci: float = 0.005
+    relative_ci: float = 0.007
     start_s: float = 60.0
     warm_up_s: float = 3.0
     min_s: float = 10.0
     max_s: float = 180.0
-    drift_c: float = 0.2
-    drift_window_s: float = 20.0
+    to_come: float | None = 0.01
+    watch_s: float = 20.0
     windows: int = 5
     period_s: float | None = None
     seed: int = 0
@@ -71,10 +76,11 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Steady:
-    """A power point and the readings that it came from."""
+    """A power point, the readings that it came from, and what they taught of this device's heat (for the next point)."""
 
     point: PowerPoint
     readings: list[Reading]
+    habits: Habits | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ class _Sampled:
     length_s: float
     readings: list[Reading]
     runs: list[_Run]
+    habits: Habits
     stopped_by: str = "time limit"
 
 
@@ -143,11 +150,12 @@ def _sample(
     *,
     pauses: bool,
     above_w: float | None = None,
+    habits: Habits | None = None,
     on_reading: Callable[[float, float], None] | None = None,
 ) -> _Sampled:
     period = options.period_s or max(sensor.period_s, 0.05)
     # An averaging sensor shows what was before a window for as long as it averages, so a window is several times that.
-    length = max(options.min_s, options.drift_window_s) / options.windows
+    length = max(options.min_s, options.watch_s) / options.windows
     longest = options.max_s / (options.windows + 2)
     dice = random.Random(options.seed)
     steps = _Steps(device, load)
@@ -159,7 +167,7 @@ def _sample(
         warm_s, start = begin + max(options.warm_up_s, lag), device.now_s()
         if start < warm_s:
             start, _ = steps.until(warm_s)
-        sampled = _Sampled(begin, period, length, readings, [_Run([start], [])])
+        sampled = _Sampled(begin, period, length, readings, [_Run([start], [])], habits or Habits())
         if start - begin >= 2.0 * options.max_s:  # there is no time for a whole step of warm-up: a part of it has to do
             sampled.runs = [_Run([begin + 0.5 * options.max_s, start], [1])]
         least = max(4.0 * sensor.averaging_s, 1.2 * _COUNTER_MOVES * max(period, _beat_s(readings)))
@@ -282,28 +290,6 @@ def _by_counter(windows: Sequence[_Window], times: Array, joules: Array, least: 
     return watts
 
 
-def _distrust(times: Array, joules: Array, by_counter: Array) -> str | None:
-    """Why the energy counter is not believed, else None. ``joules`` as read at ``times``; watts by window, NaN where unknown."""
-    steps_j = np.diff(joules)
-    if not steps_j.any():
-        return f"the energy counter stands still at {joules[0]:g} J"
-    fallen = np.flatnonzero(steps_j < 0)
-    if len(fallen):
-        before, after = joules[fallen[0]], joules[fallen[0] + 1]
-        return f"the energy counter fell from {before:.3f} to {after:.3f} J (reset or overflow)"
-    seen = by_counter[np.isfinite(by_counter)]
-    if not len(seen):
-        return "the energy counter moves too seldom"
-    if len(seen) < 0.5 * len(by_counter) or seen.min() <= 0:
-        return "the energy counter stood still for part of the time"
-    moved = np.flatnonzero(steps_j) + 1
-    took_s, rose_j = np.diff(times[moved]), steps_j[moved[1:] - 1]
-    usual_j = float(np.median(seen)) * np.maximum(took_s, np.median(took_s))
-    if (rose_j > _JUMP * usual_j).any():  # no load draws so much more than it usually does
-        return "the energy counter jumped"
-    return None
-
-
 @dataclass(frozen=True)
 class _Estimate:
     """``mean`` by ``method`` over ``windows``; both methods over the same; ``waiting_for`` empty: steady."""
@@ -316,6 +302,8 @@ class _Estimate:
     agreement: Literal["agree", "disagree"] | None
     waiting_for: str
     distrust: str | None
+    to_come_w: float
+    habits: Habits | None
 
 
 def _estimate(
@@ -339,7 +327,7 @@ def _estimate(
         moments, joules = np.array(counted, dtype=float).T
         # A counter that moves seldom is better than nothing at all.
         by_counter = _by_counter(windows, moments, joules, _COUNTER_MOVES if by_sensor is not None else 2)
-        distrust = _distrust(moments, joules, by_counter)
+        distrust = why_not_counter(moments, joules, by_counter)
         if distrust is not None:
             by_counter = None
     main = by_counter if by_counter is not None else by_sensor
@@ -347,11 +335,22 @@ def _estimate(
         return None
     known = np.isfinite(main)
     series, windows = main[known], [w for w, k in zip(windows, known, strict=True) if k]
+    heat = _heat(sampled, readings, options, windows, series)
+    to_come_w, open_w = np.zeros(len(series)), 0.0
     drop = steady_from(series, options.windows, each if known.all() else len(series))
-    mean, windows = mean_interval(series[drop:]), windows[drop:]
+    if heat is not None:
+        corrected = series + heat.to_come_w
+        first = steady_from(corrected, options.windows, each if known.all() else len(series))
+        open_w = heat.half_width_w(first)
+        if open_w <= options.relative_ci * abs(float(corrected[first:].mean())):
+            to_come_w, drop = heat.to_come_w, first
+        else:  # too little is known of what is to come to count it in; how far off that may leave the figure is known
+            open_w += abs(float(corrected[first:].mean() - series[drop:].mean()))
+    series, windows = series + to_come_w, windows[drop:]
+    mean = mean_interval(series[drop:])
 
     def other(values: Array | None) -> Mean | None:
-        kept = None if values is None else values[known][drop:]
+        kept = None if values is None else (values[known] + to_come_w)[drop:]
         return None if kept is None or not np.isfinite(kept).any() else mean_interval(kept[np.isfinite(kept)])
 
     of_counter, of_sensor = other(by_counter), other(by_sensor)
@@ -360,9 +359,8 @@ def _estimate(
         of_sensor = replace(of_sensor, half_width=math.hypot(of_sensor.half_width, rounding_w(np.array(inside))))
     if by_counter is None and of_sensor is not None:
         mean = of_sensor
-    waiting = ""
-    if len(windows) < options.windows or not mean.half_width <= options.relative_ci * abs(mean.mean):
-        waiting = "interval still wide"
+    if mean.half_width > 0:
+        mean = replace(mean, half_width=math.hypot(mean.half_width, open_w))
     return _Estimate(
         mean=mean,
         method="power sensor" if by_counter is None else "energy counter",
@@ -370,9 +368,58 @@ def _estimate(
         counter_w=None if of_counter is None else of_counter.mean,
         sensor_w=None if of_sensor is None else of_sensor.mean,
         agreement=_agreement(of_counter, of_sensor),
-        waiting_for=waiting or _heat(sampled, readings, options, windows[-1].end_s),
+        waiting_for=_waiting_for(sampled, readings, options, windows, mean, open_w, heat),
         distrust=distrust,
+        to_come_w=float(to_come_w[-1]),
+        habits=heat.habits if heat is not None else None,
     )
+
+
+def _waiting_for(
+    sampled: _Sampled,
+    readings: Sequence[Reading],
+    options: SamplingOptions,
+    windows: Sequence[_Window],
+    mean: Mean,
+    open_w: float,
+    heat: Settling | None,
+) -> str:
+    """What the figure is not good enough for yet; empty: it is steady."""
+    enough_w = options.relative_ci * abs(mean.mean)
+    to_come_w = abs(float(heat.to_come_w[-1])) if heat is not None else 0.0
+    moving = options.to_come is not None and to_come_w > options.to_come * abs(mean.mean)
+    if moving and to_come_w > open_w:
+        return "temperature still moving"
+    if len(windows) < options.windows or not mean.half_width**2 - open_w**2 <= enough_w**2:
+        return "interval still wide"
+    if max(open_w, mean.half_width) > enough_w:
+        return "temperature still moving"
+    if options.to_come is None or all(reading.temperature_c is None for reading in readings):
+        return ""
+    end_s = windows[-1].end_s
+    if heat is None or end_s - sampled.begin_s < options.watch_s:
+        return "temperature not yet watched long enough"
+    if moving:
+        return "temperature still moving"
+    # Where a limit holds the clock down, heat shows in the clock and not in the watts.
+    inside = [r for r in readings if windows[0].start_s <= r.time_s <= end_s]
+    held = sum(r.capped or r.throttled for r in inside) > 0.1 * len(inside)
+    return "temperature still moving" if held and heat.to_come_c > _HELD_C else ""
+
+
+def _heat(
+    sampled: _Sampled, readings: Sequence[Reading], options: SamplingOptions, windows: Sequence[_Window], series: Array
+) -> Settling | None:
+    """What heat has still to add to the watts of these windows; None where the temperature does not tell."""
+    if options.to_come is None or not windows:
+        return None
+    since_s, end_s = sampled.begin_s + _CLOCK_S, windows[-1].end_s
+    told = [(r.time_s, r.temperature_c) for r in readings if since_s <= r.time_s <= end_s]
+    known = np.array([(t, celsius) for t, celsius in told if celsius is not None], dtype=float)
+    if len(known) < 0.5 * len(told) or not len(known):
+        return None
+    starts, ends = (np.array(edge) for edge in zip(*((w.start_s, w.end_s) for w in windows), strict=True))
+    return settling(known[:, 0], known[:, 1], starts, ends, series, sampled.habits)
 
 
 def _sound(readings: Sequence[Reading]) -> list[Reading]:
@@ -398,21 +445,6 @@ def _agreement(counter: Mean | None, sensor: Mean | None) -> Literal["agree", "d
     return "disagree" if apart > math.hypot(counter.half_width, sensor.half_width) else None
 
 
-def _heat(sampled: _Sampled, readings: Sequence[Reading], options: SamplingOptions, end_s: float) -> str:
-    """What the temperature lets us wait for; empty: it stands still, or there is none."""
-    told = [(r.time_s, r.temperature_c) for r in readings if sampled.begin_s <= r.time_s <= end_s]
-    known = [(t, celsius) for t, celsius in told if celsius is not None]
-    if end_s - sampled.begin_s < options.drift_window_s:
-        return "temperature not yet watched long enough" if known else ""
-    # A sensor of whole degrees shows slow heat as rare steps, so they are looked for over twice the time.
-    coarse = all(celsius == round(celsius) for _, celsius in known)
-    since_s = end_s - options.drift_window_s * (2 if coarse else 1)
-    recent = np.array([celsius for t, celsius in known if t >= since_s])
-    if len(recent) >= 4 and abs(halves_differ(recent)) > options.drift_c:
-        return "temperature still moving"
-    return ""
-
-
 # ------------------------------------------------------------------------------------------------------ the figures
 
 
@@ -423,6 +455,7 @@ def steady_point(
     requested_hz: float | None = None,
     rest_w: float | None = None,
     options: SamplingOptions | None = None,
+    habits: Habits | None = None,
     on_reading: Callable[[float, float], None] | None = None,
 ) -> Steady:
     """Run ``load`` again and again until the power it draws is steady, and return that power.
@@ -435,11 +468,11 @@ def steady_point(
     options = options or SamplingOptions()
     sensor = _sensor(device)
     above_w = None if rest_w is None else _LOAD * rest_w
-    sampled = _sample(device, sensor, load, options, pauses=True, above_w=above_w, on_reading=on_reading)
+    sampled = _sample(device, sensor, load, options, pauses=True, above_w=above_w, habits=habits, on_reading=on_reading)
     found = _estimate(sampled, sensor, options, sampled.readings)
     if found is None:
         raise MissingHardware(f"{device.name}: the power sensor ({sensor.sensor}) gave no reading under this load")
-    return Steady(_point(device, sampled, found, requested_hz, rest_w), sampled.readings)
+    return Steady(_point(device, sampled, found, requested_hz, rest_w), sampled.readings, found.habits or habits)
 
 
 def rest_power(
@@ -450,11 +483,10 @@ def rest_power(
     sensor = _sensor(device)
     # What was hot cools for minutes, which does not matter here as much as the time.
     brief = replace(
-        options,
-        relative_ci=2 * options.relative_ci,
+        roughly(options),
         min_s=options.min_s / 2,
-        drift_window_s=options.min_s / 2,
-        drift_c=math.inf,
+        watch_s=options.min_s / 2,
+        to_come=None,
         max_s=rest_limit_s(options),
     )
     sampled = _sample(device, sensor, lambda: device.wait(0.25), brief, pauses=False, on_reading=on_reading)
@@ -462,6 +494,12 @@ def rest_power(
     if found is None:
         raise MissingHardware(f"{device.name}: the power sensor ({sensor.sensor}) gave no reading at rest")
     return Rest(max(0.0, found.mean.mean), _interval(found.mean), sampled.readings)
+
+
+def roughly(options: SamplingOptions) -> SamplingOptions:
+    """Half as exact, for figures that only confirm others."""
+    to_come = None if options.to_come is None else 2 * options.to_come
+    return replace(options, relative_ci=2 * options.relative_ci, to_come=to_come)
 
 
 def rest_limit_s(options: SamplingOptions) -> float:
@@ -486,6 +524,8 @@ def _point(
     bounds = [(w.start_s, w.end_s) for w in found.windows]
     inside = [r for r in sampled.readings if any(a <= r.time_s <= b for a, b in bounds)]
     clocks = [r.frequency_hz for r in inside if r.frequency_hz is not None]
+    if sum(r.capped or r.throttled for r in inside) > 0.1 * len(inside):  # held down, it falls as the heat comes
+        clocks = clocks[len(clocks) // 2 :]
     measured = float(np.mean(clocks)) if clocks else requested_hz
     if measured is None:
         raise MissingHardware(
@@ -521,6 +561,8 @@ def _point(
     stopped = sampled.stopped_by
     if stopped != "steady" and found.waiting_for:
         stopped = f"{stopped}, {found.waiting_for}"
+    if abs(found.to_come_w) >= 0.001 * watts:
+        stopped += f", {100 * found.to_come_w / watts:+.1f} % counted in for heat to come"
     return PowerPoint(
         frequency_hz=measured,
         requested_hz=requested_hz,

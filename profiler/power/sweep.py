@@ -1,8 +1,8 @@
 """A power sweep: which clocks, in which order, and the clocks given back whatever happens.
 
 Clocks are visited in an order in which neither the time of a visit nor the clock before it goes with the clock, so that a
-machine that warms up over the sweep does not look like a power law. The clock visited first is measured again after the last, which shows what
-drifted all the same. Idle power is taken before the first and after the last.
+machine that warms up over the sweep does not look like a power law. One of the clocks visited early is measured again after the
+last, which shows what drifted all the same. Idle power is taken before the first and after the last.
 
 Where the clocks are ours to choose (a count, not a list), the rest may be chosen as the sweep goes (``teach``), and no more
 than two clocks are spent where the power cap holds the real one.
@@ -22,7 +22,8 @@ from functools import lru_cache
 import numpy as np
 
 from profiler.hardware.device import Device, Reading
-from profiler.power.sampling import Rest, SamplingOptions, rest_limit_s, rest_power, steady_point
+from profiler.power.heat import Habits
+from profiler.power.sampling import Rest, SamplingOptions, rest_limit_s, rest_power, roughly, steady_point
 from profiler.profile import BadInput, MissingHardware, PowerBlock, PowerPoint
 
 AUTO_CLOCKS = 8
@@ -234,7 +235,7 @@ def estimate_sweep_s(
     options = options or SamplingOptions()
     points = max(1, len(choice.frequencies_hz))
     sampled = points + _repeats(points)
-    least = max(options.min_s, options.drift_window_s, options.warm_up_s)
+    least = max(options.min_s, options.watch_s, options.warm_up_s)
     most = options.max_s + (options.start_s if starts_late else 0.0)
     return (
         points * at_clock_s + sampled * least + options.min_s,
@@ -245,6 +246,17 @@ def estimate_sweep_s(
 def _repeats(points: int) -> int:
     """Drift shows between a first and a last point that lie some way apart."""
     return int(points >= 3)
+
+
+def _worth_repeating(points: Sequence[PowerPoint]) -> float | None:
+    """The clock to measure again at the end: of the first half, that which heats the chip most like the last one does now.
+
+    Its heat settles soonest. None: too few points, or nothing was locked.
+    """
+    first = [point for point in points[: (len(points) + 1) // 2] if point.requested_hz is not None]
+    if not _repeats(len(points)) or not first:
+        return None
+    return min(first, key=lambda point: abs(point.power_w - points[-1].power_w)).requested_hz
 
 
 @contextmanager
@@ -298,7 +310,7 @@ class _Pace:
         self.left = float(points + _repeats(points))
         self._rest_s = rest_limit_s(options)
         # Until the first point has told: some longer than the least, for that is what heat mostly takes.
-        self._each_s = 2.0 * max(options.min_s, options.drift_window_s) + at_clock_s
+        self._each_s = 2.0 * max(options.min_s, options.watch_s) + at_clock_s
         self._taken_s: list[float] = []
         self._begun_s = device.now_s()
 
@@ -344,6 +356,7 @@ def run_sweep(
     """
     options = options or SamplingOptions()
     points = list(done)
+    habits: Habits | None = None
     total = max(1, len(choice.frequencies_hz))
     pace = _Pace(device, total, options, at_clock_s)
     pace.done = len(points)
@@ -356,7 +369,10 @@ def run_sweep(
 
         return tell
 
-    def sample(requested_hz: float | None, what: str) -> tuple[PowerPoint, list[Reading]]:
+    def sample(
+        requested_hz: float | None, what: str, options: SamplingOptions = options
+    ) -> tuple[PowerPoint, list[Reading]]:
+        nonlocal habits
         with load() as step:
             steady = steady_point(
                 device,
@@ -364,8 +380,10 @@ def run_sweep(
                 requested_hz=requested_hz,
                 rest_w=before.power_w if starts_late else None,
                 options=options,
+                habits=habits,
                 on_reading=telling(what),
             )
+        habits = steady.habits
         device.unchanged()
         return steady.point, steady.readings
 
@@ -391,11 +409,11 @@ def run_sweep(
                 lock(frequency_hz)
                 measure(frequency_hz)
                 _refuse_a_clock_that_never_moved(points)
-            first_hz = points[0].requested_hz if points else None
-            if first_hz is not None and _repeats(len(points)):
+            again_hz = _worth_repeating(points)
+            if again_hz is not None:
                 pace.begin()
-                lock(first_hz)
-                repeated, _ = sample(first_hz, f"{_named(first_hz)} again")
+                lock(again_hz)
+                repeated, _ = sample(again_hz, f"{_named(again_hz)} again", roughly(options))
                 pace.end()
     elif not done:
         measure(None)
@@ -442,10 +460,10 @@ def _refuse_a_clock_that_never_moved(points: Sequence[PowerPoint]) -> None:
 
 
 def _drift(points: Sequence[PowerPoint], repeated: PowerPoint | None) -> list[str]:
-    """Whether the first clock, measured again at the end, shows another power."""
+    """Whether an early clock, measured again at the end, shows another power."""
     if repeated is None:
         return []
-    first = points[0]
+    first = next(point for point in points if point.requested_hz == repeated.requested_hz)
     apart = repeated.power_w - first.power_w
     known = math.hypot(first.ci95_w or 0.0, repeated.ci95_w or 0.0)
     if abs(apart) <= known + 0.01 * first.power_w:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -92,11 +93,14 @@ def measure(bench: Bench, requested_hz: float | None = None, step_s: float = 0.7
 
 def test_a_steady_source_stops_as_soon_as_its_heat_has_been_watched() -> None:
     jitter = noise(0, 0.3)
-    point = measure(Bench(lambda t: 50 + jitter(t)))
+    point = measure(Bench(lambda t: 50 + jitter(t), lambda t: 40.0 + round(jitter(t), 1) / 3))
     assert point.stopped_by == "steady"
     assert point.power_w == pytest.approx(50, abs=0.15)
-    assert point.ci95_w < 0.25
-    assert 20 <= point.seconds_s < 30
+    assert point.ci95_w < 0.35
+    assert 20 <= point.seconds_s < 35
+    coarse = measure(Bench(lambda t: 50 + jitter(t)))  # whole degrees hide slow heat, so it is watched for longer
+    assert coarse.stopped_by == "steady"
+    assert coarse.seconds_s < 75
 
 
 def test_the_start_up_does_not_count() -> None:
@@ -120,11 +124,16 @@ def test_a_machine_that_still_warms_up_is_waited_for() -> None:
         return 70 - 40 * np.exp(-t / 30)
 
     steady = measure(Bench(lambda t: 50 + 0.1 * (celsius(t) - 70) + jitter(t), celsius))
-    assert steady.stopped_by == "steady"
-    assert steady.seconds_s > 60
+    assert re.fullmatch(r"steady, \+0\.\d % counted in for heat to come", steady.stopped_by)
+    assert 40 < steady.seconds_s < 80
     assert steady.power_w == pytest.approx(50, rel=0.005)
-    hasty = measure(Bench(lambda t: 50 + jitter(t), celsius), max_s=30.0)
-    assert hasty.stopped_by == "time limit, temperature still moving"
+    indifferent = measure(Bench(lambda t: 50 + jitter(t), celsius))
+    assert indifferent.stopped_by == "steady"  # the heat moves and the watts do not
+    assert indifferent.power_w == pytest.approx(50, rel=0.003)
+    hasty = measure(Bench(lambda t: 50 + 0.3 * (celsius(t) - 70) + jitter(t), celsius), max_s=30.0)
+    assert hasty.stopped_by in ("time limit, temperature still moving", "time limit, interval still wide")
+    assert hasty.ci95_w is not None
+    assert abs(hasty.power_w - 50) < hasty.ci95_w
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -344,7 +353,7 @@ def test_short_steps_are_submitted_in_rows_and_still_counted_as_whole() -> None:
         calls += 1
         bench.run(0.001)
 
-    steady_point(bench, step, options=SamplingOptions(min_s=5.0, drift_window_s=4.0))  # type: ignore[arg-type]
+    steady_point(bench, step, options=SamplingOptions(min_s=5.0, watch_s=4.0))  # type: ignore[arg-type]
     assert calls > 10 * looked
 
 
@@ -458,7 +467,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         hits += abs(point.power_w - 50) <= point.ci95_w
         widths.append(point.ci95_w)
     assert hits >= 0.92 * 120
-    assert np.median(widths) < 1.2
+    assert np.median(widths) < 1.3
 
 
 @pytest.mark.parametrize(
