@@ -115,6 +115,10 @@ def _clocks_held(plan: Plan, say: Reporter) -> Iterator[None]:
     """Where clocks are to be set: the right to, from before the first long work to the end; what to know is told first."""
     control = plan.device.clocks
     if control is None or not plan.choice.locks:
+        if control is not None and control.in_use():
+            raise MissingHardware(
+                f"{plan.device.name} is in use: another run sets its clock just now; wait for it to end, or end it"
+            )
         yield
         return
     if control.caution and plan.request.restore_hz is None:

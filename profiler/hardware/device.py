@@ -78,6 +78,10 @@ class ClockControl(Protocol):
         """Whether this process seems to have the right to; nothing is tried."""
         ...
 
+    def in_use(self) -> bool:
+        """Whether another run holds this clock now: what is measured beside it is measured at its clock, not at one's own."""
+        ...
+
     def lock(self, frequency_hz: float) -> None:
         """Ask for one clock. Power cap and heat may hold the real one below. Raises MissingHardware without the right to."""
         ...

@@ -186,6 +186,9 @@ class EmulatedClocks:
     def may_set(self) -> bool:
         return True
 
+    def in_use(self) -> bool:
+        return False
+
     def lock(self, frequency_hz: float) -> None:
         """Lock the nearest supported clock. The real one lies up to the chip's lock offset below. Raises BadInput outside the table."""
         supported = self.supported_hz()

@@ -12,6 +12,7 @@ run was killed. If the helper is killed too, the journal stays, and ``restore_le
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -30,7 +31,7 @@ from typing import Any
 
 from profiler.hardware.device import Timebase
 from profiler.hardware.host import sysfs_root
-from profiler.hardware.setter_targets import boot_id
+from profiler.hardware.setter_targets import ALIVE_PATIENCE_S, boot_id
 from profiler.profile import BadInput, MissingHardware
 
 _ANSWER_S = 30.0
@@ -289,6 +290,22 @@ def restore_leftovers(say: Callable[[str], None]) -> int:
 # ---------------------------------------------------------------------------------------------------------- the clocks
 
 
+def _is_locked(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(fd)
+    return False
+
+
 class GuardedClocks:
     """The clock of one processor (``device.ClockControl``), set through the helper.
 
@@ -329,6 +346,16 @@ class GuardedClocks:
         nodes = self._target.get("nodes", [])
         files = [node[which] for node in nodes for which in ("min", "max")]
         return all(os.access(path, os.W_OK) for path in files) if files else os.geteuid() == 0
+
+    def in_use(self) -> bool:
+        """Whether another run holds this clock, in this user's folder or in root's. ``restore`` holds it for a moment only."""
+        until = clock.monotonic() + 2 * ALIVE_PATIENCE_S
+        folders = {self._folder} | (set() if os.environ.get("CARD_STATE_DIR") else {_SYSTEM_FOLDER})
+        while any(_is_locked(folder / f"{self.key}.lock") for folder in folders):
+            if clock.monotonic() > until:
+                return True
+            clock.sleep(0.05)
+        return False
 
     @contextmanager
     def held(self, restore_hz: tuple[float, float] | None = None) -> Iterator[tuple[str, ...]]:

@@ -209,6 +209,14 @@ def test_two_runs_on_one_device_exclude_each_other(tree: Tree) -> None:
         assert tree.journal.exists()
 
 
+def test_a_clock_that_another_run_holds_is_known_to_whoever_only_looks(tree: Tree) -> None:
+    first, second = tree.clocks(), tree.clocks()
+    assert not second.in_use()
+    with first.held():
+        assert second.in_use()
+    assert not second.in_use()
+
+
 def test_runs_that_keep_their_journals_elsewhere_exclude_each_other_too(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:

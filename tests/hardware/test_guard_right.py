@@ -248,6 +248,13 @@ def test_a_range_that_an_administrator_had_locked_is_put_back_where_it_is_known(
     assert root_only.locked_mhz() == (210, 2100)
 
 
+def test_a_range_to_restore_that_the_driver_refuses_is_known_before_the_sweep(root_only: Rig, tmp_path: Path) -> None:
+    with pytest.raises(MissingHardware, match="--restore-clocks 1,2: "), card(root_only).held((1e6, 2e6)):
+        pass
+    assert root_only.locked_mhz() is None
+    assert not list((tmp_path / "state").glob("*.journal"))
+
+
 def test_without_permission_nothing_is_locked_and_no_journal_stays(rig: Rig, tmp_path: Path) -> None:
     rig.card().no_permission = 1
     with pytest.raises(MissingHardware) as refused, card(rig).held():
