@@ -55,7 +55,8 @@ class Machine:
 @dataclass(frozen=True)
 class Outcome:
     """Errors in percent: of the fit over all supported clocks, over those that the machine holds, over those where it is held
-    down; of the measured points that nothing held down. ``wrong``: what else is not as it should be."""
+    down; of the measured points that nothing held down. ``inside_pct``: how many of the true watts where the clock holds lie in the 95 %
+    interval. ``wrong``: what else is not as it should be."""
 
     all_pct: NDArray[np.float64]
     held_pct: NDArray[np.float64]
@@ -66,6 +67,7 @@ class Outcome:
     throttled: int
     virtual_s: float
     real_s: float
+    inside_pct: float
     wrong: str | None
 
 
@@ -79,7 +81,7 @@ def main(arguments: list[str]) -> int:
         return 2
     began, failed, ran = time.perf_counter(), 0, 0
     print(
-        f"{'scenario':28} {'median %':>8} {'worst %':>8} {'held down':>10} {'worst there %':>14} {'points %':>9} {'worst %':>8} "
+        f"{'scenario':28} {'median %':>8} {'worst %':>8} {'inside':>7} {'held down':>10} {'worst there %':>14} {'points %':>9} {'worst %':>8} "
         f"{'points':>7} {'capped':>7} {'throttled':>10} {'virtual s':>10} {'real s':>7}"
     )
     for name in wanted:
@@ -95,7 +97,7 @@ def main(arguments: list[str]) -> int:
             ran, failed = ran + 1, failed + (wrong is not None)
             there = f"{got.down_pct.max():14.2f}" if len(got.down_pct) else f"{'':14}"
             print(
-                f"{f'{name} {seed}':28} {median:8.2f} {got.held_pct.max():8.2f} "
+                f"{f'{name} {seed}':28} {median:8.2f} {got.held_pct.max():8.2f} {got.inside_pct:5.0f} % "
                 f"{100 * len(got.down_pct) / len(got.all_pct):8.0f} % {there} {np.median(got.point_pct):9.2f} "
                 f"{got.point_pct.max():8.2f} {got.points:7} {got.capped:7} {got.throttled:10} {got.virtual_s:10.0f} "
                 f"{got.real_s:7.1f}  {'PASS' if wrong is None else f'FAIL: {wrong}'}",
@@ -109,10 +111,12 @@ def main(arguments: list[str]) -> int:
     return int(failed > 0)
 
 
-def scenario(name: str, seed: int, clocks: str = "auto") -> Outcome:
+def scenario(name: str, seed: int, clocks: str = "auto", taught: bool = True) -> Outcome:
     """One machine of one scenario, from the empty profile to the errors of the fit."""
     from profiler.hardware.gpu import GpuDevice
     from profiler.power.fit import fit_sweep
+    from profiler.power.kriged import teach_most
+    from profiler.power.source import scatter_w
     from profiler.power.sweep import choose_clocks, run_sweep
 
     began = time.perf_counter()
@@ -127,6 +131,7 @@ def scenario(name: str, seed: int, clocks: str = "auto") -> Outcome:
                 lambda: contextlib.nullcontext(device.load(machine.step)),
                 choose_clocks(clocks, supported),
                 load_name="step",
+                teach=teach_most if taught else None,
             ).block
         assert machine.free(), "the clocks did not come back"
         virtual_s = machine.time.now_s() - start_s
@@ -135,13 +140,19 @@ def scenario(name: str, seed: int, clocks: str = "auto") -> Outcome:
             [point.frequency_hz for point in points],
             [point.power_w for point in points],
             capped=[point.capped for point in points],
+            sd_w=scatter_w(points, block.repeated),
             domain_hz=(supported[0], supported[-1]),
             supported_hz=supported,
         )
-        errors, held = [], []
+        errors, held, inside = [], [], []
         for hertz in supported:
             watts, holds = machine.settled(hertz)
-            predicted = float(np.interp(hertz, fitted.frequency_hz, fitted.power_w))
+            predicted, low, high = (
+                float(np.interp(hertz, fitted.frequency_hz, row))
+                for row in (fitted.power_w, fitted.low_w, fitted.high_w)
+            )
+            if holds:
+                inside.append(low <= watts <= high)
             errors.append(100 * abs(predicted / watts - 1))
             held.append(holds)
         plain = [point for point in points if not point.capped]
@@ -157,6 +168,7 @@ def scenario(name: str, seed: int, clocks: str = "auto") -> Outcome:
         throttled=sum(point.throttled for point in block.points),
         virtual_s=virtual_s,
         real_s=time.perf_counter() - began,
+        inside_pct=100 * float(np.mean(inside)),
         wrong=_verdicts(block.points, name in _LIARS),
     )
 

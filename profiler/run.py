@@ -29,6 +29,7 @@ from profiler.hardware.device import Reading
 from profiler.load import running
 from profiler.partial import Partial
 from profiler.plan import Plan, RunRequest, make_plan, versions
+from profiler.power.kriged import teach_most
 from profiler.power.sweep import Load, estimate_sweep_s, run_sweep, visit_clocks
 from profiler.profile import (
     BadInput,
@@ -467,6 +468,7 @@ class _Measurement:
                 at_clock=time_layers,
                 at_clock_s=at_clock_s,
                 starts_late=starts_late,
+                teach=teach_most,
                 on_point=keep,
                 done=done,
                 on_progress=lambda progress: tell.text(f"power: {progress.text}"),

@@ -24,7 +24,9 @@ class Curve:
     Rows measured at one clock are replaced by the target t = sum(1/y) / sum(1/y^2) with weight a = sum(1/y^2): the sum of
     squared relative errors differs from a (P - t)^2 by a constant only, so nothing is lost for relative least squares.
 
-    ``scatter`` is the sum of (y - t)^2 over the rows of a clock.
+    What the rows tell of the noise alone: ``scatter`` is the sum of (y - t)^2 over the rows of a clock, ``repeats`` how many
+    values it is worth, one less than the rows. A row whose own standard deviation is known counts for one more, as if it had
+    been measured a second time and differed by that much.
 
     ``low_hz`` and ``high_hz`` bound the domain on which the curve will be asked; the scans of shape parameters are laid
     over the domain and never over the points, so that leaving a point out changes nothing but the data.
@@ -35,12 +37,15 @@ class Curve:
     weight: Array
     rows: NDArray[np.int64]
     scatter: Array
+    repeats: NDArray[np.int64]
     low_hz: float
     high_hz: float
 
     @classmethod
-    def of(cls, frequency_hz: Array, power_w: Array, domain_hz: tuple[float, float]) -> Curve:
-        """Gather rows (n,) of clocks in Hz and positive watts by clock."""
+    def of(
+        cls, frequency_hz: Array, power_w: Array, domain_hz: tuple[float, float], sd_w: Array | None = None
+    ) -> Curve:
+        """Gather rows (n,) of clocks in Hz and positive watts by clock; ``sd_w`` (n,) their standard deviations, NaN where unknown."""
         clocks, where = np.unique(frequency_hz, return_inverse=True)
         rows = np.bincount(where, minlength=len(clocks)).astype(np.int64)
         inverse = np.bincount(where, weights=1 / power_w, minlength=len(clocks))
@@ -49,7 +54,12 @@ class Curve:
         high = float(max(domain_hz[1], clocks[-1]))
         target = inverse / weight
         scatter = np.bincount(where, weights=(power_w - target[where]) ** 2, minlength=len(clocks)).astype(np.float64)
-        return cls(clocks, target, weight, rows, scatter, low, high)
+        repeats = rows - 1
+        if sd_w is not None:
+            known = np.isfinite(sd_w)
+            scatter = scatter + np.bincount(where[known], weights=sd_w[known] ** 2, minlength=len(clocks))
+            repeats = repeats + np.bincount(where[known], minlength=len(clocks))
+        return cls(clocks, target, weight, rows, scatter, repeats, low, high)
 
     def __len__(self) -> int:
         return len(self.frequency_hz)

@@ -154,6 +154,7 @@ def fit_sweep(
     power_w: ArrayLike,
     *,
     capped: ArrayLike | None = None,
+    sd_w: ArrayLike | None = None,
     domain_hz: tuple[float, float] | None = None,
     supported_hz: Sequence[float] = (),
     model: str = "auto",
@@ -163,6 +164,7 @@ def fit_sweep(
 
     Clocks may repeat; leaving out means a clock with all its rows. Rows marked ``capped`` (n,) bool do not shape the curve: their
     median is the cap, and no prediction exceeds it. Where ``capped`` is None a plateau of watts at the highest clocks is taken for one.
+    ``sd_w`` (n,) is what each row would scatter by if it were measured again (NaN: unknown); few clocks cannot tell it by themselves.
     Predictions cover ``domain_hz`` (default: the input's range).
 
     Raises BadInput, beginning with ``where``, for figures that cannot be used, an unknown ``model`` or one that needs more clocks.
@@ -196,7 +198,8 @@ def fit_sweep(
 
     domain = domain_hz or (float(f.min()), float(f.max()))
     domain = (min(domain[0], float(f.min())), max(domain[1], float(f.max())))
-    curve = Curve.of(f[free], p[free], domain)
+    known = None if sd_w is None else np.asarray(sd_w, dtype=float).ravel()[free]
+    curve = Curve.of(f[free], p[free], domain, known)
     fits = cross_fit_all(curve)
     cap = _Cap.of(f, p, at_cap, curve)
     rows = _Rows(f, p, at_cap, np.searchsorted(curve.frequency_hz, f))
@@ -504,6 +507,7 @@ def fit(sweep: Sweep, model: str = "auto") -> SweepFit:
         sweep.frequency_hz,
         sweep.power_w,
         capped=sweep.capped if sweep.marked else None,
+        sd_w=sweep.sd_w,
         domain_hz=sweep.domain_hz,
         supported_hz=sweep.supported_hz,
         model=model,

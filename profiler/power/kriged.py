@@ -167,7 +167,7 @@ class _KrigingPass:
         log_scale = np.log(scale).sum(axis=1)
         n, count = len(y), len(scale)
         # Rows within a clock tell of the noise alone: their squares over the noise's unit, its log determinant, their freedom.
-        self.repeats = curve.rows - 1
+        self.repeats = curve.repeats
         row_noise = curve.rows * np.diag(noise)
         self.inverse = np.empty((len(self.hyper), n, n))
         self.log_base = np.empty((len(self.hyper), count))

@@ -28,8 +28,9 @@ _LOWEST_MHZ, _HIGHEST_MHZ = 5.0, 20_000.0
 class Sweep:
     """Rows of one (device, workload): clocks in Hz and watts, both (rows,). ``source`` is the file they come from.
 
-    ``capped`` marks rows measured at the power cap; without ``marked`` nobody has looked for one. ``domain_hz`` are the lowest and highest clock of the device and
-    ``supported_hz`` the clocks it can be set to, where they are known. ``provenance`` is that of the watts.
+    ``capped`` marks rows measured at the power cap; without ``marked`` nobody has looked for one. ``sd_w`` (rows,) is what a
+    row would scatter by if it were measured again, NaN where nobody knows. ``domain_hz`` are the lowest and highest clock of the
+    device and ``supported_hz`` the clocks it can be set to, where they are known. ``provenance`` is that of the watts.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Sweep:
     supported_hz: tuple[float, ...] = ()
     provenance: Provenance = "measured"
     marked: bool = True
+    sd_w: Array | None = None
 
     @property
     def title(self) -> str:
@@ -171,7 +173,23 @@ def sweep_of_profile(profile: Profile, source: str | None = None) -> Sweep:
         domain_hz=(clocks.min_hz, clocks.max_hz) if clocks else None,
         supported_hz=tuple(clocks.supported_hz) if clocks else (),
         provenance=profile.power.root,
+        sd_w=scatter_w(points, profile.power.repeated),
     )
+
+
+_STEADY = 0.0025
+"""A point is called steady when its 95 % interval is within half a percent: nothing smaller is claimed of it."""
+
+
+def scatter_w(points: Sequence[PowerPoint], repeated: PowerPoint | None) -> Array:
+    """Standard deviations (points,) in watts, were the points measured again: each one's own interval, and by how much the clock that
+    was ``repeated`` came out different. NaN where a point has no interval."""
+    drift = 0.0
+    first = next((p for p in points if repeated is not None and p.requested_hz == repeated.requested_hz), None)
+    if repeated is not None and first is not None:
+        drift = (repeated.power_w / first.power_w - 1) / math.sqrt(2)
+    own = [math.nan if p.ci95_w is None else max(p.ci95_w / 1.96, _STEADY * p.power_w) for p in points]
+    return np.hypot(own, [drift * p.power_w for p in points])
 
 
 _HELD = 0.02  # what moves by less than this over a sweep has not moved

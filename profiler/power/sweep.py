@@ -35,8 +35,8 @@ Load = Callable[[], AbstractContextManager[Callable[[], object]]]
 
 It is started once for each clock, so that the machine is at rest before the sweep, after it, and while layers are timed."""
 
-Teach = Callable[[Sequence[float], Sequence[float], Sequence[float]], "float | None"]
-"""From measured clocks (Hz), their watts and all clocks to choose from: the clock that would teach a fit most, None: any."""
+Teach = Callable[[Sequence[float], Sequence[float], Sequence[float]], float]
+"""From measured clocks (Hz), their watts and all clocks that could be visited: the one that would teach a fit most."""
 
 _SEEN_FIRST = 4
 """Clocks that are visited before what was measured says where to go on."""
@@ -207,9 +207,12 @@ def next_clock(
     open_hz = [hz for hz in supported_hz if hz not in visited and hz <= top]
     if teach is not None and open_hz:
         if len(visited) >= _SEEN_FIRST:
-            found = teach([p.frequency_hz for p in points], [p.power_w for p in points], open_hz)
-            if found is not None and found in open_hz:
-                return found
+            free = [p for p in points if not (p.capped or p.throttled)]
+            reachable = [hz for hz in supported_hz if hz <= top]
+            if len(reachable) > len(free):
+                found = teach([p.frequency_hz for p in free], [p.power_w for p in free], reachable)
+                if found in open_hz:
+                    return found
         else:  # what it learns from first: clocks evenly apart
             even = np.linspace(0, len(planned) - 1, min(_SEEN_FIRST, len(planned))).round().astype(int)
             chosen = visiting_order(tuple(sorted(planned)[k] for k in even))

@@ -17,8 +17,8 @@ from profiler.power.fit import fit, fit_into_profile, fit_report, fit_sweep, pla
 from profiler.power.kriged import teach_most
 from profiler.power.models import MODELS
 from profiler.power.plot import plot_fits
-from profiler.power.source import Sweep, read_csv, sweep_of_profile
-from profiler.profile import BadInput, Profile
+from profiler.power.source import Sweep, read_csv, scatter_w, sweep_of_profile
+from profiler.profile import BadInput, PowerPoint, Profile
 
 CLOCKS = np.linspace(300e6, 1.5e9, 12)
 
@@ -241,6 +241,41 @@ def test_laws_that_few_clocks_cannot_carry_are_named_without_figures(count: int)
     assert {"cubic", "affine-cubic", "power-law", "ridge", "auto", "selected"} <= set(models)
     assert models["ridge"] == {"parameters": {}, "ci95": {}, "mape_pct": None, "loo_mape_pct": None, "aicc": None}
     assert any("not fitted: " in warning and "ridge" in warning for warning in fitted.warnings)
+
+
+def test_few_clocks_whose_own_scatter_is_known_say_more_than_the_same_clocks_without_it() -> None:
+    clocks = np.array([210e6, 550e6, 1080e6, 1660e6, 2190e6, 2530e6])
+    watts = np.array([18.84, 26.68, 34.79, 43.85, 64.96, 91.33])  # a knee between the fourth and the fifth
+    unknown = fit_sweep(clocks, watts)
+    known = fit_sweep(clocks, watts, sd_w=0.003 * watts)
+    at = np.searchsorted(known.frequency_hz, clocks)
+    half = (known.high_w - known.low_w)[at] / 2 / watts
+    assert np.median(half) < 0.05
+    assert np.median(half) < 0.5 * np.median((unknown.high_w - unknown.low_w)[at] / 2 / watts)
+    assert (known.low_w[at] <= watts).all()
+    assert (watts <= known.high_w[at]).all()
+    # A scatter that nobody knows changes nothing.
+    blank = fit_sweep(clocks, watts, sd_w=np.full(6, np.nan))
+    assert blank.low_w == pytest.approx(unknown.low_w)
+
+
+def test_what_a_point_scatters_by_is_its_own_interval_and_what_the_repeated_clock_came_out_different_by() -> None:
+    def point(mhz: float, watts: float, ci95_w: float | None) -> PowerPoint:
+        return PowerPoint(
+            frequency_hz=mhz * 1e6,
+            requested_hz=mhz * 1e6,
+            power_w=watts,
+            ci95_w=ci95_w,
+            samples=9,
+            seconds_s=9,
+            stopped_by="steady",
+        )
+
+    points = [point(300, 10.0, 0.196), point(600, 20.0, 0.001), point(900, 40.0, None)]
+    # 0.196 / 1.96 = 0.1; a quarter of a percent of 20 W at least
+    assert scatter_w(points, None) == pytest.approx([0.1, 0.05, np.nan], nan_ok=True)
+    again = point(300, 10.0 * (1 + 0.03 * np.sqrt(2)), 0.1)
+    assert scatter_w(points, again)[:2] == pytest.approx([np.hypot(0.1, 0.3), np.hypot(0.05, 0.6)])
 
 
 def test_repeated_measurements_widen_the_interval_by_their_scatter() -> None:
