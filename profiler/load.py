@@ -39,7 +39,7 @@ def program_of(command: str) -> list[str]:
 def running(command: str) -> Iterator[Callable[[], None]]:
     """Run ``command`` (no shell) as long as the body lasts; the value checks that it still runs, and raises BadInput if not.
 
-    Whatever it starts ends with it, and it ends when this process is killed.
+    What it starts ends with it when the body ends; when this process is killed, the kernel ends the command itself.
     """
     words = program_of(command)
     with tempfile.TemporaryFile() as complaints:

@@ -7,7 +7,13 @@ workload, clocks, versions); a run with another plan does not resume from it.
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,26 @@ from profiler.profile import BadInput
 from profiler.store import read_json, write_atomically
 
 FORMAT = "card-profile-partial/1"
+
+
+@contextlib.contextmanager
+def claimed(profile_path: Path) -> Iterator[None]:
+    """This profile is ours to write while the body runs. Raises BadInput where another run of this machine has claimed it.
+
+    The claim is a socket in Linux' abstract namespace: it needs no file and is gone with its process, however that ends.
+    """
+    name = hashlib.sha256(os.fsencode(profile_path.resolve())).hexdigest()
+    with socket.socket(socket.AF_UNIX) as claim:
+        try:
+            if sys.platform == "linux":
+                claim.bind(f"\0card-profile/{name}")
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise BadInput(
+                f"--output {profile_path}: another run is writing this profile; wait for it, or name another file"
+            ) from None
+        yield
 
 
 class Partial:

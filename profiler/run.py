@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from profiler import __version__
 from profiler.hardware.device import Reading
 from profiler.load import running
-from profiler.partial import Partial
+from profiler.partial import Partial, claimed
 from profiler.plan import Plan, RunRequest, make_plan, versions
 from profiler.power.kriged import teach_most
 from profiler.power.sweep import Load, estimate_sweep_s, run_sweep, visit_clocks
@@ -102,7 +102,7 @@ def run(request: RunRequest) -> Path:
     with Reporter(console) as say:
         for note in plan.choice.notes:
             say.note(f"note: {note}")
-        with _clocks_held(plan, say):
+        with claimed(plan.output), _clocks_held(plan, say):
             profile = _measured(plan, say)
     from profiler.show import show
 

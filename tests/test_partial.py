@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
-from profiler.partial import Partial
+import pytest
+
+from profiler.partial import Partial, claimed
+from profiler.profile import BadInput
 
 PLAN = {"device": "cpu", "batch_size": 4}
 
@@ -45,3 +50,22 @@ def test_the_record_is_no_profile_to_a_fleet_and_goes_when_the_run_is_complete(t
     assert list(tmp_path.glob("*.json")) == []
     partial.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_cannot_write_one_profile_and_a_killed_one_leaves_no_claim(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    code = (
+        "import time\nfrom pathlib import Path\nfrom profiler.partial import claimed\n"
+        f"with claimed(Path({str(path)!r})):\n    print(flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(BadInput, match=r"another run is writing this profile"), claimed(path):
+            pytest.fail("both write")
+        with claimed(tmp_path / "other.json"):
+            pass
+        other.kill()
+        other.wait()
+    with claimed(path):
+        pass

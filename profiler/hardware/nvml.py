@@ -54,6 +54,7 @@ _VALUE = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
 _VOLTA, _AMPERE = 5, 7
 _UNKNOWN_ARCHITECTURE = 0xFFFFFFFF
+_LOOKS = 5
 _STILL_S = 2.0
 """An energy counter that has not moved for this long does not count: the least idle card draws thousands of mJ in it."""
 
@@ -253,8 +254,12 @@ class NvmlCard:
         if self.is_slice:
             reasons["power"] = "a MIG slice has no power of its own: measure the whole card, with MIG switched off"
             return None
-        fields = self._fields((_ENERGY, _INSTANT, _AVERAGE))
-        usage = self._ask("nvmlDeviceGetPowerUsage")
+        for _ in range(_LOOKS):  # a card that wakes may show zero at first
+            fields = self._fields((_ENERGY, _INSTANT, _AVERAGE))
+            usage = self._ask("nvmlDeviceGetPowerUsage")
+            if usage or fields.get(_INSTANT) or fields.get(_AVERAGE):
+                break
+            self.time.wait(0.1)
         counter = self._joules(fields) is not None
         also = " and the energy counter (field 83)" if counter else ""
         if not counter:

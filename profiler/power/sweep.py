@@ -85,7 +85,9 @@ def choose_clocks(spec: str, supported_hz: Sequence[float]) -> ClockChoice:
     wanted = None if text in ("auto", "all") or re.fullmatch(r"\d+", text) else _clocks_mhz(spec, text)
     count = int(text) if re.fullmatch(r"\d+", text) else None
     if count is not None and not 1 <= count <= 10_000:
-        raise BadInput(f"--clocks {spec}: a bare number is a count of clocks, from 1 to 10000; one clock is {spec}mhz")
+        raise BadInput(
+            f"--clocks {spec}: a bare number is a count of clocks, from 1 to 10000; one clock is written 1300mhz"
+        )
     if not supported_hz:
         if text == "auto":
             return ClockChoice((), locks=False, notes=("the clock cannot be set here: one point at the present clock",))
