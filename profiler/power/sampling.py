@@ -44,9 +44,8 @@ _LOAD = 1.05
 _PAUSE_S = 0.1  # the longest pause between windows, a period of the slowest sensors
 _SHORT_STEP_S = 1.0  # longer steps meet the sensor at another phase each without a pause
 _BATCH_S = 0.05  # steps shorter than this are submitted in rows, for looking at the clock waits until they have ended
-_HELD_C = (
-    2.0  # degrees still to come where the power cap holds the clock: it falls by some tenths of a percent for each
-)
+_HELD_C = 2.0  # degrees still to come under a cap: the clock falls by some tenths of a percent for each
+_SILENT = 2  # windows without a single look at the sensors
 _CLOCK_S = 1.0  # after which the temperature follows the new clock
 _COUNTER_MOVES = 10  # in a window, for its differences to mean something
 
@@ -172,11 +171,16 @@ def _sample(
             sampled.runs = [_Run([begin + 0.5 * options.max_s, start], [1])]
         least = max(4.0 * sensor.averaging_s, 1.2 * _COUNTER_MOVES * max(period, _beat_s(readings)))
         sampled.length_s = length = max(length, min(least, longest))
+        heard = silent = 0
         while not sampled.runs[0].steps or begin + options.max_s - device.now_s() >= 0.5 * length:
             run = sampled.runs[-1]
             end, count = steps.until(min(run.edges_s[-1] + length, begin + options.max_s))
             run.edges_s.append(end)
             run.steps.append(count)
+            silent = silent + 1 if len(readings) == heard else 0
+            if silent >= _SILENT:  # the watching has broken off (the card is lost, say): leaving raises why
+                break
+            heard = len(readings)
             if end - begin >= options.min_s:
                 found = _estimate(sampled, sensor, options, list(readings))
                 if found is not None and on_reading is not None:
