@@ -92,7 +92,9 @@ def sudo_command(*arguments: str) -> str:
     found = str(program or shutil.which("card-profile") or "card-profile")
     own = sys.argv[1:] if program is None or str(program) == str(Path(here).absolute()) else []
     words = list(arguments) or own or ["run", "..."]
-    carried = [f"{name}={shlex.quote(os.environ[name])}" for name in _CARRIED if os.environ.get(name)]
+    # CUDA_VISIBLE_DEVICES without a value hides every GPU, so it is not the same as none.
+    told = [name for name in _CARRIED if os.environ.get(name) or (name.startswith("CUDA_") and name in os.environ)]
+    carried = [f"{name}={shlex.quote(os.environ[name])}" for name in told]
     # '...' stands for options that only the user knows, and is no word of the shell's.
     return " ".join(["sudo", *carried, shlex.quote(found), *(w if w == "..." else shlex.quote(w) for w in words)])
 
