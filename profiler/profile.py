@@ -403,7 +403,8 @@ class PowerBlock(Block):
     idle_w: Watts | None = None
     points: list[PowerPoint] = Field(max_length=MAX_CLOCKS)
     repeated: PowerPoint | None = Field(
-        default=None, description="One of the clocks visited early, measured again after the last: what drifted meanwhile"
+        default=None,
+        description="One of the clocks visited early, measured again after the last: what drifted meanwhile",
     )
 
 

@@ -141,7 +141,9 @@ class JetsonBoard:
                 averaging_s=self._figure.averaging_s,
             )
         elif self.rails:
-            reasons["power"] = "none of the board's power monitors shows any watts: " + ", ".join(r.label for r in self.rails)
+            reasons["power"] = "none of the board's power monitors shows any watts: " + ", ".join(
+                r.label for r in self.rails
+            )
         else:
             reasons["power"] = (
                 "no power monitor (INA3221, INA238) under sys/bus/i2c/drivers: this carrier may have none, or its driver "

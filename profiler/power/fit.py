@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -503,7 +503,7 @@ class _Intervals:
 def fit(sweep: Sweep, model: str = "auto") -> SweepFit:
     """``fit_sweep`` on a ``Sweep``; error messages name its source, device and workload."""
     parts = [part for part in (sweep.device, sweep.workload) if part and part not in sweep.source]
-    return fit_sweep(
+    fitted = fit_sweep(
         sweep.frequency_hz,
         sweep.power_w,
         capped=sweep.capped if sweep.marked else None,
@@ -513,6 +513,13 @@ def fit(sweep: Sweep, model: str = "auto") -> SweepFit:
         model=model,
         where=": ".join([sweep.source, *parts]),
     )
+    if sweep.heat_from_hz is None:
+        return fitted
+    told = (
+        f"heat held the clock down where {sweep.heat_from_hz / 1e6:.0f} MHz and more were asked for: those points are left out, and what "
+        "is predicted there is of a device that stays cool enough"
+    )
+    return replace(fitted, warnings=[*fitted.warnings, told])
 
 
 def fit_report(sweeps: Iterable[Sweep], model: str = "auto") -> list[dict[str, Any]]:
@@ -529,11 +536,6 @@ def fit_into_profile(profile: Profile, model: str = "auto", fitted: SweepFit | N
         fitted = fit(sweep_of_profile(profile), model)
     if profile.power is None:
         raise BadInput(f"{profile.name}: power: no points were measured, expected a sweep")
-    throttled = sum(point.throttled for point in profile.power.points)
-    note = f"watts of {profile.power.scope}"
-    block = fitted.to_power_fit(profile.power.root, note)
-    if throttled:
-        block = block.model_copy(
-            update={"warnings": [*block.warnings, f"{throttled} throttled points were left out of the fit"]}
-        )
-    return profile.model_copy(update={"power_fit": block})
+    return profile.model_copy(
+        update={"power_fit": fitted.to_power_fit(profile.power.root, f"watts of {profile.power.scope}")}
+    )

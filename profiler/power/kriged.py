@@ -353,8 +353,11 @@ class _KrigingPass:
         return np.column_stack([clock, means[:, 2], 1 - share])
 
 
-def teach_most(frequency_hz: ArrayLike, power_w: ArrayLike, supported_hz: ArrayLike) -> float:
-    """The supported clock in Hz where the next measurement teaches most, given rows (n,) of clocks and watts so far.
+def teach_most(
+    frequency_hz: ArrayLike, power_w: ArrayLike, supported_hz: ArrayLike, sd_w: ArrayLike | None = None
+) -> float:
+    """The supported clock in Hz where the next measurement teaches most, given rows (n,) of clocks and watts so far, and what each
+    would scatter by if it were measured again (NaN or None: unknown).
 
     The ends of ``supported_hz`` come first, then the middle; from three clocks on it is where a measurement is expected to lower the
     mean squared relative doubt about the curve most. A clock is never proposed twice: raises ValueError where all have
@@ -375,7 +378,8 @@ def teach_most(frequency_hz: ArrayLike, power_w: ArrayLike, supported_hz: ArrayL
     if len(np.unique(f)) < 3:
         gap = np.abs(supported[left][:, None] - f[None, :]).min(axis=1)
         return float(supported[left[np.argmax(gap)]])
-    curve = Curve.of(f, p, (float(supported[0]), float(supported[-1])))
+    known = None if sd_w is None else np.asarray(sd_w, dtype=float)
+    curve = Curve.of(f, p, (float(supported[0]), float(supported[-1])), known)
     none = np.zeros(0, dtype=np.int64)
     level = float(np.sort(curve.target_w)[(len(curve) - 1) // 2])
     return float(supported[left[np.argmax(_KrigingPass(curve, level, none, none).teaching(supported[left]))]])

@@ -541,6 +541,8 @@ def _point(
     # Now and then a reading falls into a moment of regulation; a point is marked where that was more than a tenth of it.
     capped = sum(r.capped for r in inside) > 0.1 * looks
     throttled = sum(r.throttled for r in inside) > 0.1 * looks
+    # A limit that is in force above the clock asked for (a chip still warm from the clock before) holds nothing down.
+    throttled = throttled and (requested_hz is None or not clocks or measured < 0.99 * requested_hz)
     if requested_hz is not None and clocks and not capped and not throttled and measured < 0.98 * requested_hz:
         limit_w = device.describe().power_cap_w
         capped = limit_w is None or watts >= 0.95 * limit_w

@@ -29,7 +29,8 @@ class Sweep:
     """Rows of one (device, workload): clocks in Hz and watts, both (rows,). ``source`` is the file they come from.
 
     ``capped`` marks rows measured at the power cap; without ``marked`` nobody has looked for one. ``sd_w`` (rows,) is what a
-    row would scatter by if it were measured again, NaN where nobody knows. ``domain_hz`` are the lowest and highest clock of the
+    row would scatter by if it were measured again, NaN where nobody knows. ``heat_from_hz`` is the lowest clock asked for at which
+    heat held the real one down. ``domain_hz`` are the lowest and highest clock of the
     device and ``supported_hz`` the clocks it can be set to, where they are known. ``provenance`` is that of the watts.
     """
 
@@ -45,6 +46,7 @@ class Sweep:
     provenance: Provenance = "measured"
     marked: bool = True
     sd_w: Array | None = None
+    heat_from_hz: float | None = None
 
     @property
     def title(self) -> str:
@@ -161,6 +163,7 @@ def sweep_of_profile(profile: Profile, source: str | None = None) -> Sweep:
                 f"{where}: power.points[{k}].power_w is 0, expected watts above 0 (a sensor that is not there?)"
             )
     _refuse_what_was_not_set(profile, points, where)
+    hot = [point.requested_hz or point.frequency_hz for point in profile.power.points if point.throttled]
     clocks = profile.hardware.clocks
     return Sweep(
         source=where,
@@ -174,6 +177,7 @@ def sweep_of_profile(profile: Profile, source: str | None = None) -> Sweep:
         supported_hz=tuple(clocks.supported_hz) if clocks else (),
         provenance=profile.power.root,
         sd_w=scatter_w(points, profile.power.repeated),
+        heat_from_hz=min(hot, default=None),
     )
 
 

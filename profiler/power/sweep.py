@@ -24,6 +24,7 @@ import numpy as np
 from profiler.hardware.device import Device, Reading
 from profiler.power.heat import Habits
 from profiler.power.sampling import Rest, SamplingOptions, rest_limit_s, rest_power, roughly, steady_point
+from profiler.power.source import scatter_w
 from profiler.profile import BadInput, MissingHardware, PowerBlock, PowerPoint
 
 AUTO_CLOCKS = 8
@@ -35,8 +36,9 @@ Load = Callable[[], AbstractContextManager[Callable[[], object]]]
 
 It is started once for each clock, so that the machine is at rest before the sweep, after it, and while layers are timed."""
 
-Teach = Callable[[Sequence[float], Sequence[float], Sequence[float]], float]
-"""From measured clocks (Hz), their watts and all clocks that could be visited: the one that would teach a fit most."""
+Teach = Callable[[Sequence[float], Sequence[float], Sequence[float], Sequence[float]], float]
+"""From measured clocks (Hz), their watts, all clocks that could be visited and what the points scatter by (W; NaN: unknown): the clock
+that would teach a fit most."""
 
 _SEEN_FIRST = 4
 """Clocks that are visited before what was measured says where to go on."""
@@ -212,7 +214,8 @@ def next_clock(
             free = [p for p in points if not (p.capped or p.throttled)]
             reachable = [hz for hz in supported_hz if hz <= top]
             if len(reachable) > len(free):
-                found = teach([p.frequency_hz for p in free], [p.power_w for p in free], reachable)
+                scatter = scatter_w(free, None).tolist()
+                found = teach([p.frequency_hz for p in free], [p.power_w for p in free], reachable, scatter)
                 if found in open_hz:
                     return found
         else:  # what it learns from first: clocks evenly apart

@@ -297,8 +297,8 @@ def test_a_count_leaves_the_clocks_free_and_a_list_does_not() -> None:
 def test_free_clocks_go_where_they_teach_after_the_first_four() -> None:
     told: list[int] = []
 
-    def teach(frequency_hz: list[float], power_w: list[float], supported_hz: list[float]) -> float:
-        assert len(frequency_hz) == len(power_w)
+    def teach(frequency_hz: list[float], power_w: list[float], supported_hz: list[float], sd_w: list[float]) -> float:
+        assert len(frequency_hz) == len(power_w) == len(sd_w)
         assert set(frequency_hz) <= set(supported_hz)
         told.append(len(frequency_hz))
         return min(set(supported_hz) - set(frequency_hz), key=lambda hz: abs(hz - 775e6))
