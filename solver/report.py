@@ -77,8 +77,8 @@ def _table(solution: Solution) -> Table:
         "delay",
         "energy",
         "U",
-        "delay vs\ndevice-\nonly",
-        "energy vs\nserver-\nonly",
+        "delay\nagainst\ndevice-\nonly",
+        "energy\nagainst\nserver-\nonly",
     ):
         table.add_column(column, justify="right", no_wrap=True)
     groups = (
