@@ -42,6 +42,7 @@ def running(command: str) -> Iterator[Callable[[], None]]:
     What it starts ends with it when the body ends; when this process is killed, the kernel ends the command itself.
     """
     words = program_of(command)
+    parent = os.getpid()
     with tempfile.TemporaryFile() as complaints:
         try:
             process = subprocess.Popen(
@@ -50,7 +51,7 @@ def running(command: str) -> Iterator[Callable[[], None]]:
                 stdout=subprocess.DEVNULL,
                 stderr=complaints,
                 start_new_session=True,  # one signal then reaches whatever the command starts
-                preexec_fn=_ends_with_us if sys.platform == "linux" else None,
+                preexec_fn=(lambda: _ends_with(parent)) if sys.platform == "linux" else None,
             )
         except OSError as error:
             raise BadInput(f"--load-command {command!r}: cannot be started: {error.strerror or error}") from None
@@ -69,9 +70,11 @@ def running(command: str) -> Iterator[Callable[[], None]]:
             _end(process)
 
 
-def _ends_with_us() -> None:
-    """In the child: the kernel ends it when its parent dies, even by SIGKILL."""
+def _ends_with(parent: int) -> None:
+    """In the child: the kernel ends it when its parent dies, even by SIGKILL; one that died before it was asked to is seen here."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _last_line(complaints: IO[bytes]) -> str:

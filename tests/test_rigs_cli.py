@@ -145,7 +145,8 @@ def killed_altogether(rig: Rig, environment: dict[str, str], folder: Path) -> En
     command.process.wait(10)
     locked = rig.locked_mhz(2) is not None
     restored = card_profile(folder, environment, "restore")
-    restored.seen.update(helpers=len(helpers), locked=locked, free=free(rig, 2))
+    loads = [pid for pid in rig.card(2).loads if pid and Path(f"/proc/{pid}").exists()]
+    restored.seen.update(helpers=len(helpers), locked=locked, free=free(rig, 2), loads=loads)
     return restored
 
 
@@ -238,6 +239,7 @@ def test_after_a_kill_of_everything_restore_frees_the_card(runs: Runs) -> None:
     restored = runs["killed"].result()
     assert restored.seen["helpers"] == 1
     assert restored.seen["locked"]
+    assert restored.seen["loads"] == []  # the user's program has ended too
     assert restored.code == 0, restored.err
     assert restored.seen["free"]
 
