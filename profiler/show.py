@@ -242,6 +242,8 @@ def _power(profile: Profile) -> Table | None:
 def _facts(power: PowerBlock) -> str:
     """What else the sweep found, in one line: rest, the two methods' verdict, drift."""
     facts = [f"load: {power.load}"]
+    if all(point.requested_hz is None for point in power.points):
+        facts.append("nothing was locked: one point at the clock that the device was at")
     if power.idle_w is not None:
         facts.append(f"at rest {power.idle_w:.2f} W")
     judged = [point.agreement for point in power.points if point.agreement is not None]

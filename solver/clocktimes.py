@@ -1,4 +1,4 @@
-"""Times against the clock: what a profile measured at some clocks, as curves over all of them.
+"""Times against the clock: what a profile measured at some clocks, as curves over all of them; and what requests lead to.
 
 With two clocks or more a curve passes through every measured time. Between and beyond them it follows the profile's ``time_fit`` where it
 has one (with an interval), else it is straight in 1/f between and a least squares a + b/f beyond. Shapes: S segments, K clocks.
@@ -6,6 +6,7 @@ has one (with an interval), else it is straight in 1/f between and a least squar
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,3 +171,56 @@ def segment_half_widths(profile: Profile, leave_out: frozenset[str]) -> HalfWidt
             if segment.kind not in leave_out and percent is not None:
                 total[row] += seconds[row] * np.array(percent) / 100
     return HalfWidths(grid, total)
+
+
+# ---------------------------------------------------------------------------------------- from a request to a clock
+
+
+@dataclass(frozen=True)
+class ClockMap:
+    """From the clock that is requested to the one that the machine then runs at, where the two were seen to differ.
+
+    A lock is a request: a power cap or heat holds the clock below it. ``reached_hz`` (K,) were measured at ``requested_hz`` (K,),
+    linear between; beyond the ends a request and what it reaches keep their ratio.
+    """
+
+    requested_hz: Floats
+    reached_hz: Floats
+
+    def reached(self, requested_hz: Any) -> Floats:
+        """The clocks in Hz that requests in Hz lead to."""
+        request = np.asarray(requested_hz, dtype=float)
+        if len(self.requested_hz) == 0:
+            return request
+        inside = np.clip(request, self.requested_hz[0], self.requested_hz[-1])
+        reached: Floats = np.interp(inside, self.requested_hz, self.reached_hz) * (request / inside)
+        return reached
+
+
+NO_MAP = ClockMap(np.empty(0), np.empty(0))
+
+
+_HELD = 0.99
+"""A clock that falls short of its request by more, beside the one before it, is held; locks are off by less."""
+
+
+def clock_map(server: Profile) -> ClockMap:
+    """What the requests of a profile's sweep led to."""
+    pairs: dict[float, list[float]] = {}
+    for timing in server.timings:
+        if timing.requested_hz is not None and timing.frequency_hz is not None:
+            pairs.setdefault(timing.requested_hz, []).append(timing.frequency_hz)
+    for point in server.power.points if server.power is not None else []:
+        if point.requested_hz is not None:
+            pairs.setdefault(point.requested_hz, []).append(point.frequency_hz)
+    if all(found == asked for asked, many in pairs.items() for found in many):
+        return NO_MAP
+    knots = [(asked, float(np.mean(pairs[asked]))) for asked in sorted(pairs)]
+    corners = []
+    for (asked, reached), (above, held) in itertools.pairwise(knots):
+        # A cap or heat holds every request above some clock at that clock: the corner lies where it is first reached.
+        corner = held * asked / reached
+        if held < _HELD * above * reached / asked and asked < corner < above:
+            corners.append((corner, held))
+    requested, found = zip(*sorted(knots + corners), strict=True)
+    return ClockMap(np.array(requested), np.array(found))

@@ -26,8 +26,11 @@ import numpy.typing as npt
 from profiler.profile import BadInput, Profile
 from solver.assumptions import Assumption, assumed, unmeasured
 from solver.clocktimes import (
+    NO_MAP,
+    ClockMap,
     HalfWidths,
     ServerTime,
+    clock_map,
     mini_batch_s,
     operating_hz,
     seconds_over_clock,
@@ -79,30 +82,6 @@ class ServerPower:
         slopes = np.concatenate([[0.0], np.diff(watts) / np.diff(f), [0.0]])
         left = np.concatenate([[0], np.arange(len(f))])  # each piece is anchored at the point where it begins
         return ServerPower(f, watts[left] - slopes * f[left], slopes, np.zeros(len(f) + 1))
-
-
-@dataclass(frozen=True)
-class ClockMap:
-    """From the clock that is requested to the one that the machine then runs at, where the two were seen to differ.
-
-    A lock is a request: a power cap or heat holds the clock below it. ``reached_hz`` (K,) were measured at ``requested_hz`` (K,),
-    linear between; beyond the ends a request and what it reaches keep their ratio.
-    """
-
-    requested_hz: Floats
-    reached_hz: Floats
-
-    def reached(self, requested_hz: Any) -> Floats:
-        """The clocks in Hz that requests in Hz lead to."""
-        request = np.asarray(requested_hz, dtype=float)
-        if len(self.requested_hz) == 0:
-            return request
-        inside = np.clip(request, self.requested_hz[0], self.requested_hz[-1])
-        reached: Floats = np.interp(inside, self.requested_hz, self.reached_hz) * (request / inside)
-        return reached
-
-
-NO_MAP = ClockMap(np.empty(0), np.empty(0))
 
 
 # ---------------------------------------------------------------------------------------------------------- the model
@@ -541,7 +520,7 @@ def profile_model(
                     f"{device.name}: layer times at {at / 1e6:.0f} MHz", "scaled from the measured clocks by a + b/f"
                 )
             )
-    mapped = _clock_map(server) if len(clocks.supported_hz) else NO_MAP
+    mapped = clock_map(server) if len(clocks.supported_hz) else NO_MAP
     hz, seconds = segment_seconds(server, leave_out)
     pieces = seconds_over_clock(server, hz, seconds, leave_out)
     curve = ServerTime(
@@ -616,28 +595,3 @@ def _power(server: Profile, lowest_hz: float, highest_hz: float) -> tuple[Server
     if lowest_hz < min(hz) * 0.999 or highest_hz > max(hz) * 1.001:
         listed.append(assumed(f"{server.name}: power beyond the fitted clocks", "constant beyond the last one"))
     return ServerPower.table(hz, [row.power_w for row in fit.predictions]), listed
-
-
-_HELD = 0.99
-"""A clock that falls short of its request by more, beside the one before it, is held; locks are off by less."""
-
-
-def _clock_map(server: Profile) -> ClockMap:
-    pairs: dict[float, list[float]] = {}
-    for timing in server.timings:
-        if timing.requested_hz is not None and timing.frequency_hz is not None:
-            pairs.setdefault(timing.requested_hz, []).append(timing.frequency_hz)
-    for point in server.power.points if server.power is not None else []:
-        if point.requested_hz is not None:
-            pairs.setdefault(point.requested_hz, []).append(point.frequency_hz)
-    if all(found == asked for asked, many in pairs.items() for found in many):
-        return NO_MAP
-    knots = [(asked, float(np.mean(pairs[asked]))) for asked in sorted(pairs)]
-    corners = []
-    for (asked, reached), (above, held) in itertools.pairwise(knots):
-        # A cap or heat holds every request above some clock at that clock: the corner lies where it is first reached.
-        corner = held * asked / reached
-        if held < _HELD * above * reached / asked and asked < corner < above:
-            corners.append((corner, held))
-    requested, found = zip(*sorted(knots + corners), strict=True)
-    return ClockMap(np.array(requested), np.array(found))

@@ -43,6 +43,7 @@ that would teach a fit most."""
 _SEEN_FIRST = 4
 """Clocks that are visited before what was measured says where to go on."""
 _CAPPED_ENOUGH = 2
+_UNLOCKED = "one point at the clock that the device was at: nothing was locked"
 _SAME = 0.02
 """Clocks within this share of each other are one clock, times and watts within it are flat."""
 
@@ -428,7 +429,7 @@ def run_sweep(
     after = rest_power(device, options, telling("idle"))
     notes = [*choice.notes, *(note for point in points for note in point.notes)]
     notes += _drift(points, repeated) + _idle_drift(before, after) + _mixed(points) + _flat(points)
-    facts = _heat_and_clock(points)
+    facts = _heat_and_clock(points) if choice.locks else [_UNLOCKED]
     sensor = device.power
     assert sensor is not None  # rest_power has read it
     block = PowerBlock(
