@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from profiler.workload.cuts import SplitModel
     from profiler.workload.model import WorkloadSpec
 
-MEASURES = ("layers", "power", "memory")
 SINGLE_CLOCK_BUDGET_S = 45.0
 """Wall time for timing the layers where there is one clock; with several, each gets ``CLOCK_BUDGET_S``."""
 CLOCK_BUDGET_S = 15.0

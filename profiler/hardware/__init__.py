@@ -93,10 +93,15 @@ def _row(device: Device) -> Found:
     else:
         missing.setdefault("temperature", "its sensor does not answer at this moment")
     supported = device.clocks.supported_hz() if device.clocks is not None else ()
-    if supported:
-        works["clocks"] = (
-            f"{supported[0] / 1e6:g} to {supported[-1] / 1e6:g} MHz in {len(supported)} steps can be locked"
-        )
+    if device.clocks is not None and supported:
+        span = f"{supported[0] / 1e6:g} to {supported[-1] / 1e6:g} MHz in {len(supported)} steps"
+        if device.clocks.may_set():
+            works["clocks"] = f"{span} can be locked"
+        else:
+            missing["clocks"] = (
+                f"{span} can be locked as root (sudo card-profile run ...: only a small helper keeps it); "
+                "--clocks current needs no right"
+            )
     if hardware.power_cap_w is not None:
         works["power limit"] = f"{hardware.power_cap_w:g} W"
     return Found(device.name, hardware.description, device.default_role, works, missing)

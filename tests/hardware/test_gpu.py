@@ -62,6 +62,7 @@ def test_a_card_is_followed_from_nvml_to_cuda_by_uuid(rig: Rig, monkeypatch: pyt
 
 
 def test_a_card_that_torch_cannot_use_still_gives_watts_and_clocks(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     card = open_device("nvml:1")
     assert card.torch_device is None
@@ -74,6 +75,11 @@ def test_a_card_that_torch_cannot_use_still_gives_watts_and_clocks(rig: Rig, mon
     assert readings[-1].frequency_hz == 210e6
     row = next(row for row in list_devices() if row.name == card.name)
     assert "W now" in row.works["power"]
+    assert "194 steps can be locked" in row.works["clocks"]
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    row = next(row for row in list_devices() if row.name == card.name)
+    assert "as root" in row.missing["clocks"]
+    assert "--clocks current" in row.missing["clocks"]
 
 
 def test_a_power_limit_that_is_changed_meanwhile_ends_the_run(rig: Rig) -> None:
