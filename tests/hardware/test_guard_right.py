@@ -42,25 +42,26 @@ def as_nobody(tree: Tree) -> Callable[[str], subprocess.CompletedProcess[str]]:
 
     packages = [path for path in sys.path if path.endswith("site-packages")]
 
-    def run(program: str) -> subprocess.CompletedProcess[str]:
-        given = f"import json\ndevice = json.loads({json.dumps(json.dumps(tree.device))})\n"
-        # A Python under root's home cannot be started by others: the system's own of that version may do.
-        for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-            with contextlib.suppress(PermissionError, FileNotFoundError):
-                return subprocess.run(
-                    [python, "-c", given + program],
-                    env={**tree.environment, "PYTHONPATH": os.pathsep.join([str(HOME), *packages])},
-                    user=65534,
-                    group=65534,
-                    extra_groups=[],
-                    cwd="/",
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                )
-        pytest.skip("no Python here that another user may start")
+    def started(python: str, program: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [python, "-c", program],
+            env={**tree.environment, "PYTHONPATH": os.pathsep.join([str(HOME), *packages])},
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
-    return run
+    # A Python under root's home cannot be started by others: the system's own of that version may do.
+    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            if started(python, "import profiler.hardware.guard").returncode == 0:
+                given = f"import json\ndevice = json.loads({json.dumps(json.dumps(tree.device))})\n"
+                return lambda program: started(python, given + program)
+    pytest.skip("this checkout and its packages lie where another user may not read them")
 
 
 HOLD = """
