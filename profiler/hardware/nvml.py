@@ -140,7 +140,7 @@ def cards(*, time: Timebase | None = None) -> list[NvmlCard]:
     return found
 
 
-def by_index(index: int, *, time: Timebase | None = None) -> NvmlCard:
+def by_index(index: int) -> NvmlCard:
     """The card that NVML numbers ``index`` (nvidia-smi's number). Raises MissingHardware."""
     nvml, count = _started(f"nvml:{index}")
     if not 0 <= index < count:
@@ -150,7 +150,7 @@ def by_index(index: int, *, time: Timebase | None = None) -> NvmlCard:
         uuid = _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index)))
     except nvml.NVMLError as error:
         raise MissingHardware(_gone(f"nvml:{index}", error)) from None
-    return NvmlCard(uuid, time=time)
+    return NvmlCard(uuid)
 
 
 def by_uuid(uuid: str, *, time: Timebase | None = None) -> NvmlCard:

@@ -35,14 +35,14 @@ class Damaged(Exception):
     """A journal that cannot be believed."""
 
 
-def read_text(path: str, limit: int = 4096) -> str | None:
+def read_text(path: str) -> str | None:
     """The text of a small regular file, stripped; None where it cannot be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        return os.read(fd, limit).decode(errors="replace").strip("\0 \t\r\n")
+        return os.read(fd, 4096).decode(errors="replace").strip("\0 \t\r\n")
     except OSError:
         return None
     finally:

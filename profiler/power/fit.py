@@ -139,16 +139,6 @@ def _fields(model: ModelFit) -> dict[str, Any]:
 # The fit
 
 
-def xi_of(frequency_hz: ArrayLike, power_w: ArrayLike) -> float:
-    """The letter's coefficient in W/Hz^3: argmin over xi of sum((xi f^3 - P)^2 / P^2) = sum(f^3 / P) / sum(f^6 / P^2).
-
-    Total watts, no idle subtracted. ``frequency_hz`` (n,) in Hz, ``power_w`` (n,) > 0.
-    """
-    f, p = np.asarray(frequency_hz, dtype=float), np.asarray(power_w, dtype=float)
-    cube = (f / f.max()) ** 3 / p
-    return float(cube.sum() / (cube @ cube) / f.max() ** 3)
-
-
 def fit_sweep(
     frequency_hz: ArrayLike,
     power_w: ArrayLike,
@@ -520,11 +510,6 @@ def fit(sweep: Sweep, model: str = "auto") -> SweepFit:
         "is predicted there is of a device that stays cool enough"
     )
     return replace(fitted, warnings=[*fitted.warnings, told])
-
-
-def fit_report(sweeps: Iterable[Sweep], model: str = "auto") -> list[dict[str, Any]]:
-    """The list that ``fit-power --json`` prints, one entry a sweep."""
-    return [fit(sweep, model).to_entry(sweep.source, sweep.device, sweep.workload) for sweep in sweeps]
 
 
 def fit_into_profile(profile: Profile, model: str = "auto", fitted: SweepFit | None = None) -> Profile:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.power.fit import fit, fit_into_profile, fit_report, fit_sweep, plateau, xi_of
+from profiler.power.fit import fit, fit_into_profile, fit_sweep, plateau
 from profiler.power.kriged import teach_most
 from profiler.power.models import MODELS
 from profiler.power.plot import plot_fits
@@ -41,10 +41,10 @@ def table(tmp_path: Path, text: str) -> Path:
 
 def test_xi_is_the_relative_least_squares_cubic_of_the_total_watts() -> None:
     # By hand, in GHz: (1/8 + 8/32) / (1/64 + 64/1024) = 0.375 / 0.078125 = 4.8.
-    assert xi_of([1e9, 2e9], [8.0, 32.0]) == pytest.approx(4.8e-27, rel=1e-12)
+    assert fit_sweep([1e9, 2e9], [8.0, 32.0]).xi_w_per_hz3 == pytest.approx(4.8e-27, rel=1e-12)
     power = measured()
     fitted = fit_sweep(CLOCKS, power)
-    assert fitted.xi_w_per_hz3 == pytest.approx(xi_of(CLOCKS, power), rel=1e-12)
+    assert fitted.xi_w_per_hz3 == pytest.approx(np.sum(CLOCKS**3 / power) / np.sum(CLOCKS**6 / power**2), rel=1e-12)
     assert fitted.xi_ci95 is not None
     assert fitted.xi_ci95[0] < fitted.xi_w_per_hz3 < fitted.xi_ci95[1]
 
@@ -343,7 +343,8 @@ def test_figures_that_are_no_sweep_are_refused_in_one_line(clocks: list[float], 
 def test_the_report_has_the_keys_that_programs_rely_on(tmp_path: Path) -> None:
     lines = [f"board,gemm,{f / 1e6},{p}" for f, p in zip(CLOCKS, measured(), strict=True)]
     path = table(tmp_path, "device,workload,frequency_mhz,power_w\n" + "\n".join(lines))
-    (entry,) = fit_report(read_csv(path))
+    (sweep,) = read_csv(path)
+    entry = fit(sweep).to_entry(sweep.source, sweep.device, sweep.workload)
     assert list(entry) == [
         *("source", "device", "workload", "points", "selected", "models"),
         *("xi_w_per_hz3", "xi_ci95", "predictions", "warnings"),
