@@ -6,13 +6,17 @@ Exit codes: 0 done, 1 a fault of ours, 2 bad input or usage, 3 hardware or a per
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 # Typer brings its own copy of click or uses the installed one, by release; the class is found through what it exports.
 _ClickException: Any = typer.BadParameter.__mro__[2]
@@ -45,8 +49,19 @@ SysfsRoot = Annotated[
     ),
 ]
 
+DECIDE = "decide"
+
+
+class _Solve(typer.core.TyperGroup):
+    """``card-solve OPTIONS`` is ``card-solve decide OPTIONS``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [DECIDE, *args] if not args or args[0].startswith("-") else args)
+
+
 solve_app = typer.Typer(
     name="card-solve",
+    cls=_Solve,
     help="Decide the cut layer and the server's clock from profiles (CARD).",
     add_completion=False,
     rich_markup_mode=None,
@@ -288,8 +303,7 @@ def schema_command() -> None:
 # ----------------------------------------------------------------------------------------------------- card-solve
 
 
-@solve_app.command()
-def solve_command(
+def _fleet_options(
     profiles: Annotated[Path, typer.Option(help="A folder of profiles: one server and its devices.", metavar="DIR")],
     server: Annotated[str | None, typer.Option(help="The server's profile by name, where there are several.")] = None,
     method: Annotated[
@@ -326,17 +340,6 @@ def solve_command(
         int | None, typer.Option(help="Training rounds. Default: those of the channel's CSV, else 1.", metavar="N")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the channel's fading.", metavar="N")] = 0,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="Print the decisions as JSON on standard output.")
-    ] = False,
-    tables: Annotated[
-        Path | None, typer.Option(help="Write costs.csv (every cut and clock) into this folder.", metavar="DIR")
-    ] = None,
-    tables_limit: Annotated[int, typer.Option(help="Most rows that costs.csv may have.", metavar="N")] = 1_000_000,
-    plot: Annotated[Path | None, typer.Option(help="Write plots into this folder.", metavar="DIR")] = None,
-    require_measured: Annotated[
-        bool, typer.Option("--require-measured", help="Fail if any quantity used was not measured.")
-    ] = False,
     leave_out: Annotated[
         str | None,
         typer.Option(
@@ -348,35 +351,66 @@ def solve_command(
     count_idle: Annotated[
         bool, typer.Option("--count-idle", help="Count the energy of the server while it waits; the letter does not.")
     ] = False,
+) -> tuple[Path, dict[str, Any]]:
+    """The options that every command of ``card-solve`` about a fleet takes: the folder, and what `SolveOptions` holds."""
+    options = dict(locals())
+    folder = options.pop("profiles")
+    options["leave_out"] = _names(leave_out) or ()
+    return folder, options
+
+
+def _about_a_fleet(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command(folder, options, ...)`` the options of `_fleet_options` in place of its first two parameters."""
+    shared = inspect.signature(_fleet_options, eval_str=True).parameters
+    own = dict(list(inspect.signature(command, eval_str=True).parameters.items())[2:])
+
+    @functools.wraps(command)
+    def merged(**given: Any) -> None:
+        folder, options = _fleet_options(**{name: given.pop(name) for name in shared if name in given})
+        command(folder, options, **given)
+
+    # Options without a default come first, as Python wants them.
+    both = sorted([*shared.values(), *own.values()], key=lambda p: p.default is not inspect.Parameter.empty)
+    merged.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
+    merged.__annotations__ = {p.name: p.annotation for p in both}
+    return merged
+
+
+@solve_app.callback()
+def solve_command() -> None:
+    """Decide the cut layer and the server's clock from profiles (CARD)."""
+
+
+@solve_app.command(
+    DECIDE,
+    epilog="'card-solve OPTIONS' is short for 'card-solve decide OPTIONS'. Other commands: see 'card-solve commands'.",
+)
+@_about_a_fleet
+def decide_command(
+    folder: Path,
+    options: dict[str, Any],
+    *,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the decisions as JSON on standard output.")
+    ] = False,
+    tables: Annotated[
+        Path | None, typer.Option(help="Write costs.csv (every cut and clock) into this folder.", metavar="DIR")
+    ] = None,
+    tables_limit: Annotated[int, typer.Option(help="Most rows that costs.csv may have.", metavar="N")] = 1_000_000,
+    plot: Annotated[Path | None, typer.Option(help="Write plots into this folder.", metavar="DIR")] = None,
+    require_measured: Annotated[
+        bool, typer.Option("--require-measured", help="Fail if any quantity used was not measured.")
+    ] = False,
 ) -> None:
     """Decide, for each device and round, the cut layer and the server's clock that cost least (Eq. 12).
 
     Example: card-solve --profiles profiles/letter --method card
     """
     from profiler.store import load_fleet
-    from solver.scenario import SolveOptions, solve
+    from solver.problem import SolveOptions
+    from solver.scenario import solve
 
-    solution = solve(
-        load_fleet(profiles),
-        SolveOptions(
-            method=method,
-            server=server,
-            evaluate=evaluate,
-            w=w,
-            local_epochs=local_epochs,
-            compression=compression,
-            uplink_mbps=uplink_mbps,
-            downlink_mbps=downlink_mbps,
-            channel=channel,
-            f_min_ghz=f_min_ghz,
-            f_max_ghz=f_max_ghz,
-            rounds=rounds,
-            seed=seed,
-            leave_out=_names(leave_out) or (),
-            count_idle=count_idle,
-            require_measured=require_measured,
-        ),
-    )
+    solution = solve(load_fleet(folder), SolveOptions(**options, require_measured=require_measured))
     written = []
     if tables is not None:
         written.append(solution.write_tables(tables, limit=tables_limit))

@@ -33,20 +33,20 @@ def pair(solution: Solution) -> tuple[float, float]:
 
 def at_top_clock(solution: Solution) -> tuple[float, float]:
     """The same pair with both benchmarks run at F_max."""
-    ours, link = solution.decisions, solution.rates
+    ours, link = solution.decisions, solution.problem.rates
     rounds, count = link.uplink_bps.shape
     device = np.tile(np.arange(count), rounds)
 
     def means(index: int) -> tuple[float, float]:
-        top = np.full(len(device), solution.clocks.f_max_hz)
-        costs = solution.model.at(device, link.uplink_bps.ravel(), link.downlink_bps.ravel(), index, top)
+        top = np.full(len(device), solution.problem.clocks.f_max_hz)
+        costs = solution.problem.evaluated.at(device, link.uplink_bps.ravel(), link.downlink_bps.ravel(), index, top)
         assert costs.energy_j is not None
         return float(costs.delay_s.mean()), float(costs.energy_j.mean())
 
     delay, energy = ours.mean_delay_s(), ours.mean_energy_j()
     assert delay is not None
     assert energy is not None
-    return 100 * (1 - delay / means(solution.model.cuts - 1)[0]), 100 * (1 - energy / means(0)[1])
+    return 100 * (1 - delay / means(solution.problem.evaluated.cuts - 1)[0]), 100 * (1 - energy / means(0)[1])
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
             shown = " ".join(f"{int(np.median(column)):2d}" for column in cuts.T)
             hz = solution.decisions.frequency_hz / 1e9
             delay, energy = pair(solution)
-            label = f"{solution.clocks.f_min_hz / 1e9:.1f}{' *' if f_min is None else '  '}"
+            label = f"{solution.problem.clocks.f_min_hz / 1e9:.1f}{' *' if f_min is None else '  '}"
             print(
                 f"  {label:8} {channel:8}  {shown:22}  {hz.min():.2f}-{hz.max():.2f}  {delay:17.1f} %  {energy:20.1f} %"
             )

@@ -8,33 +8,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from solver.costs import Floats, Ints, Mask
+from solver.costs import Choice, CostModel, Floats, Places, ServerClocks
 
 
 def optimal_clock(
-    waiting_s: Floats,
-    feasible: Mask,
-    cycles: Floats,
-    *,
-    xi_w_per_hz3: float | None,
-    w: float,
-    f_min_hz: float,
-    f_max_hz: float,
+    letter: CostModel, places: Places, clocks: ServerClocks, w: float, xi_w_per_hz3: float | None
 ) -> Floats:
     """f* of Eq. 16, (N,), in Hz and continuous.
 
-    ``waiting_s`` (N, C) is the part of the delay that the server's clock does not change, ``feasible`` (N, C) the cuts that fit in
-    memory, ``cycles`` (C,). The extremes are over the box {feasible cuts} x [F_min, F_max], so Q depends on device and channel
-    but not on the cut. At w = 1 Eq. 16 divides by zero: f* = F_max, its limit; at w = 0 f* = F_min. ``xi_w_per_hz3`` may be None
-    only at w = 1. xi cancels: E_max - E_min is proportional to it.
+    The extremes are over the box {feasible cuts} x [F_min, F_max], so Q depends on device and channel but not on the cut. At w = 1
+    Eq. 16 divides by zero: f* = F_max, its limit; at w = 0 f* = F_min. ``xi_w_per_hz3`` may be None only at w = 1. xi cancels:
+    E_max - E_min is proportional to it.
     """
-    n = len(waiting_s)
+    f_min_hz, f_max_hz = clocks.f_min_hz, clocks.f_max_hz
+    n = len(places)
     if w >= 1:
         return np.full(n, f_max_hz)
     if w <= 0:
         return np.full(n, f_min_hz)
     if xi_w_per_hz3 is None:
         raise ValueError("Eq. 16 needs xi unless w = 1")
+    waiting_s, feasible = letter.waiting_s(places), places.feasible[places.device]
+    cycles = letter.server_time.b_cycles[:, 0]
     d_min = np.where(feasible, waiting_s + cycles / f_max_hz, np.inf).min(1)
     d_max = np.where(feasible, waiting_s + cycles / f_min_hz, -np.inf).max(1)
     energy_low = np.where(feasible, xi_w_per_hz3 * f_min_hz * f_min_hz * cycles, np.inf).min(1)
@@ -48,18 +43,13 @@ def optimal_clock(
     return clock
 
 
-def best_cut(
-    waiting_s: Floats,
-    feasible: Mask,
-    cycles: Floats,
-    clock_hz: Floats,
-    *,
-    xi_w_per_hz3: float | None,
-    w: float,
-    f_min_hz: float,
-    f_max_hz: float,
-) -> Ints:
-    """The loop of Algorithm 1: 0-based index (N,) of the feasible cut with the least U at ``clock_hz`` (N,); the lowest of equals."""
+def choose(letter: CostModel, places: Places, clocks: ServerClocks, w: float, xi_w_per_hz3: float | None) -> Choice:
+    """Algorithm 1: f* by Eq. 16, then the feasible cut with the least U at f*, the lowest of equals. The clock to request is the
+    supported one nearest to f*."""
+    clock_hz = optimal_clock(letter, places, clocks, w, xi_w_per_hz3)
+    waiting_s, feasible = letter.waiting_s(places), places.feasible[places.device]
+    cycles = letter.server_time.b_cycles[:, 0]
+    f_min_hz, f_max_hz = clocks.f_min_hz, clocks.f_max_hz
     delay = waiting_s + cycles / clock_hz[:, None]
     d_min = np.where(feasible, waiting_s + cycles / f_max_hz, np.inf).min(1)
     d_max = np.where(feasible, waiting_s + cycles / f_min_hz, -np.inf).max(1)
@@ -71,8 +61,7 @@ def best_cut(
         e_min = np.where(feasible, xi_w_per_hz3 * f_min_hz * f_min_hz * cycles, np.inf).min(1)
         e_max = np.where(feasible, xi_w_per_hz3 * f_max_hz * f_max_hz * cycles, -np.inf).max(1)
         cost = cost + (1 - w) * _share(energy, e_min, e_max)
-    index: Ints = np.where(feasible, cost, np.inf).argmin(1)
-    return index
+    return Choice(np.where(feasible, cost, np.inf).argmin(1), clocks.nearest(clock_hz))
 
 
 def _share(value: Floats, low: Floats, high: Floats) -> Floats:

@@ -101,6 +101,27 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Places:
+    """N decisions to take: device index (N,), rates in bit/s (N,), and the cuts that fit in the memory of each device (M, C)."""
+
+    device: Ints
+    uplink_bps: Floats
+    downlink_bps: Floats
+    feasible: Mask
+
+    def __len__(self) -> int:
+        return len(self.device)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for N places: 0-based cut index (N,) and the clock to request in Hz (N,)."""
+
+    cut_index: Ints
+    frequency_hz: Floats
+
+
+@dataclass(frozen=True)
 class CostModel:
     """Eq. 7-11 for a fleet. ``device_compute_s`` and the bits are (M, C) and cover a whole round; ``round_trip_s`` is (M,).
 
@@ -160,11 +181,11 @@ class CostModel:
         server = self.server_half_width_s.at(np.array([frequency_hz]))[cut_index, 0]
         return math.hypot(float(own[cut_index]), float(server))
 
-    def waiting_s(self, device: Ints, uplink_bps: Floats, downlink_bps: Floats) -> Floats:
-        """(N, C): the part of Eq. 10 that does not depend on the server's clock. Arguments are (N,)."""
+    def waiting_s(self, places: Places) -> Floats:
+        """(N, C): the part of Eq. 10 that does not depend on the server's clock."""
         every = np.arange(self.cuts)[None, :]
         compute, up, down, adapters = self._waiting_parts(
-            device[:, None], uplink_bps[:, None], downlink_bps[:, None], every
+            places.device[:, None], places.uplink_bps[:, None], places.downlink_bps[:, None], every
         )
         waiting: Floats = compute + up + down + adapters
         return waiting
@@ -284,6 +305,20 @@ def box_extremes(
         np.where(feasible, idle + e_min, np.inf).min(1),
         np.where(feasible, idle + e_max, -np.inf).max(1),
     )
+
+
+def box(model: CostModel, places: Places, clocks: ServerClocks, optimal_hz: Floats) -> tuple[Extremes, Floats]:
+    """Extremes over the box as the cost table shows it, and the clocks that the table needs for them beside its own.
+
+    ``optimal_hz`` (N,) is f* of Eq. 16, whose rows stand in the table.
+    """
+    waiting, mask = model.waiting_s(places), places.feasible[places.device]
+    if len(clocks.supported_hz):
+        return box_extremes(model, waiting, mask, ServerRange.over(model, clocks.points_hz), optimal_hz), np.empty(0)
+    span = ServerRange.over_interval(model, clocks.f_min_hz, clocks.f_max_hz)
+    somewhere = mask.any(0)
+    at = np.concatenate([x[somewhere] for x in (span.s_min_hz, span.s_max_hz, span.e_min_hz, span.e_max_hz)])
+    return box_extremes(model, waiting, mask, span), np.unique(at)
 
 
 def piece_edges(model: CostModel, f_min_hz: float, f_max_hz: float) -> Floats:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from profiler.profile import BadInput, MissingHardware, printable
+from profiler.profile import printable
 from profiler.units import data_size, quantity, ranges
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY
 from solver.costs import Floats
+from solver.figures import COLOURS, new_figure, save
 from solver.scenario import Decisions, Solution
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def renderables(solution: Solution) -> list[RenderableType]:
     from rich.text import Text
 
     parts: list[RenderableType] = [_heading(solution), _table(solution), _summary(solution)]
-    for e in solution.exclusions:
+    for e in solution.problem.exclusions:
         low, high = (data_size(b) for b in e.needs_bytes)
         needs = low if low == high else f"{low} to {high}"
         parts.append(
@@ -50,13 +51,13 @@ def renderables(solution: Solution) -> list[RenderableType]:
 def _heading(solution: Solution) -> RenderableType:
     from rich.text import Text
 
-    work, options = solution.server.workload, solution.options
-    figures = "the letter's model (Eq. 7-11)" if solution.model.name == "letter" else "the profiles' tables"
-    rounds = len(solution.rates.rounds)
+    work, options = solution.problem.server.workload, solution.problem.options
+    figures = "the letter's model (Eq. 7-11)" if solution.problem.evaluated.name == "letter" else "the profiles' tables"
+    rounds = len(solution.problem.rates.rounds)
     over = f"; means over {rounds} rounds" if len(solution.decisions.cut) > MOST_ROWS else ""
     return Text.assemble(
         (printable(work.model), "bold"),
-        f" on {solution.server.name}: method {options.method}, w = {options.w:g}, T = {options.local_epochs} mini-batches a round; "
+        f" on {solution.problem.server.name}: method {options.method}, w = {options.w:g}, T = {options.local_epochs} mini-batches a round; "
         f"delay and energy from {figures}{over}",
     )
 
@@ -65,7 +66,7 @@ def _table(solution: Solution) -> Table:
     from rich import box
     from rich.table import Table
 
-    rounds, layers = len(solution.rates.rounds), solution.server.workload.layers
+    rounds, layers = len(solution.problem.rates.rounds), solution.problem.server.workload.layers
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     each = len(solution.decisions.cut) <= MOST_ROWS
     table.add_column("device", overflow="fold", min_width=9)
@@ -84,7 +85,10 @@ def _table(solution: Solution) -> Table:
     groups = (
         [[n] for n in range(len(solution.decisions.cut))]
         if each
-        else [list(range(m, len(solution.decisions.cut), len(solution.devices))) for m in range(len(solution.devices))]
+        else [
+            list(range(m, len(solution.decisions.cut), len(solution.problem.devices)))
+            for m in range(len(solution.problem.devices))
+        ]
     )
     for group in groups:
         table.add_row(*_row(solution, group, rounds > 1 and each))
@@ -93,16 +97,16 @@ def _table(solution: Solution) -> Table:
 
 def _row(solution: Solution, group: Sequence[int], show_round: bool) -> list[str]:
     ours, rows = solution.decisions, np.array(group)
-    round_index, m = divmod(group[0], len(solution.devices))
-    cells = [solution.devices[m].name]
+    round_index, m = divmod(group[0], len(solution.problem.devices))
+    cells = [solution.problem.devices[m].name]
     if show_round:
-        cells.append(str(solution.rates.rounds[round_index]))
+        cells.append(str(solution.problem.rates.rounds[round_index]))
     counts = Counter(ours.cut[rows].tolist()).most_common(3)
     several = len(set(ours.cut[rows].tolist())) > 1
     cells.append(
         ", ".join(f"{cut} ({100 * times / len(group):.0f} %)" if several else str(cut) for cut, times in counts)
     )
-    cells.append(_span(ours.frequency_hz[rows] / 1e9) if solution.clocks.known else "?")
+    cells.append(_span(ours.frequency_hz[rows] / 1e9) if solution.problem.clocks.known else "?")
     cells.append(quantity(float(ours.costs.delay_s[rows].mean()), "s", 4))
     cells.append("?" if ours.costs.energy_j is None else quantity(float(ours.costs.energy_j[rows].mean()), "J", 4))
     cells.append(f"{float(ours.cost[rows].mean()):.3f}")
@@ -178,32 +182,17 @@ def write_plots(solution: Solution, folder: Path) -> list[Path]:
 
     Raises BadInput where matplotlib is missing or the folder cannot be written.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError:
-        raise MissingHardware(
-            "--plot: matplotlib is not installed, expected it there: pip install 'card-profile[plot]'"
-        ) from None
     paths = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for m, device in enumerate(solution.devices):
-            figure = plt.figure(figsize=(11, 4.2), layout="constrained")
-            left, right = figure.subplots(1, 2)
-            _plot_cuts(solution, m, left)
-            _plot_cost(solution, m, figure, right)
-            figure.suptitle(
-                f"{device.name} with {solution.server.name}, w = {solution.options.w:g}, method {solution.options.method}"
-            )
-            path = folder / f"{device.name}.png"
-            figure.savefig(path, dpi=130)
-            plt.close(figure)
-            paths.append(path)
-    except OSError as error:
-        raise BadInput(f"--plot {folder}: cannot be written: {error.strerror or error}") from None
+    for m, device in enumerate(solution.problem.devices):
+        figure = new_figure(11, 4.2)
+        left, right = figure.subplots(1, 2)
+        _plot_cuts(solution, m, left)
+        _plot_cost(solution, m, figure, right)
+        options = solution.problem.options
+        figure.suptitle(
+            f"{device.name} with {solution.problem.server.name}, w = {options.w:g}, method {options.method}"
+        )
+        paths.append(save(figure, folder / f"{device.name}.png"))
     return paths
 
 
@@ -212,26 +201,28 @@ def _plot_cuts(solution: Solution, m: int, axes: object) -> None:
     from matplotlib.ticker import MaxNLocator
 
     assert isinstance(axes, Axes)
-    ours, link = solution.decisions, solution.rates
-    cuts = np.arange(1, solution.model.cuts + 1)
-    costs = solution.model.at(m, link.uplink_bps[0, m], link.downlink_bps[0, m], cuts - 1, ours.frequency_hz[m])
+    ours, link = solution.decisions, solution.problem.rates
+    cuts = np.arange(1, solution.problem.evaluated.cuts + 1)
+    costs = solution.problem.evaluated.at(
+        m, link.uplink_bps[0, m], link.downlink_bps[0, m], cuts - 1, ours.frequency_hz[m]
+    )
     bottom = np.zeros(len(cuts))
     for label, part, color in (
-        ("device computes", costs.device_compute_s, "#4477aa"),
-        ("server computes", costs.server_compute_s, "#ee6677"),
-        ("smashed data and gradients", costs.uplink_s + costs.downlink_s, "#ccbb44"),
-        ("adapters", costs.adapters_s, "#bbbbbb"),
+        ("device computes", costs.device_compute_s, COLOURS["device"]),
+        ("server computes", costs.server_compute_s, COLOURS["server"]),
+        ("smashed data and gradients", costs.uplink_s + costs.downlink_s, COLOURS["link"]),
+        ("adapters", costs.adapters_s, COLOURS["adapters"]),
     ):
         axes.bar(cuts, part, bottom=bottom, label=label, color=color, width=0.85)
         bottom = bottom + part
-    fits = solution.feasible[m]
+    fits = solution.problem.feasible[m]
     if not fits.all():
         axes.bar(
             cuts[~fits], bottom[~fits], color="none", edgecolor="0.4", hatch="///", label="does not fit", width=0.85
         )
     chosen = int(ours.cut[m])
     axes.axvline(chosen, color="black", linestyle="--", linewidth=1)
-    clock = f" at {ours.frequency_hz[m] / 1e9:.3f} GHz" if solution.clocks.known else ""
+    clock = f" at {ours.frequency_hz[m] / 1e9:.3f} GHz" if solution.problem.clocks.known else ""
     axes.set_xlabel(f"cut layer c: layers 1..c on the device{clock}")
     axes.set_ylabel("delay of a round (s)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -240,8 +231,8 @@ def _plot_cuts(solution: Solution, m: int, axes: object) -> None:
     axes.legend(fontsize=7, loc="upper center", ncols=2)
     if costs.energy_j is not None:
         twin = axes.twinx()
-        twin.plot(cuts, costs.energy_j, color="#228833", marker=".", linewidth=1.2)
-        twin.set_ylabel("server's energy (J)", color="#228833")
+        twin.plot(cuts, costs.energy_j, color=COLOURS["energy"], marker=".", linewidth=1.2)
+        twin.set_ylabel("server's energy (J)", color=COLOURS["energy"])
         twin.set_ylim(0, 1.25 * twin.get_ylim()[1])
 
 
@@ -252,7 +243,7 @@ def _plot_cost(solution: Solution, m: int, figure: object, axes: object) -> None
 
     assert isinstance(axes, Axes)
     assert isinstance(figure, Figure)
-    model, link, clocks = solution.model, solution.rates, solution.clocks
+    model, link, clocks = solution.problem.evaluated, solution.problem.rates, solution.problem.clocks
     hz = clocks.supported_hz
     if len(hz) == 0:
         hz = (
@@ -262,11 +253,11 @@ def _plot_cost(solution: Solution, m: int, figure: object, axes: object) -> None
         )
     cuts = np.arange(1, model.cuts + 1)
     costs = model.at(m, link.uplink_bps[0, m], link.downlink_bps[0, m], (cuts - 1)[:, None], hz[None, :])
-    x, y = (weight[m] for weight in solution.extremes.weights(solution.options.w))
+    x, y = (weight[m] for weight in solution.extremes.weights(solution.problem.options.w))
     value = x * (costs.delay_s - solution.extremes.d_min_s[m])
     if costs.energy_j is not None:
         value = value + y * (costs.energy_j - solution.extremes.e_min_j[m])
-    value = np.where(solution.feasible[m][:, None], value, np.nan)
+    value = np.where(solution.problem.feasible[m][:, None], value, np.nan)
     mesh = axes.pcolormesh(cuts, hz / 1e9, value.T, shading="nearest", cmap="viridis_r")
     figure.colorbar(mesh, ax=axes, label="U (Eq. 12)")
     axes.plot(

@@ -36,13 +36,13 @@ def answer(server: Profile, device: Profile, **options: object) -> Solution:
 
 
 def at(solution: Solution, cut: int, hz: float) -> Costs:
-    link = solution.rates
-    return solution.model.at(0, link.uplink_bps[0, 0], link.downlink_bps[0, 0], cut - 1, hz)
+    link = solution.problem.rates
+    return solution.problem.evaluated.at(0, link.uplink_bps[0, 0], link.downlink_bps[0, 0], cut - 1, hz)
 
 
 def test_equations_7_to_11_of_the_letter() -> None:
     solution = answer(untimed(make_profile("srv", "server")), untimed(make_profile("dev")))
-    assert solution.model.name == "letter"
+    assert solution.problem.evaluated.name == "letter"
     costs = at(solution, 2, 1.5e9)
     assert float(costs.device_compute_s) == pytest.approx(3 * 4e9 / (1e9 * 2000))  # Eq. 7, f_D = 1 GHz
     assert float(costs.server_compute_s) == pytest.approx(3 * (2 * 2e9 + 4e9) / (1.5e9 * 2000))  # Eq. 8
@@ -68,7 +68,7 @@ def test_equations_7_to_11_of_the_letter() -> None:
 
 def test_the_profile_model_adds_up_the_measured_medians_and_reads_watts_from_the_fitted_table() -> None:
     solution = answer(make_profile("srv", "server"), make_profile("dev"))
-    assert solution.model.name == "profile"
+    assert solution.problem.evaluated.name == "profile"
     costs = at(solution, 2, 1.5e9)
     # a segment of work x takes x (3 ms + 30 ms/GHz) + 0.1 ms; the embedding is work 0.1 and the head 2
     assert float(costs.device_compute_s) == pytest.approx(3 * (2.1 * 0.033 + 3 * 1e-4))
@@ -116,7 +116,7 @@ def test_the_waiting_servers_idle_energy_counts_only_when_asked_for() -> None:
 
 def test_server_times_pass_through_every_measured_clock_and_are_straight_in_1_over_f_between() -> None:
     server = make_profile("srv", "server")
-    model = answer(server, make_profile("dev")).model
+    model = answer(server, make_profile("dev")).problem.evaluated
     measured = [
         3 * sum(r.forward.median_s + r.backward.median_s + r.optimizer.median_s for r in t.segments[3:])
         for t in server.timings
@@ -131,12 +131,14 @@ def test_times_beyond_the_measured_clocks_follow_the_fitted_a_plus_b_over_f_and_
     server = make_profile("srv", "server")
     kept = server.model_copy(update={"timings": server.timings[1:3]})
     solution = answer(kept, make_profile("dev"))
-    assert solution.model.server_s(np.array([0.5e9, 2e9]))[1] == pytest.approx(
-        answer(server, make_profile("dev")).model.server_s(np.array([0.5e9, 2e9]))[1]
+    assert solution.problem.evaluated.server_s(np.array([0.5e9, 2e9]))[1] == pytest.approx(
+        answer(server, make_profile("dev")).problem.evaluated.server_s(np.array([0.5e9, 2e9]))[1]
     )
     assert any("beyond the measured clocks" in a.quantity for a in solution.assumptions)
     alone = answer(server.model_copy(update={"timings": server.timings[1:2]}), make_profile("dev"))
-    assert alone.model.server_s(np.array([0.5e9]))[1] == pytest.approx(2 * alone.model.server_s(np.array([1e9]))[1])
+    assert alone.problem.evaluated.server_s(np.array([0.5e9]))[1] == pytest.approx(
+        2 * alone.problem.evaluated.server_s(np.array([1e9]))[1]
+    )
     assert any("1/f from the one clock" in str(a.value) for a in alone.assumptions)
 
 
@@ -150,7 +152,7 @@ def test_times_never_fall_below_zero_however_high_the_clock() -> None:
         t.model_copy(update={"segments": [row] * len(t.segments)}) for t, row in zip(server.timings, steep, strict=True)
     ]
     solution = answer(server.model_copy(update={"timings": timings}), make_profile("dev"))
-    assert (solution.model.server_s(np.array([2e9, 5e9, 1e11])) >= 0).all()
+    assert (solution.problem.evaluated.server_s(np.array([2e9, 5e9, 1e11])) >= 0).all()
 
 
 def test_the_device_is_timed_at_the_clock_at_which_it_trains() -> None:
@@ -332,19 +334,19 @@ VISITED = (0.5, 0.8, 1.2, 1.6, 2.0)
 def test_with_a_fit_times_pass_through_every_visited_clock_and_follow_the_bent_curve_between() -> None:
     server = bent("srv", "server", VISITED)
     dense = bent("srv", "server", tuple(np.linspace(0.5, 2.0, 61)))
-    plain = answer(server.model_copy(update={"time_fit": None}), make_profile("dev")).model
-    model = answer(server, make_profile("dev")).model
+    plain = answer(server.model_copy(update={"time_fit": None}), make_profile("dev")).problem.evaluated
+    model = answer(server, make_profile("dev")).problem.evaluated
     visited = np.array(VISITED) * 1e9
     assert model.server_s(visited) == pytest.approx(plain.server_s(visited), rel=1e-12)
     never = np.array([0.65e9, 1.0e9, 1.4e9, 1.8e9])
-    truth = answer(dense.model_copy(update={"time_fit": None}), make_profile("dev")).model.server_s(never)
+    truth = answer(dense.model_copy(update={"time_fit": None}), make_profile("dev")).problem.evaluated.server_s(never)
     fitted, straight = (np.abs(m.server_s(never) / truth - 1).max() for m in (model, plain))
     assert fitted < 0.004
     assert fitted < straight / 2
 
 
 def test_with_a_fit_times_beyond_the_visited_clocks_go_on_between_constant_and_proportional() -> None:
-    model = answer(bent("srv", "server", VISITED), make_profile("dev")).model
+    model = answer(bent("srv", "server", VISITED), make_profile("dev")).problem.evaluated
     low, lowest, high, highest = model.server_s(np.array([0.5e9, 0.25e9, 2e9, 8e9]))[0]
     assert low < lowest <= 2 * low
     assert high / 4 <= highest < high
@@ -356,10 +358,12 @@ def test_exact_affine_times_are_the_same_with_and_without_a_fit() -> None:
     server = make_profile("srv", "server")
     with_fit = server.model_copy(update={"time_fit": fit_times(server)})
     hz = np.array([0.3e9, 0.5e9, 0.7e9, 1.23e9, 2e9, 2.4e9])
-    one, other = (answer(s, make_profile("dev")).model.server_s(hz) for s in (server, with_fit))
+    one, other = (answer(s, make_profile("dev")).problem.evaluated.server_s(hz) for s in (server, with_fit))
     assert other == pytest.approx(one, rel=1e-6)
     for term in ("optimizer", "head"):
-        one, other = (answer(s, make_profile("dev"), leave_out=(term,)).model.server_s(hz) for s in (server, with_fit))
+        one, other = (
+            answer(s, make_profile("dev"), leave_out=(term,)).problem.evaluated.server_s(hz) for s in (server, with_fit)
+        )
         assert other == pytest.approx(one, rel=1e-6)
 
 

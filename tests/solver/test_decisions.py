@@ -9,21 +9,41 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solver.card import best_cut, optimal_clock
+from solver import card, exact
 from solver.costs import (
+    Choice,
     CostModel,
     Extremes,
     Floats,
+    Places,
+    ServerClocks,
     ServerPower,
     ServerRange,
     ServerTime,
     box_extremes,
     piece_edges,
 )
-from solver.exact import best_continuous, best_listed
 from tests.solver.reference import algorithm_1
 
 GHZ = 1e9
+
+
+def model_of(waiting_s: Floats, time: ServerTime, power: ServerPower | None, idle_w: float = 0.0) -> CostModel:
+    """A fleet of N devices, each of which waits ``waiting_s`` (N, C) whatever the channel does."""
+    nothing = np.zeros_like(waiting_s)
+    trips = np.zeros(len(waiting_s))
+    return CostModel("profile", 1, waiting_s, nothing, nothing, nothing, trips, time, power, idle_w)
+
+
+def places_of(feasible: np.ndarray) -> Places:
+    """One decision for each device."""
+    n = len(feasible)
+    return Places(np.arange(n), np.ones(n), np.ones(n), feasible)
+
+
+def scaling(cycles: Floats) -> ServerTime:
+    """The letter's server: cycles (C,) over f."""
+    return ServerTime(np.empty(0), np.zeros((len(cycles), 1)), cycles[:, None])
 
 
 @dataclass(frozen=True)
@@ -41,11 +61,14 @@ class Instance:
 
     @property
     def model(self) -> CostModel:
-        cuts = len(self.time.a_s)
-        nothing = np.zeros((1, cuts))
-        return CostModel(
-            "profile", 1, nothing, nothing, nothing, nothing, np.zeros(1), self.time, self.power, self.idle_w
-        )
+        return model_of(self.waiting_s, self.time, self.power, self.idle_w)
+
+    @property
+    def places(self) -> Places:
+        return places_of(self.feasible)
+
+    def clocks(self, listed: Floats | None = None) -> ServerClocks:
+        return ServerClocks(self.f_min, self.f_max, np.empty(0) if listed is None else listed)
 
     def cost(self, extremes: Extremes, clocks: Floats) -> Floats:
         """U (N, C, K) by the definition, infinite for cuts that do not fit."""
@@ -59,8 +82,9 @@ class Instance:
         cost = cost + (1 - self.w) * (energy - e.e_min_j[:, None, None]) / share_e
         return np.where(self.feasible[:, :, None], cost, np.inf)
 
-    def regret(self, extremes: Extremes, clocks: Floats, cut: np.ndarray, clock: Floats) -> Floats:
+    def regret(self, extremes: Extremes, clocks: Floats, choice: Choice) -> Floats:
         """How much worse the decisions are than the best point of ``clocks``, (N,)."""
+        cut, clock = choice.cut_index, choice.frequency_hz
         mine = np.array([float(self.cost(extremes, clock[n : n + 1])[n, cut[n], 0]) for n in range(len(cut))])
         return mine - self.cost(extremes, clocks).min((1, 2))
 
@@ -100,9 +124,8 @@ def instances(draw: st.DrawFn, *, cubic: bool, overhead_too: bool = False) -> In
 @given(instances(cubic=True))
 def test_the_vectorised_card_is_algorithm_1_of_the_letter(case: Instance) -> None:
     cycles, xi = case.time.b_cycles[:, 0], float(case.power.r_w_per_hz3[0])
-    box = {"xi_w_per_hz3": xi, "w": case.w, "f_min_hz": case.f_min, "f_max_hz": case.f_max}
-    clock = optimal_clock(case.waiting_s, case.feasible, cycles, **box)
-    cut = best_cut(case.waiting_s, case.feasible, cycles, clock, **box)
+    choice = card.choose(case.model, case.places, case.clocks(), case.w, xi)
+    cut, clock = choice.cut_index, choice.frequency_hz
     span = ServerRange.over(case.model, np.array([case.f_min, case.f_max]))
     extremes = box_extremes(case.model, case.waiting_s, case.feasible, span)
     for n in range(len(cut)):
@@ -118,14 +141,11 @@ def test_the_vectorised_card_is_algorithm_1_of_the_letter(case: Instance) -> Non
 @settings(max_examples=150, deadline=None)
 @given(instances(cubic=True))
 def test_on_the_letters_cubic_law_card_is_the_joint_optimum(case: Instance) -> None:
-    cycles, xi = case.time.b_cycles[:, 0], float(case.power.r_w_per_hz3[0])
-    box = {"xi_w_per_hz3": xi, "w": case.w, "f_min_hz": case.f_min, "f_max_hz": case.f_max}
-    clock = optimal_clock(case.waiting_s, case.feasible, cycles, **box)
-    cut = best_cut(case.waiting_s, case.feasible, cycles, clock, **box)
+    choice = card.choose(case.model, case.places, case.clocks(), case.w, float(case.power.r_w_per_hz3[0]))
     span = ServerRange.over_interval(case.model, case.f_min, case.f_max)
     extremes = box_extremes(case.model, case.waiting_s, case.feasible, span)
     grid = np.linspace(case.f_min, case.f_max, 400)
-    assert case.regret(extremes, grid, cut, clock).max() <= 1e-9
+    assert case.regret(extremes, grid, choice).max() <= 1e-9
 
 
 @settings(max_examples=150, deadline=None)
@@ -133,10 +153,10 @@ def test_on_the_letters_cubic_law_card_is_the_joint_optimum(case: Instance) -> N
 def test_exact_over_listed_clocks_is_what_brute_force_finds(case: Instance, count: int) -> None:
     clocks = np.linspace(case.f_min, case.f_max, count)
     extremes = box_extremes(case.model, case.waiting_s, case.feasible, ServerRange.over(case.model, clocks))
-    cut, clock = best_listed(case.model, case.waiting_s, case.feasible, extremes, clocks, case.w)
-    assert np.isin(clock, clocks).all()
-    assert case.feasible[np.arange(len(cut)), cut].all()
-    assert abs(case.regret(extremes, clocks, cut, clock)).max() <= 1e-9
+    choice = exact.choose(case.model, case.places, case.clocks(clocks), *extremes.weights(case.w))
+    assert np.isin(choice.frequency_hz, clocks).all()
+    assert case.feasible[np.arange(len(case.feasible)), choice.cut_index].all()
+    assert abs(case.regret(extremes, clocks, choice)).max() <= 1e-9
 
 
 @settings(max_examples=150, deadline=None)
@@ -144,10 +164,10 @@ def test_exact_over_listed_clocks_is_what_brute_force_finds(case: Instance, coun
 def test_exact_over_a_continuous_range_beats_every_clock_of_a_fine_grid(case: Instance) -> None:
     span = ServerRange.over_interval(case.model, case.f_min, case.f_max)
     extremes = box_extremes(case.model, case.waiting_s, case.feasible, span)
-    cut, clock = best_continuous(case.model, case.waiting_s, case.feasible, extremes, case.f_min, case.f_max, case.w)
-    assert ((clock >= case.f_min) & (clock <= case.f_max)).all()
+    choice = exact.choose(case.model, case.places, case.clocks(), *extremes.weights(case.w))
+    assert ((choice.frequency_hz >= case.f_min) & (choice.frequency_hz <= case.f_max)).all()
     grid = np.union1d(np.linspace(case.f_min, case.f_max, 1500), piece_edges(case.model, case.f_min, case.f_max))
-    regret = case.regret(extremes, grid, cut, clock)
+    regret = case.regret(extremes, grid, choice)
     assert regret.max() <= 1e-9
     assert regret.min() >= -1e-2  # and it is no other quantity than the grid's
 
@@ -166,11 +186,8 @@ def test_no_point_of_the_box_lies_outside_the_extremes(case: Instance) -> None:
 @settings(max_examples=100, deadline=None)
 @given(instances(cubic=True), st.floats(0.01, 100))
 def test_xi_cancels_out_of_the_letters_decision(case: Instance, factor: float) -> None:
-    cycles, xi = case.time.b_cycles[:, 0], float(case.power.r_w_per_hz3[0])
-    decided = []
-    for value in (xi, xi * factor):
-        box = {"xi_w_per_hz3": value, "w": case.w, "f_min_hz": case.f_min, "f_max_hz": case.f_max}
-        decided.append(optimal_clock(case.waiting_s, case.feasible, cycles, **box))
+    xi = float(case.power.r_w_per_hz3[0])
+    decided = [card.optimal_clock(case.model, case.places, case.clocks(), case.w, value) for value in (xi, xi * factor)]
     assert decided[0] == pytest.approx(decided[1], rel=1e-9)
 
 
@@ -185,10 +202,11 @@ def test_with_equal_layers_the_best_cut_is_the_first_or_the_last_by_the_letters_
     waiting = (epochs * rho * c / device_speed + adapter_bits * c * (1 / up + 1 / down))[None, :] + 0.3
     cycles = epochs * rho * (layers - c) / server_per_hz
     f_min, f_max, w = 0.2e9, 6e9, float(rng.uniform(0.05, 0.95))
-    box = {"xi_w_per_hz3": 1e-26, "w": w, "f_min_hz": f_min, "f_max_hz": f_max}
-    feasible = np.ones((1, layers - 1), dtype=bool)
-    clock = optimal_clock(waiting, feasible, cycles, **box)
-    cut = int(best_cut(waiting, feasible, cycles, clock, **box)[0]) + 1
+    model = model_of(waiting, scaling(cycles), ServerPower.cubic(1e-26))
+    choice = card.choose(
+        model, places_of(np.ones_like(waiting, dtype=bool)), ServerClocks(f_min, f_max, np.empty(0)), w, 1e-26
+    )
+    cut, clock = int(choice.cut_index[0]) + 1, choice.frequency_hz
     assert cut in (1, layers - 1)
     if f_min < clock[0] < f_max:  # f* interior
         own = epochs * rho / device_speed + adapter_bits * (1 / up + 1 / down)
@@ -202,19 +220,23 @@ def test_equation_16_gives_a_weaker_device_the_lower_clock_once_the_device_is_th
     c = np.arange(1, 32)
     cycles = 1e10 * (32 - c)
     slow = np.stack([c * seconds for seconds in (30.0, 40.0, 60.0, 120.0)])
-    fits = np.ones_like(slow, dtype=bool)
-    box = {"xi_w_per_hz3": 1e-25, "w": 0.2, "f_max_hz": 2.46e9}
-    clock = optimal_clock(slow, fits, cycles, f_min_hz=3.4e8, **box)
-    assert (np.diff(clock) < 0).all()
+
+    def clocks(waiting: Floats, f_min: float) -> Floats:
+        model = model_of(waiting, scaling(cycles), None)
+        fits = places_of(np.ones_like(waiting, dtype=bool))
+        return card.optimal_clock(model, fits, ServerClocks(f_min, 2.46e9, np.empty(0)), 0.2, 1e-25)
+
+    assert (np.diff(clocks(slow, 3.4e8)) < 0).all()
     # Where even the last cut is faster than the server at F_min, D_max is the server's and the order turns round.
     fast = np.stack([c * seconds for seconds in (1.0, 2.0, 4.0)])
-    assert (np.diff(optimal_clock(fast, fits[:3], cycles, f_min_hz=1e8, **box)) > 0).all()
+    assert (np.diff(clocks(fast, 1e8)) > 0).all()
 
 
 def test_at_w_1_the_clock_is_the_highest_and_at_w_0_the_lowest_and_xi_is_not_needed_for_delay_alone() -> None:
-    waiting, feasible, cycles = np.ones((2, 3)), np.ones((2, 3), dtype=bool), np.array([3e9, 2e9, 1e9])
-    low = optimal_clock(waiting, feasible, cycles, xi_w_per_hz3=1e-25, w=0.0, f_min_hz=1e9, f_max_hz=2e9)
-    high = optimal_clock(waiting, feasible, cycles, xi_w_per_hz3=None, w=1.0, f_min_hz=1e9, f_max_hz=2e9)
+    model = model_of(np.ones((2, 3)), scaling(np.array([3e9, 2e9, 1e9])), None)
+    places, clocks = places_of(np.ones((2, 3), dtype=bool)), ServerClocks(1e9, 2e9, np.empty(0))
+    low = card.optimal_clock(model, places, clocks, 0.0, 1e-25)
+    high = card.optimal_clock(model, places, clocks, 1.0, None)
     assert low.tolist() == [1e9, 1e9]
     assert high.tolist() == [2e9, 2e9]
 

@@ -95,7 +95,7 @@ def test_every_decision_and_its_cost_can_be_recomputed_from_the_table(
         costs = recomputed(mine, 0.3)
         assert costs[row["cut"], row["frequency_hz"]] == pytest.approx(row["cost"], abs=1e-12)
         if row["method"] == "exact" and evaluate is None:
-            supported = solution.clocks.supported_hz.tolist()
+            supported = solution.problem.clocks.supported_hz.tolist()
             best = min(u for (_, f), u in costs.items() if not supported or f in supported)
             assert row["cost"] <= best + 1e-12
     for r in table:
@@ -117,7 +117,7 @@ def test_the_table_holds_all_cuts_at_the_supported_clocks_f_min_f_max_and_f_star
 def test_the_fastest_point_of_all_costs_nothing_at_w_1_and_not_less(method: str, uplink_mbps: float) -> None:
     for profiles in (letterlike(), fleet()):
         solution = solve(profiles, SolveOptions(method=method, w=1.0, uplink_mbps=uplink_mbps, downlink_mbps=7.0))
-        assert solution.decisions.cost.tolist() == [0.0] * len(solution.devices)
+        assert solution.decisions.cost.tolist() == [0.0] * len(solution.problem.devices)
 
 
 def test_exact_is_never_dearer_than_card_or_a_fixed_cut_on_what_the_profiles_hold() -> None:
@@ -163,7 +163,7 @@ def test_f_star_takes_part_in_the_extremes_because_it_is_a_clock_of_the_table(tm
     supported = solve([server.model_copy(update={"power_fit": fit}), device], SolveOptions(w=0.6))
     mine = read_table(supported, tmp_path)
     star = [float(r["energy_j"]) for r in mine if float(r["frequency_hz"]) == float(supported.optimal_hz[0])]
-    others = [float(r["energy_j"]) for r in mine if float(r["frequency_hz"]) in supported.clocks.supported_hz]
+    others = [float(r["energy_j"]) for r in mine if float(r["frequency_hz"]) in supported.problem.clocks.supported_hz]
     assert min(star) < min(others)
     assert supported.extremes.e_min_j[0] == min(star)
 
@@ -214,7 +214,7 @@ def test_a_cut_that_does_not_fit_is_never_chosen_and_is_named_with_its_machine(t
 def test_the_servers_memory_limits_cuts_too() -> None:
     server, fast, slow = fleet()
     solution = solve([limited(server, 250_000_000), fast, slow], SolveOptions(w=0.0))
-    assert {(e.device, e.machine, tuple(e.cuts)) for e in solution.exclusions} == {
+    assert {(e.device, e.machine, tuple(e.cuts)) for e in solution.problem.exclusions} == {
         ("fast", "srv", (1,)),
         ("slow", "srv", (1,)),
     }
@@ -346,7 +346,7 @@ def test_a_fleet_needs_one_server_and_at_least_one_device() -> None:
     second = server.model_copy(update={"name": "other"})
     with pytest.raises(BadInput, match="expected --server with one of: srv, other"):
         solve([server, second, fast], SolveOptions())
-    assert solve([server, second, fast], SolveOptions(server="other")).server.name == "other"
+    assert solve([server, second, fast], SolveOptions(server="other")).problem.server.name == "other"
 
 
 def test_profiles_of_different_workloads_are_refused_naming_both_and_the_fields() -> None:
@@ -383,7 +383,7 @@ def test_measured_tables_are_demanded_only_where_they_exist() -> None:
     ):
         solve([server, fast, bare], SolveOptions(evaluate="profile"))
     solution = solve([server, fast, bare], SolveOptions())
-    assert solution.model.name == "letter"
+    assert solution.problem.evaluated.name == "letter"
     assert any("no layer times in slow" in line for line in solution.warnings)
     mute = Hardware(provenance="measured", kind="abstract", description="a machine for tests")
     with pytest.raises(BadInput, match=r"profile slow: no timings, and field hardware\.cores is empty"):
@@ -392,7 +392,7 @@ def test_measured_tables_are_demanded_only_where_they_exist() -> None:
 
 def test_limits_beyond_a_measured_machines_clocks_end_at_its_own_with_a_warning() -> None:
     solution = solve(fleet(), SolveOptions(f_max_ghz=9.0))
-    assert solution.clocks.f_max_hz == 2e9
+    assert solution.problem.clocks.f_max_hz == 2e9
     assert any("--f-max-ghz: 9 GHz is beyond the clocks of srv" in line for line in solution.warnings)
 
 
