@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from solver.costs import Choice, CostModel, Floats, Places, ServerClocks
+from solver.stream import Block, lowest, over_blocks
 
 
 def optimal_clock(
@@ -20,51 +21,69 @@ def optimal_clock(
     Eq. 16 divides by zero: f* = F_max, its limit; at w = 0 f* = F_min. ``xi_w_per_hz3`` may be None only at w = 1. xi cancels:
     E_max - E_min is proportional to it.
     """
-    f_min_hz, f_max_hz = clocks.f_min_hz, clocks.f_max_hz
-    n = len(places)
-    if w >= 1:
-        return np.full(n, f_max_hz)
-    if w <= 0:
-        return np.full(n, f_min_hz)
-    if xi_w_per_hz3 is None:
-        raise ValueError("Eq. 16 needs xi unless w = 1")
-    waiting_s, feasible = letter.waiting_s(places), places.feasible[places.device]
-    cycles = letter.server_time.b_cycles[:, 0]
-    d_min = np.where(feasible, waiting_s + cycles / f_max_hz, np.inf).min(1)
-    d_max = np.where(feasible, waiting_s + cycles / f_min_hz, -np.inf).max(1)
-    energy_low = np.where(feasible, xi_w_per_hz3 * f_min_hz * f_min_hz * cycles, np.inf).min(1)
-    energy_high = np.where(feasible, xi_w_per_hz3 * f_max_hz * f_max_hz * cycles, -np.inf).max(1)
-    delay_span, energy_span = d_max - d_min, energy_high - energy_low
-    # Without a range of delay its term counts 0, and the lowest clock is best.
-    q = np.full(n, f_min_hz)
-    usable = delay_span > 0
-    q[usable] = np.cbrt(w * energy_span[usable] / (2 * xi_w_per_hz3 * (1 - w) * delay_span[usable]))
-    clock: Floats = np.clip(q, f_min_hz, f_max_hz)
+    clock = np.empty(len(places))
+
+    def work(block: Block) -> None:
+        clock[block.rows] = _Box(letter, block, clocks, xi_w_per_hz3).optimal_clock(w)
+
+    over_blocks(places, work)
     return clock
 
 
 def choose(letter: CostModel, places: Places, clocks: ServerClocks, w: float, xi_w_per_hz3: float | None) -> Choice:
     """Algorithm 1: f* by Eq. 16, then the feasible cut with the least U at f*, the lowest of equals. The clock to request is the
     supported one nearest to f*."""
-    clock_hz = optimal_clock(letter, places, clocks, w, xi_w_per_hz3)
-    waiting_s, feasible = letter.waiting_s(places), places.feasible[places.device]
-    cycles = letter.server_time.b_cycles[:, 0]
-    f_min_hz, f_max_hz = clocks.f_min_hz, clocks.f_max_hz
-    delay = waiting_s + cycles / clock_hz[:, None]
-    d_min = np.where(feasible, waiting_s + cycles / f_max_hz, np.inf).min(1)
-    d_max = np.where(feasible, waiting_s + cycles / f_min_hz, -np.inf).max(1)
-    cost = w * _share(delay, d_min, d_max)
-    if w < 1:
-        if xi_w_per_hz3 is None:
-            raise ValueError("Eq. 11 needs xi unless w = 1")
-        energy = xi_w_per_hz3 * (clock_hz * clock_hz)[:, None] * cycles
-        e_min = np.where(feasible, xi_w_per_hz3 * f_min_hz * f_min_hz * cycles, np.inf).min(1)
-        e_max = np.where(feasible, xi_w_per_hz3 * f_max_hz * f_max_hz * cycles, -np.inf).max(1)
-        cost = cost + (1 - w) * _share(energy, e_min, e_max)
-    return Choice(np.where(feasible, cost, np.inf).argmin(1), clocks.nearest(clock_hz))
+    cut, clock = np.empty(len(places), dtype=np.intp), np.empty(len(places))
+
+    def work(block: Block) -> None:
+        box = _Box(letter, block, clocks, xi_w_per_hz3)
+        f = box.optimal_clock(w)
+        clock[block.rows] = f
+        cut[block.rows] = block.cuts[lowest(box.cost(w, f))[0]]
+
+    over_blocks(places, work)
+    return Choice(cut, clocks.nearest(clock))
 
 
-def _share(value: Floats, low: Floats, high: Floats) -> Floats:
-    """(value - low) / (high - low) for (N, C) values and (N,) bounds; 0 where the range is empty."""
-    span = (high - low)[:, None]
-    return np.divide(value - low[:, None], span, out=np.zeros_like(value), where=span > 0)
+class _Box:
+    """{feasible cuts} x [F_min, F_max] for one block: C' cuts, R decisions."""
+
+    def __init__(self, letter: CostModel, block: Block, clocks: ServerClocks, xi_w_per_hz3: float | None) -> None:
+        low, high = clocks.f_min_hz, clocks.f_max_hz
+        self.f_min_hz, self.f_max_hz, self.xi = low, high, xi_w_per_hz3
+        self.waiting_s = block.waiting_s(letter)
+        self.cycles = letter.server_time.b_cycles[block.cuts]  # (C', 1)
+        self.d_min_s = (self.waiting_s + self.cycles / high).min(axis=0)
+        self.d_max_s = (self.waiting_s + self.cycles / low).max(axis=0)
+        xi = 0.0 if xi_w_per_hz3 is None else xi_w_per_hz3
+        self.e_min_j = float((xi * low * low * self.cycles).min())
+        self.e_max_j = float((xi * high * high * self.cycles).max())
+
+    def optimal_clock(self, w: float) -> Floats:
+        """Eq. 16, (R,)."""
+        if w >= 1:
+            return np.full(len(self.d_min_s), self.f_max_hz)
+        if w <= 0:
+            return np.full(len(self.d_min_s), self.f_min_hz)
+        if self.xi is None:
+            raise ValueError("Eq. 16 needs xi unless w = 1")
+        span = self.d_max_s - self.d_min_s
+        # Without a range of delay its term counts 0, and the lowest clock is best.
+        q = np.full(len(span), self.f_min_hz)
+        usable = span > 0
+        q[usable] = np.cbrt(w * (self.e_max_j - self.e_min_j) / (2 * self.xi * (1 - w) * span[usable]))
+        clock: Floats = np.clip(q, self.f_min_hz, self.f_max_hz)
+        return clock
+
+    def cost(self, w: float, clock_hz: Floats) -> Floats:
+        """U of Eq. 12 at clocks (R,), (C', R), less what is the same for every cut."""
+        span = self.d_max_s - self.d_min_s
+        by_delay = np.divide(w, span, out=np.zeros_like(span), where=span > 0)
+        cost: Floats = by_delay * (self.waiting_s + self.cycles / clock_hz)
+        if w < 1:
+            if self.xi is None:
+                raise ValueError("Eq. 11 needs xi unless w = 1")
+            range_j = self.e_max_j - self.e_min_j
+            by_energy = (1 - w) / range_j if range_j > 0 else 0.0
+            cost += by_energy * (self.xi * clock_hz * clock_hz) * self.cycles
+        return cost

@@ -14,7 +14,6 @@ computed alone equals the same cost computed within a table, bit for bit.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,6 +137,9 @@ class CostModel:
     server_time: ServerTime
     server_power: ServerPower | None
     idle_w: float = 0.0
+    """Watts of the server while it waits, where they count."""
+    device_j: Floats | None = None
+    """(M, C) joules of the device in a round, times the weight at which they count; None where they do not."""
     clock_map: ClockMap = NO_MAP
     device_half_width_s: tuple[Floats | None, ...] = ()
     """(C,) for each device: how far its part of the delay may be off, by the 95 % interval of its times. None: not known."""
@@ -160,8 +162,9 @@ class CostModel:
         energy = None
         if self.server_power is not None:
             energy = self.server_power.at(f) * server
-            if self.idle_w:
-                energy = self.idle_w * (compute + up + down + adapters) + energy
+            held = self.held_of(device, cut_index, compute + up + down + adapters)
+            if held is not None:
+                energy = held + energy
         parts = np.broadcast_arrays(compute, server, up, down, adapters)
         compute, server, up, down, adapters = parts
         # In the order of `waiting_s`, so that no rounding lies between a point and the extremes.
@@ -181,14 +184,27 @@ class CostModel:
         server = self.server_half_width_s.at(np.array([frequency_hz]))[cut_index, 0]
         return math.hypot(float(own[cut_index]), float(server))
 
-    def waiting_s(self, places: Places) -> Floats:
-        """(N, C): the part of Eq. 10 that does not depend on the server's clock."""
-        every = np.arange(self.cuts)[None, :]
-        compute, up, down, adapters = self._waiting_parts(
-            places.device[:, None], places.uplink_bps[:, None], places.downlink_bps[:, None], every
-        )
+    def waiting_of(self, device: Any, cut_index: Any, uplink_bps: Any, downlink_bps: Any) -> Floats:
+        """The part of Eq. 10 that does not depend on the server's clock; arguments broadcast, as in `at`."""
+        compute, up, down, adapters = self._waiting_parts(device, uplink_bps, downlink_bps, cut_index)
         waiting: Floats = compute + up + down + adapters
         return waiting
+
+    def held_of(self, device: Any, cut_index: Any, waiting_s: Any) -> Floats | None:
+        """The part of the energy that does not depend on the server's clock, in J: the server idle while it waits for ``waiting_s``,
+        and the device. None where neither is counted."""
+        held: Floats | None = None
+        if self.idle_w:
+            held = self.idle_w * waiting_s
+        if self.device_j is not None:
+            own = self.device_j[device, cut_index]
+            held = own if held is None else held + own
+        return held
+
+    def waiting_s(self, places: Places) -> Floats:
+        """(N, C) of `waiting_of` for a handful of places; `solver.stream` goes through many."""
+        every = np.arange(self.cuts)[None, :]
+        return self.waiting_of(places.device[:, None], every, places.uplink_bps[:, None], places.downlink_bps[:, None])
 
     def _waiting_parts(
         self, device: Any, uplink_bps: Any, downlink_bps: Any, cut_index: Any
@@ -213,158 +229,6 @@ class CostModel:
         if self.server_power is None:
             return np.zeros_like(seconds)
         return self.server_power.at(self.clock_map.reached(requested_hz))[None, :] * seconds
-
-
-# ----------------------------------------------------------------------------------------- extremes over the box, Eq. 12
-
-
-@dataclass(frozen=True)
-class ServerRange:
-    """For each cut the least and greatest busy seconds and joules over the box's clocks, and where. All (C,)."""
-
-    s_min: Floats
-    s_max: Floats
-    e_min: Floats
-    e_max: Floats
-    s_min_hz: Floats
-    s_max_hz: Floats
-    e_min_hz: Floats
-    e_max_hz: Floats
-
-    @staticmethod
-    def over(model: CostModel, clocks_hz: Floats) -> ServerRange:
-        """Over the clocks (K,) and, between them, nothing."""
-        wide = np.broadcast_to(clocks_hz, (model.cuts, len(clocks_hz)))
-        return ServerRange._of(model.server_s(clocks_hz), model.busy_j(clocks_hz), wide)
-
-    @staticmethod
-    def over_interval(model: CostModel, f_min_hz: float, f_max_hz: float) -> ServerRange:
-        """Over every clock from ``f_min_hz`` to ``f_max_hz``: at ends and breaks, and where energy is stationary inside a piece."""
-        edges = piece_edges(model, f_min_hz, f_max_hz)
-        inner = [stationary(model, low, high, np.zeros(1), np.ones(1))[0] for low, high in itertools.pairwise(edges)]
-        wide = np.column_stack([np.broadcast_to(edges, (model.cuts, len(edges))), *inner])
-        every = np.arange(model.cuts)[:, None]
-        seconds = model.server_time.at(every, wide)
-        joules = np.zeros_like(seconds) if model.server_power is None else model.server_power.at(wide) * seconds
-        return ServerRange._of(seconds, joules, wide)
-
-    @staticmethod
-    def _of(seconds: Floats, joules: Floats, clocks_hz: Floats) -> ServerRange:
-        rows = np.arange(len(seconds))
-        where = [seconds.argmin(1), seconds.argmax(1), joules.argmin(1), joules.argmax(1)]
-        values = [table[rows, k] for table, k in zip((seconds, seconds, joules, joules), where, strict=True)]
-        return ServerRange(*values, *[clocks_hz[rows, k] for k in where])
-
-
-@dataclass(frozen=True)
-class Extremes:
-    """D_min, D_max, E_min, E_max of Eq. 12, each (N,)."""
-
-    d_min_s: Floats
-    d_max_s: Floats
-    e_min_j: Floats
-    e_max_j: Floats
-
-    def weights(self, w: float) -> tuple[Floats, Floats]:
-        """(N,) factors of delay and energy in U: w / (D_max - D_min) and (1-w) / (E_max - E_min); 0 for an empty range."""
-        spans = (self.d_max_s - self.d_min_s, self.e_max_j - self.e_min_j)
-        delay, energy = (
-            np.divide(weight, span, out=np.zeros_like(span), where=span > 0)
-            for weight, span in zip((w, 1 - w), spans, strict=True)
-        )
-        return delay, energy
-
-    def cost(self, w: float, delay_s: Floats, energy_j: Floats | None) -> Floats:
-        """U of Eq. 12 for (N,) points."""
-        by_delay, by_energy = self.weights(w)
-        cost = by_delay * (delay_s - self.d_min_s)
-        if energy_j is not None:
-            cost = cost + by_energy * (energy_j - self.e_min_j)
-        return cost
-
-
-def box_extremes(
-    model: CostModel, waiting_s: Floats, feasible: Mask, span: ServerRange, extra_hz: Floats | None = None
-) -> Extremes:
-    """Extremes over the feasible cuts and the clocks of ``span``, with one more clock for each decision if given.
-
-    ``waiting_s`` and ``feasible`` are (N, C), ``extra_hz`` (N,).
-    """
-    s_min, s_max, e_min, e_max = (np.asarray(x)[None, :] for x in (span.s_min, span.s_max, span.e_min, span.e_max))
-    if extra_hz is not None:
-        reached = model.clock_map.reached(extra_hz)
-        seconds = model.server_time.at(np.arange(model.cuts)[None, :], reached[:, None])
-        s_min, s_max = np.minimum(s_min, seconds), np.maximum(s_max, seconds)
-        if model.server_power is not None:
-            joules = model.server_power.at(reached)[:, None] * seconds
-            e_min, e_max = np.minimum(e_min, joules), np.maximum(e_max, joules)
-    idle = model.idle_w * waiting_s if model.idle_w else 0.0
-    return Extremes(
-        np.where(feasible, waiting_s + s_min, np.inf).min(1),
-        np.where(feasible, waiting_s + s_max, -np.inf).max(1),
-        np.where(feasible, idle + e_min, np.inf).min(1),
-        np.where(feasible, idle + e_max, -np.inf).max(1),
-    )
-
-
-def box(model: CostModel, places: Places, clocks: ServerClocks, optimal_hz: Floats) -> tuple[Extremes, Floats]:
-    """Extremes over the box as the cost table shows it, and the clocks that the table needs for them beside its own.
-
-    ``optimal_hz`` (N,) is f* of Eq. 16, whose rows stand in the table.
-    """
-    waiting, mask = model.waiting_s(places), places.feasible[places.device]
-    if len(clocks.supported_hz):
-        return box_extremes(model, waiting, mask, ServerRange.over(model, clocks.points_hz), optimal_hz), np.empty(0)
-    span = ServerRange.over_interval(model, clocks.f_min_hz, clocks.f_max_hz)
-    somewhere = mask.any(0)
-    at = np.concatenate([x[somewhere] for x in (span.s_min_hz, span.s_max_hz, span.e_min_hz, span.e_max_hz)])
-    return box_extremes(model, waiting, mask, span), np.unique(at)
-
-
-def piece_edges(model: CostModel, f_min_hz: float, f_max_hz: float) -> Floats:
-    """The ends of the range and every break of time or power inside it: between two of them both are one formula."""
-    breaks = [model.server_time.breaks_hz]
-    if model.server_power is not None:
-        breaks.append(model.server_power.breaks_hz)
-    inside = np.concatenate(breaks)
-    inside = inside[(inside > f_min_hz) & (inside < f_max_hz)]
-    return np.unique(np.concatenate([[f_min_hz], inside, [f_max_hz]]))
-
-
-def stationary(model: CostModel, low_hz: float, high_hz: float, by_delay: Floats, by_energy: Floats) -> Floats:
-    """(N, C) clocks inside one piece at which x t(f) + y P(f) t(f) is stationary, clipped to the piece.
-
-    x = ``by_delay`` and y = ``by_energy`` are (N,). With t = a + b/f and P = p + q f + r f^3 the derivative is zero where
-    y q a f^2 + y r (3 a f^4 + 2 b f^3) = (x + y p) b. For r = xi alone and a = 0 that is Eq. 16's
-    f^3 = x / (2 y xi). The root is the minimum wherever q, a and b are not negative.
-    """
-    middle = (low_hz + high_hz) / 2
-    piece = int(np.searchsorted(model.server_time.breaks_hz, middle, side="right"))
-    a, b = model.server_time.a_s[:, piece][None, :], model.server_time.b_cycles[:, piece][None, :]
-    p = q = r = 0.0
-    if model.server_power is not None:
-        power = model.server_power
-        k = int(np.searchsorted(power.breaks_hz, middle, side="right"))
-        p, q, r = float(power.p_w[k]), float(power.q_w_per_hz[k]), float(power.r_w_per_hz3[k])
-    x, y = by_delay[:, None], by_energy[:, None]
-    shape = (len(by_delay), model.cuts)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if r > 0:
-            # 2 f^3 + 3 (a/b) f^4 = k, k = (x + y p) / (y r): Newton from the root without a, which lies above the root
-            slope = np.broadcast_to(np.where(b > 0, np.divide(a, b), np.inf), shape)
-            root = np.cbrt(np.maximum((x + y * p) / (y * r), 0.0) / 2)
-            f = np.clip(np.broadcast_to(root, shape), low_hz, high_hz)
-            goal = 2 * root * root * root
-            for _ in range(60):
-                value = 2 * f**3 + 3 * slope * f**4 - goal
-                step = np.where(np.isfinite(value), value / (6 * f**2 + 12 * slope * f**3), 0.0)
-                step = np.clip(f - step, low_hz, high_hz) - f
-                f = f + step
-                if np.all(np.abs(step) <= 1e-15 * f):
-                    break
-        else:
-            f = np.sqrt((x + y * p) * b / (y * q * a))
-    return np.clip(np.where(np.isnan(f), low_hz, f), low_hz, high_hz)
 
 
 # ------------------------------------------------------------------------------------------------- profiles to arrays

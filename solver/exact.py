@@ -3,66 +3,134 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 
-from solver.costs import Choice, CostModel, Floats, Places, ServerClocks, piece_edges, stationary
-
-BLOCK_POINTS = 4_000_000
-"""Decisions are taken in blocks of at most this many points, so that memory stays bounded."""
+from solver.costs import Choice, CostModel, Floats, Ints, Places, ServerClocks
+from solver.extremes import piece_edges, stationary
+from solver.stream import Block, lowest, over_blocks
 
 
 def choose(model: CostModel, places: Places, clocks: ServerClocks, by_delay: Floats, by_energy: Floats) -> Choice:
-    """The feasible cut and the clock at which by_delay D + by_energy E is least; the lowest cut, then clock, of equals.
+    """The feasible cut and the clock at which by_delay D + by_energy E is least; the lowest cut of equals.
 
     ``by_delay`` in 1/s and ``by_energy`` in 1/J are (N,) and not negative: `Extremes.weights` for U of Eq. 12, or a price in J/s
     beside 1. Over the supported clocks, or, where the server lists none, over every clock from F_min to F_max.
     """
+    cut, clock = np.empty(len(places), dtype=np.intp), np.empty(len(places))
     if len(clocks.supported_hz):
-        return _listed(model, places, clocks.supported_hz, by_delay, by_energy)
-    return _continuous(model, places, clocks, by_delay, by_energy)
+        hulls = [_Hull.of(*curve, clocks.supported_hz) for curve in zip(*_curves(model, clocks), strict=True)]
 
+        def work(block: Block) -> None:
+            cut[block.rows], clock[block.rows] = _listed(
+                model, hulls, block, by_delay[block.rows], by_energy[block.rows]
+            )
 
-def _listed(model: CostModel, places: Places, clocks_hz: Floats, by_delay: Floats, by_energy: Floats) -> Choice:
-    seconds, joules = model.server_s(clocks_hz), model.busy_j(clocks_hz)
-    waiting_s, feasible = model.waiting_s(places), places.feasible[places.device]
-    n = len(places)
-    cut, clock = np.zeros(n, dtype=np.intp), np.zeros(n)
-    block = max(1, BLOCK_POINTS // seconds.size)
-    for start in range(0, n, block):
-        rows = slice(start, start + block)
-        x, y = by_delay[rows, None, None], by_energy[rows, None, None]
-        still = (by_delay + by_energy * model.idle_w)[rows, None] * waiting_s[rows]
-        cost = np.where(feasible[rows], still, np.inf)[:, :, None] + (x * seconds + y * joules)
-        best = cost.reshape(len(cost), -1).argmin(1)
-        cut[rows], k = np.divmod(best, len(clocks_hz))
-        clock[rows] = clocks_hz[k]
+        over_blocks(places, work)
+    else:
+        edges = piece_edges(model, clocks.f_min_hz, clocks.f_max_hz)
+
+        def work_between(block: Block) -> None:
+            cut[block.rows], clock[block.rows] = _continuous(
+                model, edges, block, by_delay[block.rows], by_energy[block.rows]
+            )
+
+        over_blocks(places, work_between)
     return Choice(cut, clock)
 
 
-def _continuous(model: CostModel, places: Places, clocks: ServerClocks, by_delay: Floats, by_energy: Floats) -> Choice:
+def _curves(model: CostModel, clocks: ServerClocks) -> tuple[Floats, Floats]:
+    """Busy seconds and joules (C, K) at the supported clocks."""
+    return model.server_s(clocks.supported_hz), model.busy_j(clocks.supported_hz)
+
+
+# ------------------------------------------------------------------------------------------------- over listed clocks
+
+
+@dataclass(frozen=True)
+class _Hull:
+    """The clocks of one cut at which x t + y e can be least for some x, y >= 0: the lower left hull of its points (t, e).
+
+    In order of rising t. Vertex v is best while y / (x + y) is between ``turn[v-1]`` and ``turn[v]``. No other clock can win a weighted
+    sum, as long as what the server draws while it waits does not depend on its clock.
+    """
+
+    seconds: Floats  # (V,)
+    joules: Floats  # (V,)
+    clock_hz: Floats  # (V,)
+    turn: Floats  # (V-1,) ascending
+
+    @staticmethod
+    def of(seconds: Floats, joules: Floats, clocks_hz: Floats) -> _Hull:
+        """From points (K,). Of equal points the lowest clock is kept."""
+        hull: list[int] = []
+        for k in np.lexsort((clocks_hz, joules, seconds)).tolist():
+            if hull and joules[k] >= joules[hull[-1]]:
+                continue  # not faster and not less energy
+            while len(hull) > 1:
+                a, b = hull[-2], hull[-1]
+                rise = (joules[a] - joules[b]) * (seconds[k] - seconds[a])
+                if rise > (joules[a] - joules[k]) * (seconds[b] - seconds[a]):
+                    break
+                hull.pop()
+            hull.append(k)
+        slower, saved = np.diff(seconds[hull]), -np.diff(joules[hull])
+        return _Hull(seconds[hull], joules[hull], clocks_hz[hull], slower / (slower + saved))
+
+    def vertices(self, mix: Floats) -> Ints:
+        """How many of ``mix`` (R,), ascending, belong to each vertex, (V,)."""
+        ends = np.searchsorted(mix, self.turn, side="right")
+        return np.diff(ends, prepend=0, append=len(mix))
+
+
+def _listed(
+    model: CostModel, hulls: list[_Hull], block: Block, by_delay: Floats, by_energy: Floats
+) -> tuple[Ints, Floats]:
+    """Cut (R,) and clock (R,). Sorted by the mix of the two weights, each cut's best vertices are runs: no search for each decision."""
+    both = by_delay + by_energy
+    mix = np.divide(by_energy, both, out=np.zeros_like(both), where=both > 0)
+    order = np.argsort(mix)
+    mix, x, y = mix[order], by_delay[order], by_energy[order]
+    waiting = model.waiting_of(
+        block.device, block.cuts[:, None], block.uplink_bps[order][None, :], block.downlink_bps[order][None, :]
+    )
+    held = block.held_j(model, waiting)
+    cost = x * waiting if held is None else x * waiting + y * held
+    runs = [hulls[c].vertices(mix) for c in block.cuts]
+    for row, c in enumerate(block.cuts):
+        cost[row] += x * np.repeat(hulls[c].seconds, runs[row]) + y * np.repeat(hulls[c].joules, runs[row])
+    best = lowest(cost)[0]
+    clock = np.empty(len(best))
+    for row, c in enumerate(block.cuts):
+        chosen = np.flatnonzero(best == row)
+        if len(chosen):
+            clock[chosen] = hulls[c].clock_hz[np.searchsorted(np.cumsum(runs[row]), chosen, side="right")]
+    back_cut, back_clock = np.empty_like(best), np.empty_like(clock)
+    back_cut[order], back_clock[order] = block.cuts[best], clock
+    return back_cut, back_clock
+
+
+# ----------------------------------------------------------------------------------------------- over a range of clocks
+
+
+def _continuous(
+    model: CostModel, edges: Floats, block: Block, by_delay: Floats, by_energy: Floats
+) -> tuple[Ints, Floats]:
     """Time and power are one formula each on every piece of the range; the cost is least at an end of a piece or where its derivative is
-    zero inside one (`costs.stationary`)."""
-    edges = piece_edges(model, clocks.f_min_hz, clocks.f_max_hz)
-    waiting_s, feasible = model.waiting_s(places), places.feasible[places.device]
-    n = len(places)
-    cut, clock = np.zeros(n, dtype=np.intp), np.zeros(n)
-    block = max(1, BLOCK_POINTS // (2 * len(edges) * model.cuts))
-    every = np.arange(model.cuts)[None, :]
-    for start in range(0, n, block):
-        rows = slice(start, start + block)
-        x, y = by_delay[rows], by_energy[rows]
-        size = (len(x), model.cuts)
-        candidates = [np.full(size, edge) for edge in edges]
-        candidates += [stationary(model, low, high, x, y) for low, high in itertools.pairwise(edges) if high > low]
-        at = np.stack(candidates, axis=-1)
-        seconds = model.server_time.at(every[:, :, None], at)
-        joules = 0.0 if model.server_power is None else model.server_power.at(at) * seconds
-        still = (by_delay + by_energy * model.idle_w)[rows, None] * waiting_s[rows]
-        cost = np.where(feasible[rows], still, np.inf)[:, :, None] + (
-            x[:, None, None] * seconds + y[:, None, None] * joules
-        )
-        best = cost.reshape(len(cost), -1).argmin(1)
-        cut[rows], k = np.divmod(best, at.shape[2])
-        clock[rows] = at[np.arange(len(cost)), cut[rows], k]
-    return Choice(cut, clock)
+    zero inside one (`extremes.stationary`)."""
+    waiting = block.waiting_s(model)
+    held = block.held_j(model, waiting)
+    still = by_delay * waiting if held is None else by_delay * waiting + by_energy * held
+    best, where = np.full(waiting.shape, np.inf), np.empty(waiting.shape)
+    inner = (stationary(model, block.cuts, low, high, by_delay, by_energy) for low, high in itertools.pairwise(edges))
+    for at in itertools.chain((np.broadcast_to(edge, waiting.shape) for edge in edges), inner):
+        seconds = model.server_time.at(block.cuts[:, None], at)
+        cost = by_delay * seconds
+        if model.server_power is not None:
+            cost += by_energy * (model.server_power.at(at) * seconds)
+        better = cost < best
+        np.copyto(best, cost, where=better)
+        np.copyto(where, at, where=better)
+    row, _ = lowest(still + best)
+    return block.cuts[row], where[row, np.arange(len(row))]

@@ -17,7 +17,8 @@ from profiler.store import write_atomically
 from solver import card, exact
 from solver.assumptions import Assumption, distinct
 from solver.baselines import ALWAYS_REPORTED, DEVICE_ONLY, SERVER_ONLY, fixed_cut
-from solver.costs import Choice, Costs, Extremes, Floats, Ints, Mask, box
+from solver.costs import Choice, Costs, Floats, Ints, Mask
+from solver.extremes import Extremes, box
 from solver.problem import Problem, SolveOptions, pose
 
 TABLE_LIMIT = 1_000_000

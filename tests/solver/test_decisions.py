@@ -13,16 +13,13 @@ from solver import card, exact
 from solver.costs import (
     Choice,
     CostModel,
-    Extremes,
     Floats,
     Places,
     ServerClocks,
     ServerPower,
-    ServerRange,
     ServerTime,
-    box_extremes,
-    piece_edges,
 )
+from solver.extremes import Extremes, ServerRange, box_extremes, piece_edges
 from tests.solver.reference import algorithm_1
 
 GHZ = 1e9
@@ -127,7 +124,7 @@ def test_the_vectorised_card_is_algorithm_1_of_the_letter(case: Instance) -> Non
     choice = card.choose(case.model, case.places, case.clocks(), case.w, xi)
     cut, clock = choice.cut_index, choice.frequency_hz
     span = ServerRange.over(case.model, np.array([case.f_min, case.f_max]))
-    extremes = box_extremes(case.model, case.waiting_s, case.feasible, span)
+    extremes = box_extremes(case.model, case.places, span)
     for n in range(len(cut)):
         _, f, u = algorithm_1(
             case.waiting_s[n].tolist(), case.feasible[n].tolist(), cycles.tolist(), xi, case.w, case.f_min, case.f_max
@@ -143,7 +140,7 @@ def test_the_vectorised_card_is_algorithm_1_of_the_letter(case: Instance) -> Non
 def test_on_the_letters_cubic_law_card_is_the_joint_optimum(case: Instance) -> None:
     choice = card.choose(case.model, case.places, case.clocks(), case.w, float(case.power.r_w_per_hz3[0]))
     span = ServerRange.over_interval(case.model, case.f_min, case.f_max)
-    extremes = box_extremes(case.model, case.waiting_s, case.feasible, span)
+    extremes = box_extremes(case.model, case.places, span)
     grid = np.linspace(case.f_min, case.f_max, 400)
     assert case.regret(extremes, grid, choice).max() <= 1e-9
 
@@ -152,7 +149,7 @@ def test_on_the_letters_cubic_law_card_is_the_joint_optimum(case: Instance) -> N
 @given(instances(cubic=False), st.integers(1, 9))
 def test_exact_over_listed_clocks_is_what_brute_force_finds(case: Instance, count: int) -> None:
     clocks = np.linspace(case.f_min, case.f_max, count)
-    extremes = box_extremes(case.model, case.waiting_s, case.feasible, ServerRange.over(case.model, clocks))
+    extremes = box_extremes(case.model, case.places, ServerRange.over(case.model, clocks))
     choice = exact.choose(case.model, case.places, case.clocks(clocks), *extremes.weights(case.w))
     assert np.isin(choice.frequency_hz, clocks).all()
     assert case.feasible[np.arange(len(case.feasible)), choice.cut_index].all()
@@ -163,7 +160,7 @@ def test_exact_over_listed_clocks_is_what_brute_force_finds(case: Instance, coun
 @given(st.booleans().flatmap(lambda cubic: instances(cubic=cubic, overhead_too=cubic)))
 def test_exact_over_a_continuous_range_beats_every_clock_of_a_fine_grid(case: Instance) -> None:
     span = ServerRange.over_interval(case.model, case.f_min, case.f_max)
-    extremes = box_extremes(case.model, case.waiting_s, case.feasible, span)
+    extremes = box_extremes(case.model, case.places, span)
     choice = exact.choose(case.model, case.places, case.clocks(), *extremes.weights(case.w))
     assert ((choice.frequency_hz >= case.f_min) & (choice.frequency_hz <= case.f_max)).all()
     grid = np.union1d(np.linspace(case.f_min, case.f_max, 1500), piece_edges(case.model, case.f_min, case.f_max))
@@ -176,7 +173,7 @@ def test_exact_over_a_continuous_range_beats_every_clock_of_a_fine_grid(case: In
 @given(instances(cubic=False))
 def test_no_point_of_the_box_lies_outside_the_extremes(case: Instance) -> None:
     span = ServerRange.over_interval(case.model, case.f_min, case.f_max)
-    box = box_extremes(case.model, case.waiting_s, case.feasible, span)
+    box = box_extremes(case.model, case.places, span)
     cost = case.cost(box, np.linspace(case.f_min, case.f_max, 700))
     finite = cost[np.isfinite(cost)]
     assert finite.min() >= -1e-9
