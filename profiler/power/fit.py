@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from profiler.power.curve import Array, CrossFit, Curve
 from profiler.power.models import MODELS, cross_fit_all
+from profiler.power.priors import PRIORS, IntervalPriors
 from profiler.power.source import LOWEST_W, Sweep, sweep_of_profile
 from profiler.profile import BadInput, FittedModel, PowerFit, PowerPrediction, Profile, Provenance
 
@@ -191,7 +192,7 @@ def fit_sweep(
     known = None if sd_w is None else np.asarray(sd_w, dtype=float).ravel()[free]
     curve = Curve.of(f[free], p[free], domain, known)
     fits = cross_fit_all(curve)
-    cap = _Cap.of(f, p, at_cap, curve)
+    cap = Cap.of(f, p, at_cap, curve)
     rows = _Rows(f, p, at_cap, np.searchsorted(curve.frequency_hz, f))
 
     at = _clocks_to_predict(f, domain, supported_hz)
@@ -203,7 +204,7 @@ def fit_sweep(
     models |= {key: ModelFit({}, {}, None, None, None) for key in _ALWAYS if key not in models}
     models = {key: models[key] for key in MODELS if key in models}
     chosen = fits[name]
-    intervals = _Intervals(curve, chosen, fits.get("kriged"), fits["cubic"])
+    intervals = Intervals(curve, chosen, fits.get("kriged"), fits["cubic"])
     low, high = intervals.at(at, bare[name])
     low, high = cap.interval(at, low, high)
     power = curves[name]
@@ -303,7 +304,7 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Cap:
+class Cap:
     """The power cap: median of the capped watts and the half width of a 95 % interval for a new measurement at it.
 
     ``from_hz``: the lowest capped clock above all free ones. A request for it or a higher one is known to end at the cap.
@@ -316,7 +317,7 @@ class _Cap:
     """The cap as seen without one capped clock; no entry where that clock was the only one."""
 
     @classmethod
-    def of(cls, f: Array, p: Array, at_cap: NDArray[np.bool_], curve: Curve) -> _Cap:
+    def of(cls, f: Array, p: Array, at_cap: NDArray[np.bool_], curve: Curve) -> Cap:
         watts = p[at_cap]
         if not len(watts):
             return cls()
@@ -344,7 +345,7 @@ class _Cap:
         return np.where(below, low, self.power_w - half), np.where(below, high, self.power_w + half)
 
 
-def _model_fit(name: str, fit: CrossFit, uncapped_w: Array, curve: Curve, rows: _Rows, cap: _Cap) -> ModelFit:
+def _model_fit(name: str, fit: CrossFit, uncapped_w: Array, curve: Curve, rows: _Rows, cap: Cap) -> ModelFit:
     """Parameters, intervals and errors of one law; ``uncapped_w`` (rows,) is the law at every row, cap not applied."""
     n = len(curve)
     predicted = cap.limit(rows.frequency_hz, uncapped_w)
@@ -437,17 +438,26 @@ def _t_quantile(freedom: Array) -> Array:
     return np.asarray(stdtrit(np.maximum(freedom, 1.0), 0.975))
 
 
-class _Intervals:
+class Intervals:
     """The kriged law's interval, scaled by how the chosen law errs at clocks left out against what the kriged law expects there."""
 
-    def __init__(self, curve: Curve, chosen: CrossFit, kriged: CrossFit | None, cubic: CrossFit) -> None:
-        self.curve, self.chosen, self.kriged, self.fallback = curve, chosen, kriged, cubic
+    def __init__(
+        self,
+        curve: Curve,
+        chosen: CrossFit,
+        kriged: CrossFit | None,
+        cubic: CrossFit,
+        priors: IntervalPriors = PRIORS.interval,
+    ) -> None:
+        self.curve, self.chosen, self.kriged, self.fallback, self.priors = curve, chosen, kriged, cubic, priors
 
-    @staticmethod
-    def _stretch(error_w: Array, sd_w: Array) -> float:
-        """Mean of the expected size of errors, 1, and the one found: the claim counts for as much as all errors do."""
+    def _stretch(self, error_w: Array, sd_w: Array) -> float:
+        """Mean of the expected size of errors, 1, and the one found, each counting for as many clocks as the priors say."""
         found = float(np.mean(np.abs(error_w) / np.maximum(sd_w, 1e-9 * np.abs(error_w) + 1e-300))) / _MEAN_OF_NORMAL
-        return (1 + found) / 2
+        claim = len(error_w) if self.priors.claim is None else self.priors.claim
+        if math.isinf(claim):
+            return 1.0
+        return (claim + len(error_w) * found) / (claim + len(error_w))
 
     def at(self, frequency_hz: Array, power_w: Array) -> tuple[Array, Array]:
         """Low and high (m,) at clocks (m,) for the chosen law, which says ``power_w`` (m,) there."""
@@ -473,7 +483,7 @@ class _Intervals:
         relative = float(np.sqrt(np.mean((error / self.curve.target_w - 1) ** 2)))
         return float(_t_quantile(np.array(len(error) - 1.0))) * relative
 
-    def left_out(self, cap: _Cap) -> LeftOut:
+    def left_out(self, cap: Cap) -> LeftOut:
         """Every clock predicted without itself, interval included: what is said at clock i has not seen clock i."""
         n = len(self.curve)
         low, high = np.full(n, np.nan), np.full(n, np.nan)

@@ -8,16 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from profiler.power.curve import Array, CrossFit, Curve, Predictive, left_out
+from profiler.power.priors import PRIORS, KrigedPriors
 
-# All of these are grids over what is not known, laid evenly (in the logarithm where a scale is meant).
-_LENGTHS = (0.1, 0.2, 0.4, 0.8)  # correlation lengths over the width of the domain
-_NOISE = tuple(np.geomspace(1e-3, 10.0, 5))  # variance of the noise over that of the rest
-_CEILINGS = ((1.0, 0.9), (0.95, 0.05), (0.9, 0.05))  # where V stops rising, and how likely before any data are seen
+# Grids over what is not known, laid evenly (in the logarithm where a scale is meant); what has a say in the result is in priors.py.
+_CEILINGS = (0.95, 0.9)  # where V may stop rising, in the domain
 _RIDGES = tuple(np.linspace(0, 0.9, 10))
 _RISES = tuple(np.geomspace(0.1, 8, 7))
-_ROUGHER = (1.0, 3.0, 10.0)  # what is left over above the ridge clock, over what is left over below it
 _EXPONENTS = (1.0, 2.0, 3.0, 4.0, 6.0)
-PLAIN = 0.1  # prior of a law without a voltage floor against one that has it: a plain power of the clock
 _ATOMS = 96  # shapes drawn to take quantiles from
 
 
@@ -35,6 +32,7 @@ class Kriged:
     precision matrix after the trend is projected out, its residual is (Q y)_S solved by Q_SS.
     """
 
+    priors: KrigedPriors = PRIORS.kriged
     name: str = "kriged"
     summary: str = "ridge or power plus a smooth correlated rest, averaged over shapes by likelihood"
     minimum_clocks: int = 3
@@ -66,7 +64,7 @@ class Kriged:
         whole = None
         for which, value in enumerate(np.unique(level)):
             twos = np.flatnonzero(of_row[1 + n :] == which) if n - 2 >= self.minimum_clocks else np.zeros(0, np.int64)
-            kriging = _KrigingPass(curve, float(value), ii[twos], jj[twos])
+            kriging = _KrigingPass(curve, self.priors, float(value), ii[twos], jj[twos])
             (pair[jj[twos], ii[twos]], pair[ii[twos], jj[twos]]), both = kriging.without_two
             spread[jj[twos], ii[twos]], spread[ii[twos], jj[twos]] = both
             ones = np.flatnonzero(of_row[1 : 1 + n] == which)
@@ -108,20 +106,23 @@ class _Shapes:
     log_prior: Array
 
     @classmethod
-    def grid(cls) -> _Shapes:
+    def grid(cls, priors: KrigedPriors) -> _Shapes:
+        ceilings = [(1.0, 1 - priors.ceiling)]
+        if priors.ceiling > 0:
+            ceilings += [(ceiling, priors.ceiling / len(_CEILINGS)) for ceiling in _CEILINGS]
         ridges = [
             (ridge, ceiling, rise, 0.0, rougher, prior)
-            for ceiling, prior in _CEILINGS
+            for ceiling, prior in ceilings
             for ridge in _RIDGES
             for rise in _RISES
             if ridge < ceiling - 0.02
-            for rougher in _ROUGHER
+            for rougher in priors.rougher
         ]
         plain = [(0.0, 1.0, 0.0, exponent, 1.0, 1.0) for exponent in _EXPONENTS]
         table = np.array(ridges + plain)
         prior = table[:, 5]
-        prior[: len(ridges)] *= (1 - PLAIN) / prior[: len(ridges)].sum()
-        prior[len(ridges) :] *= PLAIN / prior[len(ridges) :].sum()
+        prior[: len(ridges)] *= (1 - priors.plain) / prior[: len(ridges)].sum()
+        prior[len(ridges) :] *= priors.plain / prior[len(ridges) :].sum()
         ridge, ceiling, rise, exponent, rougher = table[:, :5].T
         return cls(ridge, ceiling, rise, exponent, rougher, np.log(prior))
 
@@ -148,18 +149,20 @@ class _Shapes:
 class _KrigingPass:
     """All shapes of the trend (s) and all pairs of length and noise (h) for one reference level of the noise, in watts."""
 
-    def __init__(self, curve: Curve, level_w: float, i: NDArray[np.int64], j: NDArray[np.int64]) -> None:
+    def __init__(
+        self, curve: Curve, priors: KrigedPriors, level_w: float, i: NDArray[np.int64], j: NDArray[np.int64]
+    ) -> None:
         """``without_two`` becomes the watts (2, b) at clocks i (b,) and j (b,), left out together, and what a measurement there
         scatters by (2, b)."""
         self.curve, self.level_w = curve, level_w
         self._said: dict[bytes, tuple[Array, Array]] = {}
-        self.shapes = _Shapes.grid()
+        self.shapes = _Shapes.grid(priors)
         self.low = curve.low_hz / curve.high_hz
         self.u = self._place(curve.frequency_hz)
         self.y = y = curve.target_w
         # One row of a repeated clock is as noisy as any other, so the mean of r rows has 1/r of the variance.
         noise = np.diag(1 / (curve.weight * level_w**2))
-        self.hyper: list[tuple[float, float]] = [(length, ratio) for length in _LENGTHS for ratio in _NOISE]
+        self.hyper: list[tuple[float, float]] = [(length, ratio) for length in priors.lengths for ratio in priors.noise]
         self.hyper.append((0.0, 1.0))  # no rest: the trend is exact, all else is noise
         scale = self.shapes.scale(self.u)
         trend = np.stack([1 / scale, self.shapes.trend(self.u, self.low) / scale], axis=2)  # (s, n, 2)
@@ -382,7 +385,9 @@ def teach_most(
     curve = Curve.of(f, p, (float(supported[0]), float(supported[-1])), known)
     none = np.zeros(0, dtype=np.int64)
     level = float(np.sort(curve.target_w)[(len(curve) - 1) // 2])
-    return float(supported[left[np.argmax(_KrigingPass(curve, level, none, none).teaching(supported[left]))]])
+    return float(
+        supported[left[np.argmax(_KrigingPass(curve, PRIORS.kriged, level, none, none).teaching(supported[left]))]]
+    )
 
 
 _CANDIDATES = 60

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.power.curve import Array, CrossFit, Curve, PowerModel, left_out
-from profiler.power.kriged import PLAIN, Kriged
+from profiler.power.kriged import Kriged
+from profiler.power.priors import PRIORS, AveragePriors
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Parametric laws: P = P0 + c g(x; theta)
@@ -383,7 +384,8 @@ class Monotone:
 
 @dataclass(frozen=True)
 class Average:
-    """Average of ``members``, each weighted by its ``prior`` over its mean squared relative leave-one-clock-out error.
+    """Average of ``members``, each weighted by its ``prior`` over its mean squared relative leave-one-clock-out error (to the
+    power ``sharpness``).
 
     Nested: the weights used at a left-out clock i come from errors of fits that had never seen clock i. So ``loo_w`` is exactly
     what the average would have said had clock i not been measured. In ``pair_w[i, j]`` the weights are those without i.
@@ -391,6 +393,7 @@ class Average:
 
     members: Sequence[PowerModel]
     prior: Sequence[float]
+    sharpness: float = 1.0
     name: str = "auto"
     summary: str = "average by weights that fall with the leave-one-clock-out error"
     minimum_clocks: int = 2
@@ -429,8 +432,7 @@ class Average:
         parameters = {f"weight_{m.name.replace('-', '_')}": weights[k] for k, m in enumerate(able)}
         return CrossFit(averaged_loo, averaged_pair, whole, parameters, dict.fromkeys(parameters, (0.0, 1.0)))
 
-    @staticmethod
-    def _weights(predicted: Array, curve: Curve, prior: Array, clocks: NDArray[np.int64] | None = None) -> Array:
+    def _weights(self, predicted: Array, curve: Curve, prior: Array, clocks: NDArray[np.int64] | None = None) -> Array:
         """Weights (members,) from left-out predictions (members, k) at ``clocks``; the prior's where there are no errors."""
         clocks = np.arange(len(curve)) if clocks is None else clocks
         error = curve.weight[clocks] * (predicted - curve.target_w[clocks]) ** 2
@@ -439,7 +441,7 @@ class Average:
             return np.asarray(prior / prior.sum())
         squares = np.where(known, error.sum(axis=1) / curve.rows[clocks].sum(), np.inf)
         # Below one part in a million of the watts, models that are all exact share the weight.
-        inverse = prior / (squares + 1e-12)
+        inverse = prior / (squares + 1e-12) ** self.sharpness
         return np.asarray(inverse / inverse.sum())
 
 
@@ -477,8 +479,18 @@ SOFT_RIDGE = Law(
 )
 MONOTONE = Monotone()
 KRIGED = Kriged()
-# The plain laws are seldom right on a chip, whose voltage has a floor, and then all by themselves; the kriged law is many laws.
-AUTO = Average(members=(RIDGE, KRIGED, MONOTONE, AFFINE_CUBIC, POWER_LAW), prior=(1.0, 2.0, 1.0, PLAIN, PLAIN))
+
+
+def average_of(priors: AveragePriors) -> Average:
+    """``auto`` under these priors."""
+    return Average(
+        members=(RIDGE, KRIGED, MONOTONE, AFFINE_CUBIC, POWER_LAW),
+        prior=(1.0, priors.kriged, priors.monotone, priors.plain, priors.plain),
+        sharpness=priors.sharpness,
+    )
+
+
+AUTO = average_of(PRIORS.average)
 
 MODELS: dict[str, PowerModel] = {
     model.name: model for model in (CUBIC, AFFINE_CUBIC, POWER_LAW, RIDGE, SOFT_RIDGE, MONOTONE, KRIGED, AUTO)
