@@ -1,0 +1,332 @@
+"""Which priors should the power fit have? Chosen on made-up curves alone, by a rule written down before the search was run.
+
+    python benchmarks/power_choice.py [CACHE] [--processes 2]
+
+No measured sweep is read. CACHE (default `build/power_choice`) keeps every fit made, so that a search that was
+stopped goes on where it was.
+
+**Population.** `power_population.py`: 6 kinds of chip x 8 numbers of clocks x 4 seeds for the choice (192 sweeps), 4 other seeds for the validation.
+
+**Objective.** For one sweep, all in percent of the true watts: e1, the mean error of `auto` against the truth at 41 clocks over the domain; e2, the
+mean error against the truth at clocks left out (nested); s1 and s2, the mean interval score (Winkler; Gneiting and Raftery, 2007: width of the 95 %
+interval plus 40 times what lies outside of it) of new measurements at the 41 clocks and of the points left out. The objective is the mean
+over sweeps of log(e1 + 0.02) + log(e2 + 0.02) + log(s1 + 0.02) + log(s2 + 0.02), over 4: 0.01 of it is one percent of an error or of a score.
+
+**Search.** It starts from priors that say nothing (all members alike, no ceiling, no growth, a plain power as likely as a chip with a floor, intervals as the
+kriged law gives them) and goes through the constants one after the other in the order of `GRIDS`. Each takes the value of least objective; values whose
+objective is larger by less than one standard error of the difference (paired, over sweeps) tie with it, and of those the one that
+stands first is taken: values stand from simple to complicated. This is repeated until a round changes nothing, three rounds at most.
+
+**Intervals.** A value of `claim` only counts where at least 93 and at most 97 % of the new measurements and of the left-out points of the training sweeps are
+covered; where none does, the one whose worse of the two is nearest to 95 %.
+
+The validation sweeps choose nothing. They say what the winner is worth on curves that it was not chosen on, beside the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.power_population import COUNTS, KINDS, MadeUp, draw  # noqa: E402
+from profiler.power.curve import CrossFit, Curve, Predictive  # noqa: E402
+from profiler.power.fit import Cap, Intervals  # noqa: E402
+from profiler.power.kriged import Kriged  # noqa: E402
+from profiler.power.models import MODELS, average_of  # noqa: E402
+from profiler.power.priors import PRIORS, AveragePriors, IntervalPriors, KrigedPriors, Priors  # noqa: E402
+
+Array = NDArray[np.float64]
+Sweep = tuple[str, int, int]  # kind, clocks, seed
+
+TRAINING, VALIDATION = range(4), range(100, 104)
+FLOOR_PCT = 0.02  # nobody's watts are worth more: no error below it is told from it
+ROUNDS = 3
+
+START = Priors(
+    KrigedPriors(lengths=(0.2, 0.8), noise=(0.01, 0.1, 1.0, 10.0), rougher=(1.0,), ceiling=0.0, plain=0.5),
+    AveragePriors(kriged=1.0, monotone=1.0, plain=1.0, sharpness=1.0),
+    IntervalPriors(claim=math.inf),
+)
+
+
+def _decades(low: int, high: int) -> tuple[float, ...]:
+    return tuple(10.0**k for k in range(low, high + 1))
+
+
+# Values stand from simple to complicated.
+GRIDS: dict[str, tuple[Any, ...]] = {
+    "kriged.lengths": (
+        (0.2, 0.8),
+        (0.2, 0.4, 0.8),
+        (0.1, 0.2, 0.4, 0.8),
+        (0.2, 0.4, 0.8, 1.6),
+        (0.05, 0.1, 0.2, 0.4, 0.8),
+        (0.1, 0.2, 0.4, 0.8, 1.6),
+    ),
+    "kriged.noise": (
+        _decades(-2, 1),
+        _decades(-3, 0),
+        _decades(-3, 1),
+        _decades(-2, 2),
+        _decades(-3, 2),
+        _decades(-4, 1),
+        _decades(-4, 2),
+    ),
+    "kriged.rougher": ((1.0,), (1.0, 3.0), (1.0, 3.0, 10.0), (1.0, 2.0, 4.0, 8.0)),
+    "kriged.ceiling": (0.0, 0.1, 0.25, 0.5),
+    "kriged.plain": (0.5, 0.25, 0.1, 0.03),
+    "average.kriged": (1.0, 2.0, 4.0, 8.0, 16.0),
+    "average.monotone": (1.0, 2.0, 0.3, 0.1, 0.03),
+    "average.plain": (1.0, 0.3, 0.1, 0.03, 0.01),
+    "average.sharpness": (1.0, 2.0, 0.5),
+    "interval.claim": (math.inf, 0.0, None, 4.0, 8.0, 16.0, 32.0),
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What priors say about sweeps: ``error_pct`` (k, 2) and ``score_pct`` (k, 2) at new and left-out clocks, shares held (k, 3) of new
+    measurements, left-out points and left-out ends (NaN where nothing can be said)."""
+
+    error_pct: Array
+    score_pct: Array
+    held: Array
+
+    @property
+    def objective(self) -> Array:
+        """(k,)"""
+        return np.asarray(np.log(np.concatenate([self.error_pct, self.score_pct], axis=1) + FLOOR_PCT).mean(axis=1))
+
+    @property
+    def covered(self) -> Array:
+        """Shares (3,) held, over sweeps."""
+        return np.asarray(np.nanmean(self.held, axis=0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fits, each made once
+
+
+@cache
+def made_up(sweep: Sweep) -> tuple[MadeUp, Curve]:
+    drawn = draw(*sweep)
+    f = drawn.frequency_hz
+    return drawn, Curve.of(f, drawn.power_w, (float(f[0]), float(f[-1])))
+
+
+@cache
+def plain_members(sweep: Sweep) -> dict[str, CrossFit]:
+    """The members of ``auto`` that have no priors."""
+    curve = made_up(sweep)[1]
+    names = ("cubic", "affine-cubic", "power-law", "ridge", "monotone")
+    return {name: MODELS[name].cross_fit(curve) for name in names if len(curve) >= MODELS[name].minimum_clocks}
+
+
+def kriged_arrays(sweep: Sweep, priors: KrigedPriors) -> Array:
+    """All that the judging needs of the kriged law, in one column (…,)."""
+    drawn, curve = made_up(sweep)
+    fit = Kriged(priors).cross_fit(curve)
+    said = fit.predictive
+    assert said is not None
+    parts = (fit.pair_w, said.pair_sd_w, said.left_out_w, fit.curve(drawn.asked_hz), said.at(drawn.asked_hz))
+    return np.concatenate([part.ravel() for part in parts])
+
+
+def unpacked(sweep: Sweep, arrays: Array) -> CrossFit:
+    drawn, curve = made_up(sweep)
+    n, m = len(curve), len(drawn.asked_hz)
+    pair, spread, left, at, interval = np.split(arrays, np.cumsum([n * n, n * n, 2 * n, m]))
+    said = Predictive(spread.reshape(n, n), left.reshape(2, n), lambda f: interval.reshape(2, m))
+    pair = pair.reshape(n, n)
+    return CrossFit(np.diag(pair).copy(), pair, lambda f: at, {}, predictive=said)
+
+
+class Fits:
+    """Kriged fits of sweeps under priors, kept in files; ``processes`` make the missing ones."""
+
+    def __init__(self, folder: Path, processes: int) -> None:
+        self.folder, self.processes = folder, processes
+        self._kept: dict[tuple[KrigedPriors, tuple[Sweep, ...]], list[Array]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def of(self, sweeps: tuple[Sweep, ...], priors: KrigedPriors) -> list[CrossFit]:
+        key = (priors, sweeps)
+        if key not in self._kept:
+            name = hashlib.sha256(repr((_SOURCE, key)).encode()).hexdigest()[:24]
+            path = self.folder / f"{name}.npz"
+            if path.exists():
+                with np.load(path) as file:
+                    found = [file[str(k)] for k in range(len(sweeps))]
+            else:
+                with ProcessPoolExecutor(self.processes) as pool:
+                    found = list(pool.map(kriged_arrays, sweeps, [priors] * len(sweeps), chunksize=8))
+                half = path.with_suffix(".part.npz")
+                np.savez(half, **{str(k): part for k, part in enumerate(found)})
+                half.replace(path)
+            self._kept[key] = found
+        return [unpacked(sweep, arrays) for sweep, arrays in zip(sweeps, self._kept[key], strict=True)]
+
+
+# A fit kept by another version of the law or of the population is none of this one.
+_SOURCE = hashlib.sha256(
+    b"".join((ROOT / path).read_bytes() for path in ("profiler/power/kriged.py", "benchmarks/power_population.py"))
+).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Judging
+
+
+def judge(sweeps: tuple[Sweep, ...], priors: Priors, fits: Fits) -> Judged:
+    rows = [
+        _judge_one(sweep, kriged, priors) for sweep, kriged in zip(sweeps, fits.of(sweeps, priors.kriged), strict=True)
+    ]
+    data = np.array(rows)
+    return Judged(data[:, :2], data[:, 2:4], data[:, 4:])
+
+
+def _judge_one(sweep: Sweep, kriged: CrossFit, priors: Priors) -> tuple[float, ...]:
+    drawn, curve = made_up(sweep)
+    fits = {**plain_members(sweep), "kriged": kriged}
+    auto = average_of(priors.average).average(curve, fits)
+    intervals = Intervals(curve, auto, kriged, fits["cubic"], priors.interval)
+    watts = auto.curve(drawn.asked_hz)
+    low, high = intervals.at(drawn.asked_hz, watts)
+    left = intervals.left_out(Cap())
+    new, points = drawn.new_w, drawn.power_w
+    errors = (
+        np.mean(np.abs(watts / drawn.asked_w - 1)) * 100,
+        np.mean(np.abs(auto.loo_w / drawn.true_w - 1)) * 100,
+    )
+    scores = (
+        np.mean(_score(np.maximum(low, 0), high, new) / drawn.asked_w) * 100,
+        np.mean(_score(left.low_w, left.high_w, points) / drawn.true_w) * 100,
+    )
+    hit = (left.low_w <= points) & (points <= left.high_w)
+    held = (np.mean((low <= new) & (new <= high)), np.mean(hit), np.mean(hit[[0, -1]]))
+    return tuple(float(value) for value in (*errors, *scores, *held))
+
+
+def _score(low: Array, high: Array, watts: Array) -> Array:
+    """Winkler's score of 95 % intervals (m,) for what came (m,)."""
+    return np.asarray(high - low + 40 * (np.maximum(low - watts, 0) + np.maximum(watts - high, 0)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The search
+
+
+def with_value(priors: Priors, constant: str, value: Any) -> Priors:
+    block, name = constant.split(".")
+    return replace(priors, **{block: replace(getattr(priors, block), **{name: value})})
+
+
+def value_of(priors: Priors, constant: str) -> Any:
+    block, name = constant.split(".")
+    return getattr(getattr(priors, block), name)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One constant looked at: objectives and standard errors against the best (v,), covered shares (v, 3), and what was taken."""
+
+    constant: str
+    objective: list[float]
+    error: list[float]
+    covered: list[Array]
+    ties: list[bool]
+    taken: int
+
+
+def look_at(constant: str, priors: Priors, judged: Callable[[Priors], Judged]) -> Step:
+    all_judged = [judged(with_value(priors, constant, value)) for value in GRIDS[constant]]
+    objective = [float(one.objective.mean()) for one in all_judged]
+    covered = [one.covered for one in all_judged]
+    allowed = np.ones(len(objective), dtype=bool)
+    if constant == "interval.claim":
+        off = np.array([np.abs(shares[:2] - 0.95).max() for shares in covered])
+        allowed = off <= 0.02 if (off <= 0.02).any() else off == off.min()
+    best = int(np.argmin(np.where(allowed, objective, np.inf)))
+    error = []
+    for one in all_judged:
+        difference = one.objective - all_judged[best].objective
+        error.append(float(difference.std(ddof=1) / math.sqrt(len(difference))))
+    ties = [bool(a and o - objective[best] <= e) for a, o, e in zip(allowed, objective, error, strict=True)]
+    return Step(constant, objective, error, covered, ties, ties.index(True))
+
+
+def search(judged: Callable[[Priors], Judged], priors: Priors = START) -> Iterator[tuple[int, Step, Priors]]:
+    """The search of the text above: after every constant its round, what was seen, and the priors from there on."""
+    for round_ in range(1, ROUNDS + 1):
+        before = priors
+        for constant in GRIDS:
+            step = look_at(constant, priors, judged)
+            priors = with_value(priors, constant, GRIDS[constant][step.taken])
+            yield round_, step, priors
+        if priors == before:
+            return
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cache", nargs="?", type=Path, default=ROOT / "build" / "power_choice")
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args()
+    fits = Fits(given.cache, given.processes)
+    training, validation = (
+        tuple((kind, clocks, seed) for clocks in reversed(COUNTS) for kind in KINDS for seed in seeds)
+        for seeds in (TRAINING, VALIDATION)
+    )
+    console = Console(width=150)
+    won = START
+    for round_, step, priors in search(lambda tried: judge(training, tried, fits)):
+        won = priors
+        table = Table(title=f"round {round_}: {step.constant}")
+        for column in ("", "value", "objective", "over the best", "+-", "new held", "left-out held", "ends held"):
+            table.add_column(column, justify="left" if column in ("", "value") else "right")
+        for k, value in enumerate(GRIDS[step.constant]):
+            mark = "taken" if k == step.taken else "tie" if step.ties[k] else ""
+            over = step.objective[k] - min(o for o, tie in zip(step.objective, step.ties, strict=True) if tie)
+            held = (f"{100 * share:.1f} %" for share in step.covered[k])
+            table.add_row(mark, str(value), f"{step.objective[k]:.4f}", f"{over:.4f}", f"{step.error[k]:.4f}", *held)
+        console.print(table)
+        sys.stdout.flush()
+    table = Table(title="What the priors are worth: geometric means over sweeps")
+    columns = ("priors", "sweeps", "objective", "error (%)", "left-out error", "score (%)", "left-out score")
+    for column in (*columns, "new held", "left-out held", "ends held"):
+        table.add_column(column, justify="left" if column in ("priors", "sweeps") else "right")
+    for title, sweeps in (("training", training), ("validation", validation)):
+        for name, priors in (("that say nothing", START), ("in the package", PRIORS), ("the winner's", won)):
+            one = judge(sweeps, priors, fits)
+            means = np.exp(np.log(np.concatenate([one.error_pct, one.score_pct], axis=1) + FLOOR_PCT).mean(axis=0))
+            held = (f"{100 * share:.1f} %" for share in one.covered)
+            table.add_row(name, title, f"{one.objective.mean():.4f}", *(f"{v:.3f}" for v in means - FLOOR_PCT), *held)
+    console.print(table)
+    print("the winner:", won)
+    print(
+        "the package has these priors" if won == PRIORS else "the package has OTHER priors (profiler/power/priors.py)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
