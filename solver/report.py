@@ -14,6 +14,7 @@ from profiler.units import data_size, quantity, ranges
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY
 from solver.costs import Floats
 from solver.figures import COLOURS, new_figure, save
+from solver.reasons import explain
 from solver.scenario import Decisions, Solution
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 40
 """With more decisions than this the table sums up each device over its rounds."""
+MOST_REASONS = 10
+"""Devices whose reasons are printed."""
 
 
 def print_report(solution: Solution, console: Console) -> None:
@@ -34,7 +37,7 @@ def renderables(solution: Solution) -> list[RenderableType]:
     """The report as rich renderables, for a terminal or a notebook."""
     from rich.text import Text
 
-    parts: list[RenderableType] = [_heading(solution), _table(solution), _summary(solution)]
+    parts: list[RenderableType] = [_heading(solution), _table(solution), _summary(solution), *_reasons(solution)]
     for e in solution.problem.exclusions:
         low, high = (data_size(b) for b in e.needs_bytes)
         needs = low if low == high else f"{low} to {high}"
@@ -93,6 +96,35 @@ def _table(solution: Solution) -> Table:
     for group in groups:
         table.add_row(*_row(solution, group, rounds > 1 and each))
     return table
+
+
+def typical_rows(solution: Solution, most: int) -> list[int]:
+    """For each of the first ``most`` devices the decision that stands for its rounds: the middle one by U of those with the cut chosen
+    most often."""
+    ours, devices = solution.decisions, len(solution.problem.devices)
+    rows = []
+    for m in range(min(most, devices)):
+        group = np.arange(m, len(ours.cut), devices)
+        alike = group[ours.cut[group] == np.bincount(ours.cut[group]).argmax()]
+        rows.append(int(alike[np.argsort(ours.cost[alike], kind="stable")[(len(alike) - 1) // 2]]))
+    return rows
+
+
+def _reasons(solution: Solution) -> list[RenderableType]:
+    from rich.text import Text
+
+    devices, rounds = solution.problem.devices, solution.problem.rates.rounds
+    rows = typical_rows(solution, MOST_REASONS)
+    parts: list[RenderableType] = []
+    for row, why in zip(rows, explain(solution, rows).sentences(), strict=True):
+        r, m = divmod(row, len(devices))
+        text = Text(f"Why cut {solution.decisions.cut[row]} on {devices[m].name}", style="bold")
+        if len(rounds) > 1:
+            text.append(f" (as in round {rounds[r]})", style="not bold")
+        parts.append(text.append(": ").append(why, style="not bold"))
+    if len(devices) > MOST_REASONS:
+        parts.append(Text(f"The reasons of {len(devices) - MOST_REASONS} more devices: --json or --html."))
+    return parts
 
 
 def _row(solution: Solution, group: Sequence[int], show_round: bool) -> list[str]:
