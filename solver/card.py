@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from solver.costs import Choice, CostModel, Floats, Places, ServerClocks
-from solver.stream import Block, lowest, over_blocks
+from solver.costs import Choice, CostModel, Floats, Ints, Places, ServerClocks
+from solver.stream import Block, greatest_value, least, least_value, over_blocks
 
 
 def optimal_clock(
@@ -39,7 +39,7 @@ def choose(letter: CostModel, places: Places, clocks: ServerClocks, w: float, xi
         box = _Box(letter, block, clocks, xi_w_per_hz3)
         f = box.optimal_clock(w)
         clock[block.rows] = f
-        cut[block.rows] = block.cuts[lowest(box.cost(w, f))[0]]
+        cut[block.rows] = block.cuts[box.best(w, f)]
 
     over_blocks(places, work)
     return Choice(cut, clocks.nearest(clock))
@@ -50,40 +50,36 @@ class _Box:
 
     def __init__(self, letter: CostModel, block: Block, clocks: ServerClocks, xi_w_per_hz3: float | None) -> None:
         low, high = clocks.f_min_hz, clocks.f_max_hz
-        self.f_min_hz, self.f_max_hz, self.xi = low, high, xi_w_per_hz3
-        self.waiting_s = block.waiting_s(letter)
-        self.cycles = letter.server_time.b_cycles[block.cuts]  # (C', 1)
-        self.d_min_s = (self.waiting_s + self.cycles / high).min(axis=0)
-        self.d_max_s = (self.waiting_s + self.cycles / low).max(axis=0)
+        self.f_min_hz, self.f_max_hz, self.xi, self.block = low, high, xi_w_per_hz3, block
+        self.terms = block.waiting_terms(letter)
+        self.cycles = letter.server_time.b_cycles[block.cuts, 0]  # (C',)
+        longest = greatest_value(block.waiting_terms(letter, self.cycles / low), block.per_bit)
+        self.d_span_s = longest - least_value(block.waiting_terms(letter, self.cycles / high), block.per_bit)
         xi = 0.0 if xi_w_per_hz3 is None else xi_w_per_hz3
-        self.e_min_j = float((xi * low * low * self.cycles).min())
-        self.e_max_j = float((xi * high * high * self.cycles).max())
+        self.e_span_j = float((xi * high * high * self.cycles).max() - (xi * low * low * self.cycles).min())
 
     def optimal_clock(self, w: float) -> Floats:
         """Eq. 16, (R,)."""
         if w >= 1:
-            return np.full(len(self.d_min_s), self.f_max_hz)
+            return np.full(len(self.d_span_s), self.f_max_hz)
         if w <= 0:
-            return np.full(len(self.d_min_s), self.f_min_hz)
+            return np.full(len(self.d_span_s), self.f_min_hz)
         if self.xi is None:
             raise ValueError("Eq. 16 needs xi unless w = 1")
-        span = self.d_max_s - self.d_min_s
+        with np.errstate(divide="ignore"):
+            q = np.cbrt(w * self.e_span_j / (2 * self.xi * (1 - w)) / self.d_span_s)
         # Without a range of delay its term counts 0, and the lowest clock is best.
-        q = np.full(len(span), self.f_min_hz)
-        usable = span > 0
-        q[usable] = np.cbrt(w * (self.e_max_j - self.e_min_j) / (2 * self.xi * (1 - w) * span[usable]))
-        clock: Floats = np.clip(q, self.f_min_hz, self.f_max_hz)
+        clock: Floats = np.clip(np.where(self.d_span_s > 0, q, 0.0), self.f_min_hz, self.f_max_hz)
         return clock
 
-    def cost(self, w: float, clock_hz: Floats) -> Floats:
-        """U of Eq. 12 at clocks (R,), (C', R), less what is the same for every cut."""
-        span = self.d_max_s - self.d_min_s
-        by_delay = np.divide(w, span, out=np.zeros_like(span), where=span > 0)
-        cost: Floats = by_delay * (self.waiting_s + self.cycles / clock_hz)
+    def best(self, w: float, clock_hz: Floats) -> Ints:
+        """The place (R,) in the block's cuts of the least U of Eq. 12 at clocks (R,)."""
+        by_delay = np.divide(w, self.d_span_s, out=np.zeros_like(clock_hz), where=self.d_span_s > 0)
+        by_cycles = by_delay / clock_hz
         if w < 1:
             if self.xi is None:
                 raise ValueError("Eq. 11 needs xi unless w = 1")
-            range_j = self.e_max_j - self.e_min_j
-            by_energy = (1 - w) / range_j if range_j > 0 else 0.0
-            cost += by_energy * (self.xi * clock_hz * clock_hz) * self.cycles
-        return cost
+            by_energy = (1 - w) / self.e_span_j if self.e_span_j > 0 else 0.0
+            by_cycles += by_energy * self.xi * clock_hz * clock_hz
+        weights = np.vstack([by_delay * self.block.per_bit, by_cycles])
+        return least(np.column_stack([self.terms, self.cycles]), weights)[0]

@@ -190,6 +190,11 @@ class CostModel:
         waiting: Floats = compute + up + down + adapters
         return waiting
 
+    @property
+    def holds_energy(self) -> bool:
+        """Whether some of the energy does not depend on the server's clock."""
+        return bool(self.idle_w) or self.device_j is not None
+
     def held_of(self, device: Any, cut_index: Any, waiting_s: Any) -> Floats | None:
         """The part of the energy that does not depend on the server's clock, in J: the server idle while it waits for ``waiting_s``,
         and the device. None where neither is counted."""
@@ -205,6 +210,13 @@ class CostModel:
         """(N, C) of `waiting_of` for a handful of places; `solver.stream` goes through many."""
         every = np.arange(self.cuts)[None, :]
         return self.waiting_of(places.device[:, None], every, places.uplink_bps[:, None], places.downlink_bps[:, None])
+
+    def waiting_terms(self, device: int) -> Floats:
+        """(C, 3): `waiting_of` as a product with (1, 1/R^D, 1/R^S). The same but for rounding."""
+        trip = self.round_trip_s[device] / 2
+        fixed = self.device_compute_s[device] + (2 * self.epochs + 2) * trip
+        adapters = self.adapter_bits[device]
+        return np.column_stack([fixed, self.uplink_bits[device] + adapters, self.downlink_bits[device] + adapters])
 
     def _waiting_parts(
         self, device: Any, uplink_bps: Any, downlink_bps: Any, cut_index: Any

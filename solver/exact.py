@@ -9,7 +9,7 @@ import numpy as np
 
 from solver.costs import Choice, CostModel, Floats, Ints, Places, ServerClocks
 from solver.extremes import piece_edges, stationary
-from solver.stream import Block, lowest, over_blocks
+from solver.stream import BLOCK_POINTS, Block, lowest, over_blocks
 
 
 def choose(model: CostModel, places: Places, clocks: ServerClocks, by_delay: Floats, by_energy: Floats) -> Choice:
@@ -36,7 +36,7 @@ def choose(model: CostModel, places: Places, clocks: ServerClocks, by_delay: Flo
                 model, edges, block, by_delay[block.rows], by_energy[block.rows]
             )
 
-        over_blocks(places, work_between)
+        over_blocks(places, work_between, BLOCK_POINTS // 8)
     return Choice(cut, clock)
 
 
@@ -92,11 +92,11 @@ def _listed(
     mix = np.divide(by_energy, both, out=np.zeros_like(both), where=both > 0)
     order = np.argsort(mix)
     mix, x, y = mix[order], by_delay[order], by_energy[order]
-    waiting = model.waiting_of(
-        block.device, block.cuts[:, None], block.uplink_bps[order][None, :], block.downlink_bps[order][None, :]
-    )
-    held = block.held_j(model, waiting)
-    cost = x * waiting if held is None else x * waiting + y * held
+    terms, weights = block.waiting_terms(model), (x + y * model.idle_w) * block.per_bit[:, order]
+    if model.device_j is not None:
+        terms = np.column_stack([terms, model.device_j[block.device, block.cuts]])
+        weights = np.vstack([weights, y])
+    cost = terms @ weights
     runs = [hulls[c].vertices(mix) for c in block.cuts]
     for row, c in enumerate(block.cuts):
         cost[row] += x * np.repeat(hulls[c].seconds, runs[row]) + y * np.repeat(hulls[c].joules, runs[row])
@@ -119,7 +119,7 @@ def _continuous(
 ) -> tuple[Ints, Floats]:
     """Time and power are one formula each on every piece of the range; the cost is least at an end of a piece or where its derivative is
     zero inside one (`extremes.stationary`)."""
-    waiting = block.waiting_s(model)
+    waiting = block.waiting_terms(model) @ block.per_bit
     held = block.held_j(model, waiting)
     still = by_delay * waiting if held is None else by_delay * waiting + by_energy * held
     best, where = np.full(waiting.shape, np.inf), np.empty(waiting.shape)

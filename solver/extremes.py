@@ -9,7 +9,7 @@ import numpy as np
 
 from solver.clocktimes import NO_MAP
 from solver.costs import CostModel, Floats, Ints, Places, ServerClocks
-from solver.stream import Block, over_blocks
+from solver.stream import Block, greatest_value, least_value, over_blocks
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,10 @@ class Extremes:
     def cost(self, w: float, delay_s: Floats, energy_j: Floats | None) -> Floats:
         """U of Eq. 12 for (N,) points."""
         by_delay, by_energy = self.weights(w)
-        cost = by_delay * (delay_s - self.d_min_s)
+        # A point at an extreme may differ from it by rounding, and U must not be negative for that.
+        cost = by_delay * np.maximum(delay_s - self.d_min_s, 0.0)
         if energy_j is not None:
-            cost = cost + by_energy * (energy_j - self.e_min_j)
+            cost = cost + by_energy * np.maximum(energy_j - self.e_min_j, 0.0)
         return cost
 
 
@@ -106,24 +107,29 @@ def box_extremes(model: CostModel, places: Places, span: ServerRange, extra_hz: 
     """Extremes over the feasible cuts and the clocks of ``span``, with one more clock (N,) for each decision if given."""
     n = len(places)
     found = Extremes(np.empty(n), np.empty(n), np.empty(n), np.empty(n))
-    fixed = [part[:, None] for part in (span.s_min, span.s_max, span.e_min, span.e_max)]
 
     def work(block: Block) -> None:
         cuts, rows = block.cuts, block.rows
-        waiting = block.waiting_s(model)
+        s_min, s_max, e_min, e_max = (part[cuts] for part in (span.s_min, span.s_max, span.e_min, span.e_max))
+        if extra_hz is None and not model.holds_energy:
+            found.d_min_s[rows] = least_value(block.waiting_terms(model, s_min), block.per_bit)
+            found.d_max_s[rows] = greatest_value(block.waiting_terms(model, s_max), block.per_bit)
+            found.e_min_j[rows], found.e_max_j[rows] = e_min.min(), e_max.max()
+            return
+        waiting = block.waiting_terms(model) @ block.per_bit
         held = block.held_j(model, waiting)
-        s_min, s_max, e_min, e_max = (part[cuts] for part in fixed)
+        shortest, longest, least, most = (part[:, None] for part in (s_min, s_max, e_min, e_max))
         if extra_hz is not None:
             reached = model.clock_map.reached(extra_hz[rows])
             seconds = model.server_time.at(cuts[:, None], reached[None, :])
-            s_min, s_max = np.minimum(s_min, seconds), np.maximum(s_max, seconds)
+            shortest, longest = np.minimum(shortest, seconds), np.maximum(longest, seconds)
             if model.server_power is not None:
                 joules = model.server_power.at(reached)[None, :] * seconds
-                e_min, e_max = np.minimum(e_min, joules), np.maximum(e_max, joules)
-        found.d_min_s[rows] = (waiting + s_min).min(axis=0)
-        found.d_max_s[rows] = (waiting + s_max).max(axis=0)
-        found.e_min_j[rows] = (e_min if held is None else held + e_min).min(axis=0)
-        found.e_max_j[rows] = (e_max if held is None else held + e_max).max(axis=0)
+                least, most = np.minimum(least, joules), np.maximum(most, joules)
+        found.d_min_s[rows] = (waiting + shortest).min(axis=0)
+        found.d_max_s[rows] = (waiting + longest).max(axis=0)
+        found.e_min_j[rows] = (least if held is None else held + least).min(axis=0)
+        found.e_max_j[rows] = (most if held is None else held + most).max(axis=0)
 
     over_blocks(places, work)
     return found

@@ -1,73 +1,149 @@
 """Many decisions in blocks that fit the cache, on all cores, in bounded memory.
 
-A block is some decisions of one device: its cuts then share their times and sizes, and a table of cuts x decisions needs no index arrays.
+A block is some decisions of one device: its cuts then share their times and sizes. Delays are linear in (1, 1/R^D, 1/R^S), so what a
+table of cuts x decisions holds is one product of matrices, and cuts that cannot win anywhere in the block need not stand in it.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from solver.costs import CostModel, Floats, Ints, Places
 
-BLOCK_POINTS = 1 << 16
-"""Cuts x decisions in a block: half a megabyte for each array of it, so that several stay in a core's cache."""
+BLOCK_POINTS = 1 << 18
+"""Cuts x decisions in a block: two megabytes for an array of it, which a core's cache holds."""
+
+Rows: TypeAlias = "slice | Ints"
 
 
 @dataclass(frozen=True)
 class Block:
-    """R decisions of one device: ``rows`` (R,) are their places, ``cuts`` (C',) its feasible cuts as ascending 0-based indices."""
+    """R decisions of one device: ``rows`` are their places, ``cuts`` (C',) its feasible cuts as ascending 0-based indices, and
+    ``per_bit`` (3, R) is (1, 1/R^D, 1/R^S)."""
 
     device: int
-    rows: Ints
+    rows: Rows
     cuts: Ints
-    uplink_bps: Floats
-    downlink_bps: Floats
+    per_bit: Floats
 
-    def waiting_s(self, model: CostModel) -> Floats:
-        """(C', R): the part of Eq. 10 that does not depend on the server's clock."""
-        return model.waiting_of(self.device, self.cuts[:, None], self.uplink_bps[None, :], self.downlink_bps[None, :])
+    def waiting_terms(self, model: CostModel, plus_s: Floats | float = 0.0) -> Floats:
+        """(C', 3): times ``per_bit`` the part of Eq. 10 that does not depend on the server's clock, plus ``plus_s`` (C',)."""
+        terms = model.waiting_terms(self.device)[self.cuts]
+        terms[:, 0] += plus_s
+        return terms
 
     def held_j(self, model: CostModel, waiting_s: Floats) -> Floats | None:
         """(C', R): joules that do not depend on the server's clock; None where there are none."""
         return model.held_of(self.device, self.cuts[:, None], waiting_s)
 
 
-def blocks(places: Places, points: int = BLOCK_POINTS) -> Iterator[Block]:
-    """All places, each once, in blocks of at most ``points`` cuts x decisions."""
-    order = np.argsort(places.device, kind="stable")
-    ends = np.searchsorted(places.device[order], np.arange(len(places.feasible) + 1))
-    for m in range(len(places.feasible)):
-        cuts = np.flatnonzero(places.feasible[m])
-        size = max(1, points // max(1, len(cuts)))
-        for start in range(ends[m], ends[m + 1], size):
-            rows = order[start : min(start + size, ends[m + 1])]
-            yield Block(m, rows, cuts, places.uplink_bps[rows], places.downlink_bps[rows])
-
-
 def over_blocks(places: Places, work: Callable[[Block], None], points: int = BLOCK_POINTS) -> None:
     """Call ``work`` on every block, on all cores: numpy computes outside of Python's lock. ``work`` writes to its own rows."""
+
+    def one(part: tuple[int, Rows, Ints]) -> None:
+        device, rows, cuts = part
+        uplink = places.uplink_bps[rows]
+        per_bit = np.empty((3, len(uplink)))
+        per_bit[0] = 1.0
+        np.divide(1.0, uplink, out=per_bit[1])
+        np.divide(1.0, places.downlink_bps[rows], out=per_bit[2])
+        work(Block(device, rows, cuts, per_bit))
+
+    def several(parts: list[tuple[int, Rows, Ints]]) -> None:
+        for part in parts:
+            one(part)
+
     workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
-    if len(places) * places.feasible.shape[1] <= 4 * points or workers == 1:
-        for block in blocks(places, points):
-            work(block)
+    if len(places) * places.feasible.shape[1] <= points or workers == 1:
+        for parts in _parts(places, points):
+            several(parts)
         return
     with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(work, blocks(places, points)):
+        for _ in pool.map(several, _parts(places, points)):
             pass
+
+
+def _parts(places: Places, points: int) -> Iterator[list[tuple[int, Rows, Ints]]]:
+    """All places, each once: a device, some of its places and its feasible cuts. What lies together in memory comes together."""
+    n, count = len(places), len(places.feasible)
+    cuts = [np.flatnonzero(row) for row in places.feasible]
+    size = max(1, points // max(1, places.feasible.shape[1]))
+    # Rounds first, every device in each: the common order needs no index arrays, and some rounds of all devices share cache lines.
+    if n % count == 0 and bool((places.device.reshape(-1, count) == np.arange(count)).all()):
+        rounds = n // count
+        for start, stop in _spans(rounds, size):
+            yield [(m, slice(m + start * count, m + (stop - 1) * count + 1, count), cuts[m]) for m in range(count)]
+        return
+    order = np.argsort(places.device, kind="stable")
+    ends = np.searchsorted(places.device[order], np.arange(count + 1))
+    for m in range(count):
+        for start, stop in _spans(int(ends[m + 1] - ends[m]), size):
+            yield [(m, order[ends[m] + start : ends[m] + stop], cuts[m])]
+
+
+def _spans(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """0..count in pieces of at most ``size``, of one length but for the last."""
+    if count:
+        size = -(-count // -(-count // size))
+    yield from ((start, min(start + size, count)) for start in range(0, count, size))
+
+
+# ------------------------------------------------------------------------------------------------ the least of a product
+
+
+def contenders(terms: Floats, weights: Floats) -> Ints:
+    """Rows of ``terms`` (C, k) that may be the least of ``terms @ weights`` in some column; ``weights`` (k, R) are not negative.
+
+    The columns lie in a box. What is least in one of its corners is compared with every other row: a linear function that is nowhere
+    in the box below another is greatest over it at a corner, so the comparison is exact (rounding apart).
+    """
+    low, high = weights.min(axis=1), weights.max(axis=1)
+    corners = np.array(list(itertools.product(*zip(low, high, strict=True)))).T
+    rivals = np.unique((terms @ corners).argmin(axis=0))
+    ahead = terms[rivals, None, :] - terms[None, :, :]
+    furthest = np.where(ahead > 0, ahead * high, ahead * low).sum(axis=2)  # of rival - row over the box
+    beaten = (furthest < 0) | ((furthest == 0) & (rivals[:, None] < np.arange(len(terms))))
+    return np.flatnonzero(~beaten.any(axis=0))
+
+
+def least(terms: Floats, weights: Floats) -> tuple[Ints, Floats]:
+    """The row (R,) that is least in each column of ``terms @ weights``, the first of equals, and its value (R,)."""
+    rows = contenders(terms, weights)
+    index, value = lowest(terms[rows] @ weights)
+    return rows[index], value
+
+
+def least_value(terms: Floats, weights: Floats) -> Floats:
+    """(R,) least value of each column of ``terms @ weights``."""
+    value: Floats = (terms[contenders(terms, weights)] @ weights).min(axis=0)
+    return value
+
+
+def greatest_value(terms: Floats, weights: Floats) -> Floats:
+    """(R,) greatest value of each column of ``terms @ weights``."""
+    return -least_value(-terms, weights)
 
 
 def lowest(cost: Floats) -> tuple[Ints, Floats]:
     """Of (C, R) the row (R,) with the least value in each column, the first of equals, and that value (R,).
 
-    By whole rows: numpy's own argmin walks down each short column alone.
+    By a product of matrices, for numpy's own argmin walks down each short column alone.
     """
-    least = cost.min(axis=0)
-    index = np.zeros(cost.shape[1], dtype=np.intp)
-    for c in range(len(cost) - 1, -1, -1):
-        np.copyto(index, c, where=cost[c] == least)
-    return index, least
+    if len(cost) == 1:
+        return np.zeros(cost.shape[1], dtype=np.intp), cost[0]
+    value = cost.min(axis=0)
+    hit = (cost == value).astype(np.float32)
+    rows = np.stack([np.arange(len(cost), dtype=np.float32), np.ones(len(cost), dtype=np.float32)])
+    index, hits = rows @ hit  # exact: whole numbers below 2^24
+    found = index.astype(np.intp)
+    several = np.flatnonzero(hits != 1)
+    if len(several):
+        found[several] = hit[:, several].argmax(axis=0)
+    return found, value
