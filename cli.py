@@ -320,7 +320,20 @@ def _fleet_options(
             "default where they exist)."
         ),
     ] = None,
-    w: Annotated[float, typer.Option("--w", help="Weight of delay against energy in Eq. 12, 0 to 1.")] = 0.2,
+    w: Annotated[
+        float | None,
+        typer.Option("--w", help="Weight of delay against energy in U of Eq. 12, 0 to 1. Default: 0.2.", metavar="W"),
+    ] = None,
+    price_j_per_s: Annotated[
+        float | None,
+        typer.Option("--price", help="Instead of U: the least price x delay + energy, in joules.", metavar="J_PER_S"),
+    ] = None,
+    max_delay_s: Annotated[
+        float | None, typer.Option(help="Instead of U: the least energy with a delay of at most X s.", metavar="X")
+    ] = None,
+    max_energy_j: Annotated[
+        float | None, typer.Option(help="Instead of U: the least delay with an energy of at most Y J.", metavar="Y")
+    ] = None,
     local_epochs: Annotated[int, typer.Option(help="T: mini-batches in a round.", metavar="T")] = 5,
     compression: Annotated[
         float | None,
@@ -365,6 +378,9 @@ def _about_a_fleet(command: Callable[..., None]) -> Callable[..., None]:
     own = dict(list(inspect.signature(command, eval_str=True).parameters.items())[2:])
 
     @functools.wraps(command)
+    from solver.objective import weight_or_other
+
+    options["w"] = weight_or_other(w, price_j_per_s, max_delay_s, max_energy_j)
     def merged(**given: Any) -> None:
         folder, options = _fleet_options(**{name: given.pop(name) for name in shared if name in given})
         command(folder, options, **given)

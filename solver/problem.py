@@ -28,6 +28,7 @@ from solver.costs import (
     letter_model,
     profile_model,
 )
+from solver.objective import DEFAULT_W, Objective
 
 MAX_DECISIONS = 10_000_000
 
@@ -37,13 +38,18 @@ class SolveOptions:
     """What the user may choose; the names are the options' of ``card-solve``. Nothing is checked before `solve`.
 
     ``rounds`` None: as many as a channel trace has, else 1. ``leave_out`` names terms (`costs.TERMS`) that the profile model
-    shall not count; ``count_idle`` adds the energy of the server that waits, which the letter leaves out.
+    shall not count; ``count_idle`` adds the energy of the server that waits and ``device_energy``, a weight, that of the devices
+    while they compute; the letter leaves both out. At most one of
+    ``price_j_per_s``, ``max_delay_s`` and ``max_energy_j`` takes the place of U and its ``w`` (`solver.objective`).
     """
 
     method: str = "exact"
     server: str | None = None
     evaluate: str | None = None
-    w: float = 0.2
+    w: float = DEFAULT_W
+    price_j_per_s: float | None = None
+    max_delay_s: float | None = None
+    max_energy_j: float | None = None
     local_epochs: int = 5
     compression: float | None = None
     uplink_mbps: float | None = None
@@ -57,6 +63,11 @@ class SolveOptions:
     count_idle: bool = False
     require_measured: bool = False
 
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised: U with ``w`` unless a price or a limit is given."""
+        return Objective(self.w, self.price_j_per_s, self.max_delay_s, self.max_energy_j)
 
 @dataclass(frozen=True)
 class Exclusion:
@@ -130,6 +141,7 @@ def _check(options: SolveOptions) -> None:
     if not 0 <= options.w <= 1:
         raise BadInput(f"--w {options.w:g}: expected a number from 0 to 1")
     if not 1 <= options.local_epochs <= 10**9:
+    options.objective.check(options.method)
         raise BadInput(f"--local-epochs {options.local_epochs}: expected a whole number from 1 to 1000000000")
     if options.compression is not None and not 0 < options.compression <= 1:
         raise BadInput(f"--compression {options.compression:g}: expected a number above 0 and at most 1")

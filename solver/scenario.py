@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from profiler.profile import BadInput, Profile
 from profiler.store import write_atomically
-from solver import card, exact
+from solver import card
 from solver.assumptions import Assumption, distinct
 from solver.baselines import ALWAYS_REPORTED, DEVICE_ONLY, SERVER_ONLY, fixed_cut
 from solver.costs import Choice, Costs, Floats, Ints, Mask
@@ -114,6 +114,7 @@ class Solution:
             ],
             "warnings": self.warnings,
         }
+            "objective": self.problem.options.objective.as_json(),
 
     def _rows(self, chosen: Decisions) -> list[dict[str, Any]]:
         rows = []
@@ -213,7 +214,11 @@ def decide(problem: Problem) -> Solution:
     extremes, extra = box(model, places, clocks, f_star)
     if options.method == "exact":
         own = extremes if decider is model else box(decider, places, clocks, f_star)[0]
-        choice = exact.choose(decider, places, clocks, *own.weights(options.w))
+        choice, met = goal.choose(decider, places, clocks, own)
+        if not met.all():
+            names, hz = [device.name for device in problem.devices], choice.frequency_hz
+            nearest = decider.at(places.device, places.uplink_bps, places.downlink_bps, choice.cut_index, hz)
+            warnings.append(goal.unmet(met, places.device, names, nearest))
     elif (fixed := fixed_cut(options.method, problem.layers)) is not None:
         choice = Choice(np.full(len(places), fixed - 1, dtype=np.intp), clocks.nearest(f_star))
     else:
@@ -221,7 +226,7 @@ def decide(problem: Problem) -> Solution:
 
     def price(method: str, index: Ints) -> Decisions:
         costs = model.at(places.device, places.uplink_bps, places.downlink_bps, index, choice.frequency_hz)
-        cost = extremes.cost(options.w, costs.delay_s, costs.energy_j)
+        cost = goal.cost(extremes, costs.delay_s, costs.energy_j)
         return Decisions(method, index + 1, choice.frequency_hz, places.feasible[places.device, index], costs, cost)
 
     def tight(rows: Decisions) -> str:
@@ -240,6 +245,7 @@ def decide(problem: Problem) -> Solution:
         )
     for figures in (decisions.costs.delay_s, decisions.costs.energy_j, decisions.cost):
         if figures is not None and not np.isfinite(figures).all():
+    goal, met = options.objective, np.ones(len(places), dtype=np.bool_)
             raise BadInput(
                 "--profiles: delay, energy or cost is not a finite number: expected profiles with figures in SI units"
             )
@@ -262,3 +268,4 @@ def decide(problem: Problem) -> Solution:
         assumptions=assumptions,
         warnings=warnings,
     )
+    decisions = replace(decisions, feasible=decisions.feasible & met)
