@@ -344,7 +344,9 @@ def _fleet_options(
     channel: Annotated[
         str | None,
         typer.Option(
-            help="good, normal or poor, or a CSV with round,device,uplink_mbps,downlink_mbps.", metavar="STATE|FILE"
+            help="good, normal or poor; a radio channel as JSON (see 'card-solve channel'); or a trace as CSV with "
+            "round,device,uplink_mbps,downlink_mbps.",
+            metavar="STATE|FILE",
         ),
     ] = None,
     f_min_ghz: Annotated[float | None, typer.Option(help="Lowest server clock allowed.", metavar="X")] = None,

@@ -16,7 +16,7 @@ from profiler.profile import BadInput, Profile
 from profiler.units import ranges
 from solver.assumptions import Assumption, assumed, unmeasured
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY, fixed_cut
-from solver.channel import Rates, rates
+from solver.channel import Channel, Rates, rates
 from solver.clocktimes import UNKNOWN_CLOCK_HZ
 from solver.costs import (
     TERMS,
@@ -54,7 +54,7 @@ class SolveOptions:
     compression: float | None = None
     uplink_mbps: float | None = None
     downlink_mbps: float | None = None
-    channel: str | None = None
+    channel: str | Channel | None = None
     f_min_ghz: float | None = None
     f_max_ghz: float | None = None
     rounds: int | None = None
