@@ -14,6 +14,7 @@ computed alone equals the same cost computed within a table, bit for bit.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -403,10 +404,12 @@ def profile_model(
     round_trip_s: Floats,
     leave_out: frozenset[str] = frozenset(),
     count_idle: bool = False,
+    device_energy: float = 0.0,
 ) -> tuple[CostModel, list[Assumption]]:
     """The measured tables. ``phi`` and ``round_trip_s`` are (M,). Returns the model and what it rests on that was not measured.
 
-    Every profile must have timings. Raises BadInput where ``count_idle`` asks for a figure that the server lacks.
+    ``device_energy`` is what a joule of a device counts beside one of the server. Every profile must have timings. Raises BadInput
+    where ``count_idle`` or ``device_energy`` asks for watts that a profile lacks.
     """
     up, down, adapters, listed = _bits(devices, epochs, phi)
     compute: list[Floats] = []
@@ -459,6 +462,11 @@ def profile_model(
             )
         idle_w = server.power.idle_w
         listed += unmeasured(server.power, **{f"{server.name}: idle power in W": idle_w})
+    device_j = None
+    if device_energy:
+        watts, more = zip(*(_device_w(device) for device in devices), strict=True)
+        device_j = device_energy * np.array(watts)[:, None] * np.array(compute)
+        listed += itertools.chain.from_iterable(more)
     model = CostModel(
         name="profile",
         epochs=epochs,
@@ -470,6 +478,7 @@ def profile_model(
         server_time=curve,
         server_power=power,
         idle_w=idle_w,
+        device_j=device_j,
         clock_map=mapped,
         device_half_width_s=tuple(doubt),
         server_half_width_s=None
@@ -477,6 +486,22 @@ def profile_model(
         else HalfWidths(widths.clocks_hz, epochs * _suffix(server, widths.seconds)),
     )
     return model, listed
+
+
+def _device_w(device: Profile) -> tuple[float, list[Assumption]]:
+    """Watts of a device while it computes, at its operating clock: by its fitted curve, else by the point measured there."""
+    at = operating_hz(device)
+    curve, listed = _power(device, at, at)
+    if curve is not None:
+        return float(curve.at(np.array([at]))[0]), listed
+    near = [p for p in device.power.points if abs(p.frequency_hz / at - 1) < 0.02] if device.power is not None else []
+    if device.power is None or not near:
+        raise BadInput(
+            f"--device-energy: profile {device.name} has no field power_fit, and no point of power at the {at / 1e6:.0f} MHz it "
+            "trains at; measure it with 'card-profile run --measure power', then 'card-profile fit-power'"
+        )
+    watts = float(np.mean([p.power_w for p in near]))
+    return watts, unmeasured(device.power, **{f"{device.name}: power while it computes in W": watts})
 
 
 def _between(profile: Profile) -> list[Assumption]:

@@ -114,6 +114,24 @@ def test_the_waiting_servers_idle_energy_counts_only_when_asked_for() -> None:
         answer(make_profile("srv", "server", power=None), make_profile("dev"), count_idle=True)
 
 
+def test_a_devices_joules_count_at_the_weight_that_was_asked_for_and_only_while_it_computes() -> None:
+    watts = make_profile("srv", "server")
+    device = make_profile("dev", power_fit=watts.power_fit, power=watts.power)  # 30 W at the 1 GHz it trains at
+    plain = at(answer(watts, device), 2, 1.5e9)
+    counted = at(answer(watts, device, device_energy=0.5), 2, 1.5e9)
+    assert counted.energy_j is not None
+    assert plain.energy_j is not None
+    assert float(counted.delay_s) == float(plain.delay_s)
+    assert float(counted.energy_j - plain.energy_j) == pytest.approx(0.5 * 30.0 * float(plain.device_compute_s))
+    # a single point at the clock it trains at is enough, no watts are not
+    one = device.model_copy(update={"power_fit": None})
+    assert float(at(answer(watts, one, device_energy=0.5), 2, 1.5e9).energy_j or 0) == pytest.approx(
+        float(counted.energy_j)
+    )
+    with pytest.raises(BadInput, match=r"--device-energy: profile dev has no field power_fit"):
+        answer(watts, make_profile("dev"), device_energy=0.5)
+
+
 def test_server_times_pass_through_every_measured_clock_and_are_straight_in_1_over_f_between() -> None:
     server = make_profile("srv", "server")
     model = answer(server, make_profile("dev")).problem.evaluated

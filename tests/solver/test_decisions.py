@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -20,7 +20,8 @@ from solver.costs import (
     ServerTime,
 )
 from solver.extremes import Extremes, ServerRange, box_extremes, piece_edges
-from tests.solver.reference import algorithm_1
+from solver.stream import greatest_value, least
+from tests.solver.reference import algorithm_1, algorithm_1_fleet
 
 GHZ = 1e9
 
@@ -55,10 +56,12 @@ class Instance:
     f_max: float
     w: float
     idle_w: float = 0.0
+    device_w: float = 0.0
 
     @property
     def model(self) -> CostModel:
-        return model_of(self.waiting_s, self.time, self.power, self.idle_w)
+        model = model_of(self.waiting_s, self.time, self.power, self.idle_w)
+        return replace(model, device_j=self.device_w * self.waiting_s) if self.device_w else model
 
     @property
     def places(self) -> Places:
@@ -71,7 +74,9 @@ class Instance:
         """U (N, C, K) by the definition, infinite for cuts that do not fit."""
         seconds = self.model.server_s(clocks)[None]
         delay = self.waiting_s[:, :, None] + seconds
-        energy = self.power.at(clocks)[None, None] * seconds + self.idle_w * self.waiting_s[:, :, None]
+        energy = (
+            self.power.at(clocks)[None, None] * seconds + (self.idle_w + self.device_w) * self.waiting_s[:, :, None]
+        )
         d, e = extremes, extremes
         share_d = np.where(d.d_max_s > d.d_min_s, d.d_max_s - d.d_min_s, np.inf)[:, None, None]
         share_e = np.where(e.e_max_j > e.e_min_j, e.e_max_j - e.e_min_j, np.inf)[:, None, None]
@@ -114,7 +119,8 @@ def instances(draw: st.DrawFn, *, cubic: bool, overhead_too: bool = False) -> In
     at = np.linspace(0.1, 5.0, 12) * GHZ
     watts = rng.uniform(5, 50) + np.cumsum(rng.uniform(0, 30, 12)) * rng.choice([1.0, 0.1])
     power = ServerPower.table(at, watts)
-    return Instance(waiting, feasible, time, power, f_min, f_max, w, idle_w=float(rng.choice([0.0, 10.0])))
+    idle_w, device_w = float(rng.choice([0.0, 10.0])), float(rng.choice([0.0, 7.0]))
+    return Instance(waiting, feasible, time, power, f_min, f_max, w, idle_w, device_w)
 
 
 @settings(max_examples=200, deadline=None)
@@ -133,6 +139,51 @@ def test_the_vectorised_card_is_algorithm_1_of_the_letter(case: Instance) -> Non
         assert case.feasible[n, cut[n]]
         # the cut may differ only where two cuts cost the same
         assert float(case.cost(extremes, clock[n : n + 1])[n, cut[n], 0]) == pytest.approx(u, abs=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.2, 0.5, 0.9]))
+def test_thousands_of_decisions_in_any_order_are_those_of_the_plain_loop(seed: int, w: float) -> None:
+    """Blocks, threads and left-out cuts change nothing: one loop over lists is the yardstick."""
+    rng = np.random.default_rng(seed)
+    devices, cuts, n = int(rng.integers(1, 5)), int(rng.integers(1, 40)), int(rng.integers(1, 3000))
+    bits = rng.uniform(0, 1e8, (3, devices, cuts))
+    compute = np.cumsum(rng.uniform(0, 1, (devices, cuts)), axis=1)
+    cycles = np.cumsum(rng.uniform(0.1, 1, cuts))[::-1] * 1e9
+    model = CostModel("letter", 1, compute, *bits, np.zeros(devices), scaling(cycles), ServerPower.cubic(1e-25))
+    device = rng.integers(0, devices, n) if rng.random() < 0.5 else np.arange(n) % devices
+    up, down = rng.uniform(1e6, 1e9, (2, n))
+    places = Places(device, up, down, np.ones((devices, cuts), dtype=bool))
+    choice = card.choose(model, places, ServerClocks(0.5e9, 2.5e9, np.empty(0)), w, 1e-25)
+    terms = [
+        [(compute[m, c], bits[0, m, c] + bits[2, m, c], bits[1, m, c] + bits[2, m, c]) for c in range(cuts)]
+        for m in range(devices)
+    ]
+    expected = algorithm_1_fleet(
+        terms,
+        cycles.tolist(),
+        list(zip(device.tolist(), up.tolist(), down.tolist(), strict=True)),
+        1e-25,
+        w,
+        0.5e9,
+        2.5e9,
+    )
+    assert choice.cut_index.tolist() == [cut for cut, _ in expected]
+    assert choice.frequency_hz == pytest.approx([f for _, f in expected], rel=1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_rows_left_out_of_a_product_are_never_its_least(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, width = int(rng.integers(1, 30)), int(rng.integers(1, 5))
+    terms = np.round(rng.normal(size=(rows, width)), 1)  # ties happen
+    weights = rng.uniform(0, 2, (width, 50)) * rng.choice([0.0, 1.0], (width, 1), p=[0.2, 0.8])
+    index, value = least(terms, weights)
+    table = terms @ weights
+    assert value == pytest.approx(table.min(axis=0), abs=1e-12)
+    assert table[index, np.arange(50)] == pytest.approx(table.min(axis=0), abs=1e-12)
+    assert greatest_value(terms, weights) == pytest.approx(table.max(axis=0), abs=1e-12)
 
 
 @settings(max_examples=150, deadline=None)
