@@ -344,9 +344,7 @@ def _fleet_options(
     channel: Annotated[
         str | None,
         typer.Option(
-            help="good, normal or poor; a radio channel as JSON (see 'card-solve channel'); or a trace as CSV with "
-            "round,device,uplink_mbps,downlink_mbps.",
-            metavar="STATE|FILE",
+            help="good, normal or poor, or a CSV with round,device,uplink_mbps,downlink_mbps.", metavar="STATE|FILE"
         ),
     ] = None,
     f_min_ghz: Annotated[float | None, typer.Option(help="Lowest server clock allowed.", metavar="X")] = None,
@@ -371,6 +369,9 @@ def _fleet_options(
     options = dict(locals())
     folder = options.pop("profiles")
     options["leave_out"] = _names(leave_out) or ()
+    from solver.objective import weight_or_other
+
+    options["w"] = weight_or_other(w, price_j_per_s, max_delay_s, max_energy_j)
     return folder, options
 
 
@@ -380,9 +381,6 @@ def _about_a_fleet(command: Callable[..., None]) -> Callable[..., None]:
     own = dict(list(inspect.signature(command, eval_str=True).parameters.items())[2:])
 
     @functools.wraps(command)
-    from solver.objective import weight_or_other
-
-    options["w"] = weight_or_other(w, price_j_per_s, max_delay_s, max_energy_j)
     def merged(**given: Any) -> None:
         folder, options = _fleet_options(**{name: given.pop(name) for name in shared if name in given})
         command(folder, options, **given)

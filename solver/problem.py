@@ -16,7 +16,7 @@ from profiler.profile import BadInput, Profile
 from profiler.units import ranges
 from solver.assumptions import Assumption, assumed, unmeasured
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY, fixed_cut
-from solver.channel import Channel, Rates, rates
+from solver.channel import Rates, rates
 from solver.clocktimes import UNKNOWN_CLOCK_HZ
 from solver.costs import (
     TERMS,
@@ -54,7 +54,7 @@ class SolveOptions:
     compression: float | None = None
     uplink_mbps: float | None = None
     downlink_mbps: float | None = None
-    channel: str | Channel | None = None
+    channel: str | None = None
     f_min_ghz: float | None = None
     f_max_ghz: float | None = None
     rounds: int | None = None
@@ -63,11 +63,11 @@ class SolveOptions:
     count_idle: bool = False
     require_measured: bool = False
 
-
     @property
     def objective(self) -> Objective:
         """What is minimised: U with ``w`` unless a price or a limit is given."""
         return Objective(self.w, self.price_j_per_s, self.max_delay_s, self.max_energy_j)
+
 
 @dataclass(frozen=True)
 class Exclusion:
@@ -140,8 +140,8 @@ def _check(options: SolveOptions) -> None:
         raise BadInput(f"--evaluate {options.evaluate}: expected letter or profile")
     if not 0 <= options.w <= 1:
         raise BadInput(f"--w {options.w:g}: expected a number from 0 to 1")
-    if not 1 <= options.local_epochs <= 10**9:
     options.objective.check(options.method)
+    if not 1 <= options.local_epochs <= 10**9:
         raise BadInput(f"--local-epochs {options.local_epochs}: expected a whole number from 1 to 1000000000")
     if options.compression is not None and not 0 < options.compression <= 1:
         raise BadInput(f"--compression {options.compression:g}: expected a number above 0 and at most 1")

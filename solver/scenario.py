@@ -107,6 +107,7 @@ class Solution:
             "assumptions": [item.as_json() for item in self.assumptions],
             "server": self.problem.server.name,
             "evaluate": self.problem.evaluated.name,
+            "objective": self.problem.options.objective.as_json(),
             "layers": self.problem.server.workload.layers,
             "excluded_cuts": [
                 {"device": e.device, "cuts": e.cuts, "machine": e.machine, "limit_bytes": e.limit_bytes}
@@ -114,7 +115,6 @@ class Solution:
             ],
             "warnings": self.warnings,
         }
-            "objective": self.problem.options.objective.as_json(),
 
     def _rows(self, chosen: Decisions) -> list[dict[str, Any]]:
         rows = []
@@ -210,6 +210,7 @@ def decide(problem: Problem) -> Solution:
     """Decide by the method that the problem's options name. Raises BadInput where the figures are no finite numbers."""
     options, places, clocks = problem.options, problem.places, problem.clocks
     model, decider, warnings = problem.evaluated, problem.decider, list(problem.warnings)
+    goal, met = options.objective, np.ones(len(places), dtype=np.bool_)
     f_star = card.optimal_clock(problem.letter, places, clocks, options.w, problem.xi_w_per_hz3)
     extremes, extra = box(model, places, clocks, f_star)
     if options.method == "exact":
@@ -243,9 +244,9 @@ def decide(problem: Problem) -> Solution:
         warnings.append(
             f"{options.method} does not fit in memory for {tight(decisions)}: left out of the means, no percentages"
         )
+    decisions = replace(decisions, feasible=decisions.feasible & met)
     for figures in (decisions.costs.delay_s, decisions.costs.energy_j, decisions.cost):
         if figures is not None and not np.isfinite(figures).all():
-    goal, met = options.objective, np.ones(len(places), dtype=np.bool_)
             raise BadInput(
                 "--profiles: delay, energy or cost is not a finite number: expected profiles with figures in SI units"
             )
@@ -268,4 +269,3 @@ def decide(problem: Problem) -> Solution:
         assumptions=assumptions,
         warnings=warnings,
     )
-    decisions = replace(decisions, feasible=decisions.feasible & met)
