@@ -344,7 +344,9 @@ def _fleet_options(
     channel: Annotated[
         str | None,
         typer.Option(
-            help="good, normal or poor, or a CSV with round,device,uplink_mbps,downlink_mbps.", metavar="STATE|FILE"
+            help="good, normal or poor; a radio channel as JSON (see 'card-solve channel'); or a trace as CSV with "
+            "round,device,uplink_mbps,downlink_mbps.",
+            metavar="STATE|FILE",
         ),
     ] = None,
     f_min_ghz: Annotated[float | None, typer.Option(help="Lowest server clock allowed.", metavar="X")] = None,
@@ -364,6 +366,13 @@ def _fleet_options(
     count_idle: Annotated[
         bool, typer.Option("--count-idle", help="Count the energy of the server while it waits; the letter does not.")
     ] = False,
+    device_energy: Annotated[
+        float,
+        typer.Option(
+            help="Count what the devices draw while they compute: a joule there counts WEIGHT joules. The letter counts none.",
+            metavar="WEIGHT",
+        ),
+    ] = 0.0,
 ) -> tuple[Path, dict[str, Any]]:
     """The options that every command of ``card-solve`` about a fleet takes: the folder, and what `SolveOptions` holds."""
     options = dict(locals())
@@ -446,6 +455,130 @@ def decide_command(
         from solver.report import print_report
 
         print_report(solution, Console())
+
+
+@solve_app.command("regret")
+@_about_a_fleet
+def regret_command(
+    folder: Path,
+    options: dict[str, Any],
+    *,
+    assume: Annotated[
+        str | None,
+        typer.Option(
+            help="Replace what the letter assumes (xi=1e-25, delta=2, phi=0.1, rates of the channel state normal), by comma: "
+            "xi in W/Hz^3, delta, phi, uplink-mbps, downlink-mbps.",
+            metavar="NAME=VALUE,...",
+        ),
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print everything as JSON on standard output.")] = False,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Write one row for each parameter.", metavar="FILE.csv")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the waterfalls by parameter (png, svg or pdf).", metavar="FILE.png")
+    ] = None,
+) -> None:
+    """What trusting the letter's parameters loses on this fleet, by parameter.
+
+    Algorithm 1 decides with the letter's parameters; its decisions are priced by what the profiles hold and compared with the
+    joint optimum there. docs/regret.md says what each parameter is and how the loss is shared among them.
+
+    Example: card-solve regret --profiles profiles/ --plot regret.png
+    """
+    from profiler.store import load_fleet
+    from solver.beliefs import parse_letter
+    from solver.problem import SolveOptions
+    from solver.regret import regret
+    from solver.regret_report import print_regret, write_csv, write_plot
+
+    letter = parse_letter(_names(assume) or ())
+    found = regret(load_fleet(folder), SolveOptions(**options), letter)
+    written = [write(found, path) for write, path in ((write_csv, csv_file), (write_plot, plot)) if path is not None]
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr)
+    if json_output:
+        import json
+
+        print(json.dumps(found.as_json(), indent=1, allow_nan=False))
+    else:
+        from rich.console import Console
+
+        print_regret(found, Console())
+
+
+@solve_app.command("uncertainty")
+@_about_a_fleet
+def uncertainty_command(
+    folder: Path,
+    options: dict[str, Any],
+    *,
+    draws: Annotated[int, typer.Option(help="Worlds to draw (seed: --seed).", metavar="N")] = 200,
+    rate_variation: Annotated[
+        float,
+        typer.Option(
+            help="Also vary the rates: lognormal with this standard deviation in percent, up and down apart.",
+            metavar="PCT",
+        ),
+    ] = 0.0,
+    without_interval: Annotated[
+        float,
+        typer.Option(
+            help="Times and watts whose profile has no interval: within this many percent (95 %). Default: exact.",
+            metavar="PCT",
+        ),
+    ] = 0.0,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Draw only these, by comma: device-times, server-times, power, rates.", metavar="A,B"),
+    ] = None,
+    layer_errors: Annotated[
+        str,
+        typer.Option(help="How layers of one machine err: as-measured, alike or apart.", metavar="HOW"),
+    ] = "as-measured",
+    common_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of the variance of power and server times that lifts the whole curve; the rest bends it.",
+            metavar="X",
+        ),
+    ] = 0.5,
+    json_output: Annotated[bool, typer.Option("--json", help="Print everything as JSON on standard output.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot into this folder.", metavar="DIR")] = None,
+) -> None:
+    """How sure is the decision? In how many worlds that the profiles' intervals leave possible it stays best, what it loses in
+    the others, and which choice has the least worst-case loss.
+
+    Example: card-solve uncertainty --profiles profiles/letter --rate-variation 20 --without-interval 10
+    """
+    from profiler.store import load_fleet
+    from solver.problem import SolveOptions, pose
+    from solver.uncertainty import how_sure
+    from solver.worlds import SOURCES, Variation
+
+    variation = Variation(
+        draws=draws,
+        rate_variation_pct=rate_variation,
+        without_interval_pct=without_interval,
+        layer_errors=layer_errors,  # type: ignore[arg-type]  # checked there
+        common_share=common_share,
+        only=SOURCES if only is None else _names(only) or (),
+    )
+    certainty = how_sure(pose(load_fleet(folder), SolveOptions(**options)), variation)
+    if plot is not None:
+        from solver.uncertainty_report import write_plot
+
+        print(f"wrote {write_plot(certainty, plot)}", file=sys.stderr)
+    if json_output:
+        import json
+
+        print(json.dumps(certainty.as_json(), indent=1, allow_nan=False))
+    else:
+        from rich.console import Console
+
+        from solver.uncertainty_report import print_certainty
+
+        print_certainty(certainty, Console())
 
 
 # -------------------------------------------------------------------------------------------------------- running

@@ -16,7 +16,7 @@ from profiler.profile import BadInput, Profile
 from profiler.units import ranges
 from solver.assumptions import Assumption, assumed, unmeasured
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY, fixed_cut
-from solver.channel import Rates, rates
+from solver.channel import Channel, Rates, rates
 from solver.clocktimes import UNKNOWN_CLOCK_HZ
 from solver.costs import (
     TERMS,
@@ -54,13 +54,14 @@ class SolveOptions:
     compression: float | None = None
     uplink_mbps: float | None = None
     downlink_mbps: float | None = None
-    channel: str | None = None
+    channel: str | Channel | None = None
     f_min_ghz: float | None = None
     f_max_ghz: float | None = None
     rounds: int | None = None
     seed: int = 0
     leave_out: tuple[str, ...] = ()
     count_idle: bool = False
+    device_energy: float = 0.0
     require_measured: bool = False
 
     @property
@@ -152,6 +153,8 @@ def _check(options: SolveOptions) -> None:
     for option, value in (("--f-min-ghz", options.f_min_ghz), ("--f-max-ghz", options.f_max_ghz)):
         if value is not None and not 1e-3 <= value <= 100:
             raise BadInput(f"{option} {value:g}: expected a clock in GHz from 0.001 to 100")
+    if not 0 <= options.device_energy <= 1e6:
+        raise BadInput(f"--device-energy {options.device_energy:g}: expected a weight from 0 to 1000000")
     for term in options.leave_out:
         if term not in TERMS:
             raise BadInput(f"--leave-out {term}: expected terms out of {', '.join(TERMS)}")
@@ -360,9 +363,10 @@ def pose(profiles: Sequence[Profile], options: SolveOptions) -> Problem:
             round_trip_s=link.round_trip_s,
             leave_out=frozenset(options.leave_out),
             count_idle=options.count_idle,
+            device_energy=options.device_energy,
         )
-    elif options.leave_out or options.count_idle:
-        option = "--leave-out" if options.leave_out else "--count-idle"
+    elif options.leave_out or options.count_idle or options.device_energy:
+        option = "--leave-out" if options.leave_out else "--count-idle" if options.count_idle else "--device-energy"
         raise BadInput(
             f"{option}: the letter's model has no such term, expected layer times in every profile ({', '.join(untimed)})"
         )
