@@ -119,7 +119,7 @@ def _continuous(
 ) -> tuple[Ints, Floats]:
     """Time and power are one formula each on every piece of the range; the cost is least at an end of a piece or where its derivative is
     zero inside one (`extremes.stationary`)."""
-    waiting = block.waiting_terms(model) @ block.per_bit
+    waiting = block.waiting_s(model)
     held = block.held_j(model, waiting)
     still = by_delay * waiting if held is None else by_delay * waiting + by_energy * held
     best, where = np.full(waiting.shape, np.inf), np.empty(waiting.shape)

@@ -116,7 +116,7 @@ def box_extremes(model: CostModel, places: Places, span: ServerRange, extra_hz: 
             found.d_max_s[rows] = greatest_value(block.waiting_terms(model, s_max), block.per_bit)
             found.e_min_j[rows], found.e_max_j[rows] = e_min.min(), e_max.max()
             return
-        waiting = block.waiting_terms(model) @ block.per_bit
+        waiting = block.waiting_s(model)
         held = block.held_j(model, waiting)
         shortest, longest, least, most = (part[:, None] for part in (s_min, s_max, e_min, e_max))
         if extra_hz is not None:

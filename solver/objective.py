@@ -204,7 +204,7 @@ def _within(
         other = np.zeros_like(waiting) if held is None else held
         # What a cut adds to both figures of its clocks: (C', R) each.
         limited, least = (waiting, other) if delay else (other, waiting)
-        best = _Best(len(block.rows))
+        best = _Best(len(block))
         for row, c in enumerate(block.cuts.tolist()):
             if curves is None:
                 stairs[c].offer(best, c, limited[row], least[row], limit)

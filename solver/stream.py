@@ -33,11 +33,18 @@ class Block:
     cuts: Ints
     per_bit: Floats
 
+    def __len__(self) -> int:
+        return self.per_bit.shape[1]
+
     def waiting_terms(self, model: CostModel, plus_s: Floats | float = 0.0) -> Floats:
         """(C', 3): times ``per_bit`` the part of Eq. 10 that does not depend on the server's clock, plus ``plus_s`` (C',)."""
         terms = model.waiting_terms(self.device)[self.cuts]
         terms[:, 0] += plus_s
         return terms
+
+    def waiting_s(self, model: CostModel) -> Floats:
+        """(C', R): the part of Eq. 10 that does not depend on the server's clock."""
+        return self.waiting_terms(model) @ self.per_bit
 
     def held_j(self, model: CostModel, waiting_s: Floats) -> Floats | None:
         """(C', R): joules that do not depend on the server's clock; None where there are none."""
