@@ -24,6 +24,7 @@ HEAVY = {
     "matplotlib",
     "pynvml",
     "jtop",
+    "ortools",
     "gguf",
 }
 

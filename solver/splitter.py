@@ -1,0 +1,125 @@
+"""The joint optimum of split and clock for a graph under a load, for many rates and weights. V vertices, T tensors, K clocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from solver.contraction import Contracted, Narrow, blocks, contract, narrow, safe
+from solver.mincut import Cut, Engine, Floats, Mask, Network, cost_of, minimum
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a round asks of each vertex and tensor: seconds on the device (V,), bits of adapters (V,), seconds on the server at each clock
+    (V, K) ascending in Hz, bits of each tensor up and down (T,), watts of the busy server (K,; None: not known) and of the waiting one."""
+
+    device_s: Floats
+    adapter_bits: Floats
+    server_s: Floats
+    up_bits: Floats
+    down_bits: Floats
+    clocks_hz: Floats
+    power_w: Floats | None = None
+    idle_w: float = 0.0
+
+    def prices(
+        self, uplink_bps: float, downlink_bps: float, by_delay: float, by_energy: float
+    ) -> tuple[Floats, Floats, Floats]:
+        """Costs of the vertices on the device (V,), on the server (V, K), and of the tensors (T,): see the module's edges."""
+        waiting = by_delay + by_energy * self.idle_w
+        power = np.zeros(len(self.clocks_hz)) if self.power_w is None else self.power_w
+        device = waiting * (self.device_s + self.adapter_bits / uplink_bps + self.adapter_bits / downlink_bps)
+        tensor = waiting * (self.up_bits / uplink_bps + self.down_bits / downlink_bps)
+        return device, (by_delay + by_energy * power) * self.server_s, tensor
+
+
+@dataclass(frozen=True)
+class Best:
+    """The joint optimum: a device part (V,), the index of the clock, the cost, how far below it the true optimum may be, and the flows run."""
+
+    on_device: Mask
+    clock: int
+    cost: float
+    gap: float
+    flows: int
+
+
+class Splitter:
+    """Cheapest splits of one network under one load, for any rates and weights. What does not depend on them is kept between calls."""
+
+    def __init__(self, network: Network, load: Load, engine: Engine | None = None, contracting: bool = True) -> None:
+        self.network, self.load, self.engine = network, load, engine
+        self._blocks = blocks(network) if contracting else []
+        self._boundaries = network.boundaries()
+        self._narrow: dict[tuple[bytes, ...], Narrow] = {}
+        self._contracted: dict[tuple[bool, ...], Contracted] = {}
+
+    def best(self, uplink_bps: float, downlink_bps: float, by_delay: float, by_energy: float) -> Best:
+        """The device part and clock at which by_delay D + by_energy E is least; of equals the smallest device part, then the lowest clock.
+
+        A clock is left out only where a bound proves it worse: going from clock j to k changes the cost of any split by at least the
+        sum of what it changes for the vertices on the server for good, and of what it lowers for the others.
+        """
+        device, server, tensor = self.load.prices(uplink_bps, downlink_bps, by_delay, by_energy)
+        _, first = np.unique(server, axis=1, return_index=True)
+        columns = np.sort(first)  # clocks that cost the same everywhere: the lowest
+        fixed, free = ~self.network.largest, self.network.largest & ~self.network.smallest
+        on_server = ~self._boundaries
+        still = self._boundaries @ device + self.network.crossing(self._boundaries) @ tensor
+        seen = (still[:, None] + on_server @ server[:, columns]).min(0)
+        floor = np.full(len(columns), -np.inf)
+        found: list[tuple[float, int, int, Cut]] = []
+        ceiling = float(seen.min())
+        waiting = list(np.argsort(seen, kind="stable"))
+        while waiting:
+            k = waiting.pop(0)
+            if floor[k] > ceiling * (1 + 1e-12) + 1e-300 and floor[k] > ceiling:
+                continue
+            column = server[:, columns[k]]
+            cut = self._cut(device, column, tensor)
+            found.append((cut.cost, int(cut.on_device.sum()), int(columns[k]), cut))
+            ceiling = min(ceiling, cut.cost)
+            change = server[:, columns] - column[:, None]
+            change_total = change[fixed].sum(0) + np.minimum(change[free], 0.0).sum(0)
+            floor = np.maximum(floor, cut.cost - cut.gap + change_total)
+        least = min(found, key=lambda row: row[:3])
+        # Costs that differ by rounding alone are equal.
+        equal = [row for row in found if row[0] <= least[0] + 1e-14 * abs(least[0])]
+        cost, _, k, cut = min(equal, key=lambda row: (row[1], row[2], row[0]))
+        return Best(cut.on_device, k, cost, cut.gap, len(found))
+
+    def _cut(self, device: Floats, server: Floats, tensor: Floats) -> Cut:
+        """The minimum at one clock, on the graph in which blocks are one vertex where that is safe."""
+        whole = [b for b in self._blocks if safe(b, self._width(b, tensor), device, server)]
+        if not whole:
+            return minimum(self.network, device, server, tensor, self.engine)
+        key = tuple(b in whole for b in self._blocks) if len(whole) < len(self._blocks) else (True,)
+        if key not in self._contracted:
+            self._contracted[key] = contract(self.network, whole)
+        small = self._contracted[key]
+        here, there = small.costs(device, server)
+        cut = minimum(small.network, here, there, tensor[small.kept], self.engine)
+        on_device = cut.on_device[small.number]
+        return Cut(on_device, cost_of(self.network, on_device, device, server, tensor), cut.gap)
+
+    def _width(self, block: Block, tensor: Floats) -> Narrow:
+        """`narrow`, once for all blocks that look alike."""
+        number = np.full(len(self.network), -1)
+        number[block.nodes] = np.arange(len(block.nodes))
+        every = np.concatenate([block.entering, block.inner])
+        place = np.full(len(self.network.producer), -1)
+        place[every] = np.arange(len(every))
+        rows = (place[self.network.edge_tensor] >= 0) & (number[self.network.edge_node] >= 0)
+        key = (
+            number[self.network.producer[every]].tobytes(),
+            place[self.network.edge_tensor[rows]].tobytes(),
+            number[self.network.edge_node[rows]].tobytes(),
+            np.isin(block.entering, block.owned).tobytes(),
+            np.array([number[block.exit], block.fed]).tobytes(),
+            tensor[np.concatenate([every, block.leaving])].tobytes(),
+        )
+        if key not in self._narrow:
+            self._narrow[key] = narrow(self.network, block, tensor, self.engine)
+        return self._narrow[key]
