@@ -199,7 +199,9 @@ def _within(
     curves = None if listed else _Curves.of(model, clocks, delay)
 
     def work(block: Block) -> None:
-        waiting = block.waiting_s(model)
+        # Not the block's product of matrices: what is held against the limit is to the bit what is reported.
+        up, down = places.uplink_bps[block.rows], places.downlink_bps[block.rows]
+        waiting = model.waiting_of(block.device, block.cuts[:, None], up[None, :], down[None, :])
         held = block.held_j(model, waiting)
         other = np.zeros_like(waiting) if held is None else held
         # What a cut adds to both figures of its clocks: (C', R) each.
