@@ -14,7 +14,6 @@ computed alone equals the same cost computed within a table, bit for bit.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -464,9 +463,9 @@ def profile_model(
         listed += unmeasured(server.power, **{f"{server.name}: idle power in W": idle_w})
     device_j = None
     if device_energy:
-        watts, more = zip(*(_device_w(device) for device in devices), strict=True)
-        device_j = device_energy * np.array(watts)[:, None] * np.array(compute)
-        listed += itertools.chain.from_iterable(more)
+        drawn = [_device_w(device) for device in devices]
+        device_j = device_energy * np.array([watts for watts, _ in drawn])[:, None] * np.array(compute)
+        listed += [item for _, rests_on in drawn for item in rests_on]
     model = CostModel(
         name="profile",
         epochs=epochs,

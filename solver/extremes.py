@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solver.clocktimes import NO_MAP
 from solver.costs import CostModel, Floats, Ints, Places, ServerClocks
-from solver.stream import Block, greatest_value, least_value, over_blocks
+from solver.stream import Block, least, over_blocks
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def box(model: CostModel, places: Places, clocks: ServerClocks, optimal_hz: Floa
 
 def _holds_all(model: CostModel, listed: ServerRange, clocks: ServerClocks) -> bool:
     """Whether no clock between the listed ones can be more extreme than they are."""
-    if model.clock_map is not NO_MAP:
+    if len(model.clock_map.requested_hz):
         return False
     whole = ServerRange.over_interval(model, clocks.f_min_hz, clocks.f_max_hz)
     return all(np.array_equal(getattr(whole, x), getattr(listed, x)) for x in ("s_min", "s_max", "e_min", "e_max"))
@@ -112,23 +111,26 @@ def box_extremes(model: CostModel, places: Places, span: ServerRange, extra_hz: 
         cuts, rows = block.cuts, block.rows
         s_min, s_max, e_min, e_max = (part[cuts] for part in (span.s_min, span.s_max, span.e_min, span.e_max))
         if extra_hz is None and not model.holds_energy:
-            found.d_min_s[rows] = least_value(block.waiting_terms(model, s_min), block.per_bit)
-            found.d_max_s[rows] = greatest_value(block.waiting_terms(model, s_max), block.per_bit)
+            # The product finds the cut, and its delay is then taken as `CostModel.at` has it: an extreme point must cost exactly 0 or 1.
+            shortest_at, _ = least(block.waiting_terms(model, s_min), block.per_bit)
+            longest_at, _ = least(-block.waiting_terms(model, s_max), block.per_bit)
+            found.d_min_s[rows] = block.delay_s(model, shortest_at, s_min)
+            found.d_max_s[rows] = block.delay_s(model, longest_at, s_max)
             found.e_min_j[rows], found.e_max_j[rows] = e_min.min(), e_max.max()
             return
-        waiting = block.waiting_s(model)
+        waiting = model.waiting_of(block.device, cuts[:, None], block.uplink_bps[None, :], block.downlink_bps[None, :])
         held = block.held_j(model, waiting)
-        shortest, longest, least, most = (part[:, None] for part in (s_min, s_max, e_min, e_max))
+        shortest, longest, lowest, most = (part[:, None] for part in (s_min, s_max, e_min, e_max))
         if extra_hz is not None:
             reached = model.clock_map.reached(extra_hz[rows])
             seconds = model.server_time.at(cuts[:, None], reached[None, :])
             shortest, longest = np.minimum(shortest, seconds), np.maximum(longest, seconds)
             if model.server_power is not None:
                 joules = model.server_power.at(reached)[None, :] * seconds
-                least, most = np.minimum(least, joules), np.maximum(most, joules)
+                lowest, most = np.minimum(lowest, joules), np.maximum(most, joules)
         found.d_min_s[rows] = (waiting + shortest).min(axis=0)
         found.d_max_s[rows] = (waiting + longest).max(axis=0)
-        found.e_min_j[rows] = (least if held is None else held + least).min(axis=0)
+        found.e_min_j[rows] = (lowest if held is None else held + lowest).min(axis=0)
         found.e_max_j[rows] = (most if held is None else held + most).max(axis=0)
 
     over_blocks(places, work)

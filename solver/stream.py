@@ -31,10 +31,12 @@ class Block:
     device: int
     rows: Rows
     cuts: Ints
+    uplink_bps: Floats
+    downlink_bps: Floats
     per_bit: Floats
 
     def __len__(self) -> int:
-        return self.per_bit.shape[1]
+        return len(self.uplink_bps)
 
     def waiting_terms(self, model: CostModel, plus_s: Floats | float = 0.0) -> Floats:
         """(C', 3): times ``per_bit`` the part of Eq. 10 that does not depend on the server's clock, plus ``plus_s`` (C',)."""
@@ -46,6 +48,11 @@ class Block:
         """(C', R): the part of Eq. 10 that does not depend on the server's clock."""
         return self.waiting_terms(model) @ self.per_bit
 
+    def delay_s(self, model: CostModel, place: Ints, server_s: Floats) -> Floats:
+        """(R,): Eq. 10 at one cut a decision, given by its place (R,) in ``cuts``; ``server_s`` (C',) for each cut. Bit for bit as `at` has it."""
+        waiting = model.waiting_of(self.device, self.cuts[place], self.uplink_bps, self.downlink_bps)
+        return waiting + server_s[place]
+
     def held_j(self, model: CostModel, waiting_s: Floats) -> Floats | None:
         """(C', R): joules that do not depend on the server's clock; None where there are none."""
         return model.held_of(self.device, self.cuts[:, None], waiting_s)
@@ -56,12 +63,12 @@ def over_blocks(places: Places, work: Callable[[Block], None], points: int = BLO
 
     def one(part: tuple[int, Rows, Ints]) -> None:
         device, rows, cuts = part
-        uplink = places.uplink_bps[rows]
+        uplink, downlink = places.uplink_bps[rows], places.downlink_bps[rows]
         per_bit = np.empty((3, len(uplink)))
         per_bit[0] = 1.0
         np.divide(1.0, uplink, out=per_bit[1])
-        np.divide(1.0, places.downlink_bps[rows], out=per_bit[2])
-        work(Block(device, rows, cuts, per_bit))
+        np.divide(1.0, downlink, out=per_bit[2])
+        work(Block(device, rows, cuts, uplink, downlink, per_bit))
 
     def several(parts: list[tuple[int, Rows, Ints]]) -> None:
         for part in parts:

@@ -1,0 +1,95 @@
+"""Which cut and clock each place gets, by method: arrays in, arrays out, so that it runs here or spread over other machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from solver import card, fleetgraph
+from solver.baselines import fixed_cut
+from solver.costs import Choice, CostModel, Floats, Mask, Places, ServerClocks
+from solver.extremes import Extremes, box
+from solver.fleetgraph import FleetGraph, Inside
+from solver.objective import Objective
+
+DECIDE_BY_PROFILE = ("exact", "min-cut")
+"""Methods that decide by whatever the profiles hold; the others decide in the letter's model."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a choice depends on but the places: the method and its objective, both models, the server's clocks."""
+
+    method: str
+    objective: Objective
+    layers: int
+    clocks: ServerClocks
+    letter: CostModel
+    evaluated: CostModel
+    decider: CostModel
+    """What ``exact`` decides by."""
+    xi_w_per_hz3: float | None
+    graph: FleetGraph | None = None
+    """What ``min-cut`` cuts."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The choice for N places, and what it is judged by: arrays (N,)."""
+
+    choice: Choice
+    met: Mask
+    """Whether the choice keeps the objective's limit; all True without one."""
+    optimal_hz: Floats
+    """f* of Eq. 16."""
+    extremes: Extremes
+    extra_clocks_hz: Floats
+    """Clocks at which D or E is extreme and which are no listed ones, (X,)."""
+    inside: dict[int, Inside] = field(default_factory=dict)
+    """Places whose cut is inside a layer: only ``min-cut`` on operators knows any."""
+
+    @staticmethod
+    def joined(parts: list[Chosen]) -> Chosen:
+        """Parts of the places, one after the other."""
+        return Chosen(
+            Choice(
+                np.concatenate([p.choice.cut_index for p in parts]),
+                np.concatenate([p.choice.frequency_hz for p in parts]),
+            ),
+            np.concatenate([p.met for p in parts]),
+            np.concatenate([p.optimal_hz for p in parts]),
+            Extremes(
+                *(
+                    np.concatenate([getattr(p.extremes, name) for p in parts])
+                    for name in ("d_min_s", "d_max_s", "e_min_j", "e_max_j")
+                )
+            ),
+            parts[0].extra_clocks_hz,
+            {
+                start + n: cut
+                for start, part in zip(np.cumsum([0, *(len(p.met) for p in parts)]).tolist(), parts, strict=False)
+                for n, cut in part.inside.items()
+            },
+        )
+
+
+def choose(task: Task, places: Places) -> Chosen:
+    """Cut and clock of every place."""
+    w, clocks = task.objective.w, task.clocks
+    met = np.ones(len(places), dtype=np.bool_)
+    f_star = card.optimal_clock(task.letter, places, clocks, w, task.xi_w_per_hz3)
+    extremes, extra = box(task.evaluated, places, clocks, f_star)
+    inside: dict[int, Inside] = {}
+    if task.method in DECIDE_BY_PROFILE:
+        own = extremes if task.decider is task.evaluated else box(task.decider, places, clocks, f_star)[0]
+        if task.graph is None:
+            choice, met = task.objective.choose(task.decider, places, clocks, own)
+        else:
+            found = fleetgraph.choose(task.graph, task.decider, places, clocks, *task.objective.factors(own))
+            choice, inside = found.choice, found.inside
+    elif (fixed := fixed_cut(task.method, task.layers)) is not None:
+        choice = Choice(np.full(len(places), fixed - 1, dtype=np.intp), clocks.nearest(f_star))
+    else:
+        choice = card.choose(task.letter, places, clocks, w, task.xi_w_per_hz3)
+    return Chosen(choice, met, f_star, extremes, extra, inside)
