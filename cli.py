@@ -423,6 +423,20 @@ def decide_command(
     ] = None,
     tables_limit: Annotated[int, typer.Option(help="Most rows that costs.csv may have.", metavar="N")] = 1_000_000,
     plot: Annotated[Path | None, typer.Option(help="Write plots into this folder.", metavar="DIR")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            help="Write a report to read: one page with reasons and plots, opens offline.",
+            metavar="FILE.html",
+        ),
+    ] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Write decisions and benchmarks as a table.", metavar="FILE.csv")
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(help="The same as Parquet, with what it rests on inside.", metavar="FILE.parquet")
+    ] = None,
     require_measured: Annotated[
         bool, typer.Option("--require-measured", help="Fail if any quantity used was not measured.")
     ] = False,
@@ -440,9 +454,18 @@ def decide_command(
     if tables is not None:
         written.append(solution.write_tables(tables, limit=tables_limit))
     if plot is not None:
-        from solver.report import write_plots
+        from solver.plots import write_plots
 
         written += write_plots(solution, plot)
+    if html is not None:
+        from solver.html import write_html
+
+        written.append(write_html(solution, html, profiles=str(folder)))
+    if csv_file is not None or parquet is not None:
+        from solver.frames import write_csv, write_parquet
+
+        files = ((write_csv, csv_file), (write_parquet, parquet))
+        written += [write(solution, path) for write, path in files if path is not None]
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
     if json_output:

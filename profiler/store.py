@@ -145,10 +145,10 @@ def profile_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def load_fleet(folder: Path) -> list[Profile]:
+def load_fleet(folder: Path | str) -> list[Profile]:
     """Read every profile of a folder. Raises BadInput for other JSON in it and for a name used twice."""
     fleet: dict[str, tuple[Path, Profile]] = {}
-    for path in profile_paths(folder):
+    for path in profile_paths(Path(folder)):
         profile = load(path)
         if profile.name in fleet:
             raise BadInput(f"{path}: field name: {profile.name!r} is already used by {fleet[profile.name][0]}")

@@ -195,9 +195,9 @@ def explain(solution: Solution, rows: Sequence[int] | Ints) -> Reasons:
     problem, ours = solution.problem, solution.decisions
     places = _some(problem.places, index)
     feasible = places.feasible[places.device]
-    extremes = _of(solution.extremes, index)
+    extremes = of_rows(solution.extremes, index)
     goal = problem.options.objective
-    x, y = _factors(goal, extremes)
+    x, y = factors(goal, extremes)
     rank = _Ranking(solution, index, places)
 
     def priced(there: Mask, met: Mask, cut_index: Ints, frequency_hz: Floats) -> Points:
@@ -211,8 +211,14 @@ def explain(solution: Solution, rows: Sequence[int] | Ints) -> Reasons:
     return Reasons(
         solution=solution,
         rows=index,
-        chosen=priced(
-            every, every if goal.limit is None else ours.feasible[index], chosen_index, ours.frequency_hz[index]
+        # As it was decided: a cut inside a layer has no row in the table.
+        chosen=Points(
+            every,
+            every if goal.limit is None else ours.feasible[index],
+            ours.cut[index],
+            ours.frequency_hz[index],
+            _at(ours.costs, index),
+            ours.cost[index],
         ),
         next_best=priced(*rank.best(others)),
         ruled_out=priced(*_without_limits(solution, index, places)),
@@ -244,12 +250,12 @@ class _Ranking:
 
     def _extremes(self, model: CostModel) -> Extremes:
         if model is self.problem.evaluated:
-            return _of(self.solution.extremes, self.index)
+            return of_rows(self.solution.extremes, self.index)
         return box(model, self.places, self.problem.clocks, self.solution.optimal_hz[self.index])[0]
 
     def _at(self, model: CostModel, clock_hz: Floats) -> Floats:
         """(R, C): U less what is the same for every cut, at one clock for each decision."""
-        x, y = _factors(self.goal, self._extremes(model))
+        x, y = factors(self.goal, self._extremes(model))
         where = self.places.device[:, None], self.places.uplink_bps[:, None], self.places.downlink_bps[:, None]
         costs = model.at(*where, np.arange(model.cuts)[None, :], clock_hz[:, None])
         total: Floats = x[:, None] * costs.delay_s
@@ -266,7 +272,7 @@ class _Ranking:
         for rows, mask in _alike(allowed, self.places.device, there):
             some = _some(self.places, rows)
             places = Places(some.device, some.uplink_bps, some.downlink_bps, mask)
-            extremes = _of(self.extremes, rows)
+            extremes = of_rows(self.extremes, rows)
             choice, met[rows] = self.goal.choose(self.problem.decider, places, self.problem.clocks, extremes)
             cut[rows], clock_hz[rows] = choice.cut_index, choice.frequency_hz
         return there, met, cut, clock_hz
@@ -293,7 +299,12 @@ def _without_limits(solution: Solution, index: Ints, places: Places) -> tuple[Ma
     return there, met, cut, clock_hz
 
 
-def _factors(goal: Objective, extremes: Extremes) -> tuple[Floats, Floats]:
+def _at(costs: Costs, rows: Ints) -> Costs:
+    parts = {name: getattr(costs, name)[rows] for name in ("delay_s", *PARTS)}
+    return Costs(energy_j=None if costs.energy_j is None else costs.energy_j[rows], **parts)
+
+
+def factors(goal: Objective, extremes: Extremes) -> tuple[Floats, Floats]:
     """(N,) what one second and one joule add to the cost."""
     if goal.kind == "w":
         return extremes.weights(goal.w)
@@ -314,7 +325,8 @@ def _alike(allowed: Mask, device: Ints, there: Mask) -> Iterator[tuple[Ints, Mas
         rows = rows[~same]
 
 
-def _of(extremes: Extremes, rows: Ints) -> Extremes:
+def of_rows(extremes: Extremes, rows: Ints) -> Extremes:
+    """The extremes of decisions ``rows``."""
     return Extremes(extremes.d_min_s[rows], extremes.d_max_s[rows], extremes.e_min_j[rows], extremes.e_max_j[rows])
 
 

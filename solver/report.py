@@ -1,10 +1,10 @@
-"""What a person reads: the decision table and the plots."""
+"""What a person reads in a terminal: the decision table with its reasons."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,6 @@ from profiler.profile import printable
 from profiler.units import data_size, quantity, ranges
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY
 from solver.costs import Floats
-from solver.figures import COLOURS, new_figure, save
 from solver.reasons import explain
 from solver.scenario import Decisions, Solution
 
@@ -65,36 +64,48 @@ def _heading(solution: Solution) -> RenderableType:
     )
 
 
+def groups(solution: Solution) -> list[Sequence[int]]:
+    """The decisions of each row of the table: one, or with more than `MOST_ROWS` all rounds of a device."""
+    count, devices = len(solution.decisions.cut), len(solution.problem.devices)
+    if count <= MOST_ROWS:
+        return [[n] for n in range(count)]
+    return [range(m, count, devices) for m in range(devices)]
+
+
+def _by_round(solution: Solution) -> bool:
+    return len(solution.problem.rates.rounds) > 1 and len(solution.decisions.cut) <= MOST_ROWS
+
+
+def columns(solution: Solution) -> list[str]:
+    """Headings of the table, one for each of `cells`."""
+    goal = solution.problem.options.objective
+    cost = goal.cost_name if goal.kind == "w" else f"{goal.cost_name} ({goal.cost_unit})"
+    return [
+        "device",
+        *(["round"] if _by_round(solution) else []),
+        f"cut of {solution.problem.server.workload.layers}",
+        "server clock (GHz)",
+        "delay",
+        "energy",
+        cost,
+        "delay against device-only",
+        "energy against server-only",
+    ]
+
+
 def _table(solution: Solution) -> Table:
     from rich import box
     from rich.table import Table
 
-    rounds, layers = len(solution.problem.rates.rounds), solution.problem.server.workload.layers
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    each = len(solution.decisions.cut) <= MOST_ROWS
-    table.add_column("device", overflow="fold", min_width=9)
-    if rounds > 1 and each:
-        table.add_column("round", justify="right", no_wrap=True)
-    for column in (
-        f"cut\nof {layers}",
-        "server\nclock\n(GHz)",
-        "delay",
-        "energy",
-        "U",
-        "delay\nagainst\ndevice-\nonly",
-        "energy\nagainst\nserver-\nonly",
-    ):
-        table.add_column(column, justify="right", no_wrap=True)
-    groups = (
-        [[n] for n in range(len(solution.decisions.cut))]
-        if each
-        else [
-            list(range(m, len(solution.decisions.cut), len(solution.problem.devices)))
-            for m in range(len(solution.problem.devices))
-        ]
-    )
-    for group in groups:
-        table.add_row(*_row(solution, group, rounds > 1 and each))
+    for k, name in enumerate(columns(solution)):
+        if k == 0:
+            table.add_column(name, overflow="fold", min_width=9)
+        else:  # headings break where they may, so that the figures have the room
+            short = re.sub(r" (?!\d)|(?<=-)(?=only)", "\n", name)
+            table.add_column(short, justify="right", no_wrap=True)
+    for group in groups(solution):
+        table.add_row(*cells(solution, group))
     return table
 
 
@@ -127,24 +138,23 @@ def _reasons(solution: Solution) -> list[RenderableType]:
     return parts
 
 
-def _row(solution: Solution, group: Sequence[int], show_round: bool) -> list[str]:
+def cells(solution: Solution, group: Sequence[int]) -> list[str]:
+    """One row of the table: means over the decisions ``group`` of one device."""
     ours, rows = solution.decisions, np.array(group)
     round_index, m = divmod(group[0], len(solution.problem.devices))
-    cells = [solution.problem.devices[m].name]
-    if show_round:
-        cells.append(str(solution.problem.rates.rounds[round_index]))
+    row = [solution.problem.devices[m].name]
+    if _by_round(solution):
+        row.append(str(solution.problem.rates.rounds[round_index]))
     counts = Counter(ours.cut[rows].tolist()).most_common(3)
     several = len(set(ours.cut[rows].tolist())) > 1
-    cells.append(
-        ", ".join(f"{cut} ({100 * times / len(group):.0f} %)" if several else str(cut) for cut, times in counts)
-    )
-    cells.append(_span(ours.frequency_hz[rows] / 1e9) if solution.problem.clocks.known else "?")
-    cells.append(quantity(float(ours.costs.delay_s[rows].mean()), "s", 4))
-    cells.append("?" if ours.costs.energy_j is None else quantity(float(ours.costs.energy_j[rows].mean()), "J", 4))
-    cells.append(f"{float(ours.cost[rows].mean()):.3f}")
-    cells.append(_saving(ours.costs.delay_s, solution.baselines[DEVICE_ONLY], "delay", rows))
-    cells.append(_saving(ours.costs.energy_j, solution.baselines[SERVER_ONLY], "energy", rows))
-    return cells
+    row.append(", ".join(f"{cut} ({100 * times / len(group):.0f} %)" if several else str(cut) for cut, times in counts))
+    row.append(_span(ours.frequency_hz[rows] / 1e9) if solution.problem.clocks.known else "?")
+    row.append(quantity(float(ours.costs.delay_s[rows].mean()), "s", 4))
+    row.append("?" if ours.costs.energy_j is None else quantity(float(ours.costs.energy_j[rows].mean()), "J", 4))
+    row.append(f"{float(ours.cost[rows].mean()):.3f}")
+    row.append(_saving(ours.costs.delay_s, solution.baselines[DEVICE_ONLY], "delay", rows))
+    row.append(_saving(ours.costs.energy_j, solution.baselines[SERVER_ONLY], "energy", rows))
+    return row
 
 
 def _saving(ours: Floats | None, baseline: Decisions, figure: str, rows: Floats) -> str:
@@ -204,98 +214,3 @@ def _assumptions(solution: Solution) -> RenderableType:
 def _span(values: Floats) -> str:
     low, high = float(values.min()), float(values.max())
     return f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f}-{high:.3f}"
-
-
-# -------------------------------------------------------------------------------------------------------------- plots
-
-
-def write_plots(solution: Solution, folder: Path) -> list[Path]:
-    """Write ``DEVICE.png`` for each device (its first round): delay and energy over the cuts, and U over cut and clock.
-
-    Raises BadInput where matplotlib is missing or the folder cannot be written.
-    """
-    paths = []
-    for m, device in enumerate(solution.problem.devices):
-        figure = new_figure(11, 4.2)
-        left, right = figure.subplots(1, 2)
-        _plot_cuts(solution, m, left)
-        _plot_cost(solution, m, figure, right)
-        options = solution.problem.options
-        figure.suptitle(
-            f"{device.name} with {solution.problem.server.name}, w = {options.w:g}, method {options.method}"
-        )
-        paths.append(save(figure, folder / f"{device.name}.png"))
-    return paths
-
-
-def _plot_cuts(solution: Solution, m: int, axes: object) -> None:
-    from matplotlib.axes import Axes
-    from matplotlib.ticker import MaxNLocator
-
-    assert isinstance(axes, Axes)
-    ours, link = solution.decisions, solution.problem.rates
-    cuts = np.arange(1, solution.problem.evaluated.cuts + 1)
-    costs = solution.problem.evaluated.at(
-        m, link.uplink_bps[0, m], link.downlink_bps[0, m], cuts - 1, ours.frequency_hz[m]
-    )
-    bottom = np.zeros(len(cuts))
-    for label, part, color in (
-        ("device computes", costs.device_compute_s, COLOURS["device"]),
-        ("server computes", costs.server_compute_s, COLOURS["server"]),
-        ("smashed data and gradients", costs.uplink_s + costs.downlink_s, COLOURS["link"]),
-        ("adapters", costs.adapters_s, COLOURS["adapters"]),
-    ):
-        axes.bar(cuts, part, bottom=bottom, label=label, color=color, width=0.85)
-        bottom = bottom + part
-    fits = solution.problem.feasible[m]
-    if not fits.all():
-        axes.bar(
-            cuts[~fits], bottom[~fits], color="none", edgecolor="0.4", hatch="///", label="does not fit", width=0.85
-        )
-    chosen = int(ours.cut[m])
-    axes.axvline(chosen, color="black", linestyle="--", linewidth=1)
-    clock = f" at {ours.frequency_hz[m] / 1e9:.3f} GHz" if solution.problem.clocks.known else ""
-    axes.set_xlabel(f"cut layer c: layers 1..c on the device{clock}")
-    axes.set_ylabel("delay of a round (s)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
-    axes.annotate(f"cut {chosen}", (chosen, axes.get_ylim()[1]), ha="center", va="bottom", annotation_clip=False)
-    axes.legend(fontsize=7, loc="upper center", ncols=2)
-    if costs.energy_j is not None:
-        twin = axes.twinx()
-        twin.plot(cuts, costs.energy_j, color=COLOURS["energy"], marker=".", linewidth=1.2)
-        twin.set_ylabel("server's energy (J)", color=COLOURS["energy"])
-        twin.set_ylim(0, 1.25 * twin.get_ylim()[1])
-
-
-def _plot_cost(solution: Solution, m: int, figure: object, axes: object) -> None:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    assert isinstance(axes, Axes)
-    assert isinstance(figure, Figure)
-    model, link, clocks = solution.problem.evaluated, solution.problem.rates, solution.problem.clocks
-    hz = clocks.supported_hz
-    if len(hz) == 0:
-        hz = (
-            np.linspace(clocks.f_min_hz, clocks.f_max_hz, 80)
-            if clocks.f_max_hz > clocks.f_min_hz
-            else np.array([clocks.f_min_hz])
-        )
-    cuts = np.arange(1, model.cuts + 1)
-    costs = model.at(m, link.uplink_bps[0, m], link.downlink_bps[0, m], (cuts - 1)[:, None], hz[None, :])
-    x, y = (weight[m] for weight in solution.extremes.weights(solution.problem.options.w))
-    value = x * (costs.delay_s - solution.extremes.d_min_s[m])
-    if costs.energy_j is not None:
-        value = value + y * (costs.energy_j - solution.extremes.e_min_j[m])
-    value = np.where(solution.problem.feasible[m][:, None], value, np.nan)
-    mesh = axes.pcolormesh(cuts, hz / 1e9, value.T, shading="nearest", cmap="viridis_r")
-    figure.colorbar(mesh, ax=axes, label="U (Eq. 12)")
-    axes.plot(
-        solution.decisions.cut[m], solution.decisions.frequency_hz[m] / 1e9, "r*", markersize=14, label="decision"
-    )
-    axes.set_xlabel("cut layer c")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("server clock (GHz)" if clocks.known else "server clock (not known)")
-    axes.legend(fontsize=7, loc="best")

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from solver.baselines import ALWAYS_REPORTED, DEVICE_ONLY, SERVER_ONLY, fixed_cu
 from solver.costs import Choice, Costs, Floats, Ints, Mask
 from solver.extremes import Extremes, box
 from solver.problem import Problem, SolveOptions, pose
+from solver.reasons import every_reason
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TABLE_LIMIT = 1_000_000
 TABLE_COLUMNS = (
@@ -87,11 +91,12 @@ class Solution:
         return {
             "mean_delay_s": delay,
             "mean_energy_j": energy,
-            "delay_reduction_vs_device_only_pct": self._saved_pct(delay, device_only.mean_delay_s(), device_only),
-            "energy_reduction_vs_server_only_pct": self._saved_pct(energy, server_only.mean_energy_j(), server_only),
+            "delay_reduction_vs_device_only_pct": self.saved_pct(delay, device_only.mean_delay_s(), device_only),
+            "energy_reduction_vs_server_only_pct": self.saved_pct(energy, server_only.mean_energy_j(), server_only),
         }
 
-    def _saved_pct(self, ours: float | None, theirs: float | None, baseline: Decisions) -> float | None:
+    def saved_pct(self, ours: float | None, theirs: float | None, baseline: Decisions) -> float | None:
+        """By how many percent a mean of the method is below that of ``baseline``; None where the two cannot be compared."""
         # Means over different devices cannot be compared: a fixed cut may fit on some devices only.
         alike = baseline.feasible.all() and self.decisions.feasible.all()
         if ours is None or theirs is None or not theirs > 0 or not alike:
@@ -101,7 +106,9 @@ class Solution:
     def as_json(self) -> dict[str, Any]:
         """What ``card-solve --json`` prints. No NaN and no infinity: what is unknown is None."""
         return {
-            "decisions": self._rows(self.decisions),
+            "decisions": [
+                {**row, "why": why} for row, why in zip(self._rows(self.decisions), every_reason(self), strict=True)
+            ],
             "baselines": {name: self._rows(rows) for name, rows in self.baselines.items()},
             "summary": self.summary(),
             "assumptions": [item.as_json() for item in self.assumptions],
@@ -115,6 +122,30 @@ class Solution:
             ],
             "warnings": self.warnings,
         }
+
+    def to_frame(self, *, reasons: bool = False) -> pd.DataFrame:
+        """All decisions as a tidy pandas table, the baselines below them; ``reasons`` adds the next best cut (`solver.frames`)."""
+        from solver.frames import decisions_frame
+
+        return decisions_frame(self, reasons=reasons)
+
+    def cost_frame(self, device: str | int = 0, round: int | None = None) -> pd.DataFrame:
+        """Every cut and clock of one decision as a pandas table: a device by name or place, a round by label (None: the first)."""
+        from solver.frames import cost_frame
+
+        return cost_frame(self, device, round)
+
+    def summary_frame(self) -> pd.DataFrame:
+        """The means of the method and of each baseline, and what is saved against it, as a pandas table."""
+        from solver.frames import summary_frame
+
+        return summary_frame(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from solver.html import fragment
+
+        return fragment(self)
 
     def _rows(self, chosen: Decisions) -> list[dict[str, Any]]:
         rows = []
@@ -198,12 +229,13 @@ class Solution:
 # -------------------------------------------------------------------------------------------------------------- solve
 
 
-def solve(profiles: Sequence[Profile], options: SolveOptions) -> Solution:
+def solve(profiles: Sequence[Profile], options: SolveOptions | None = None, **choices: Any) -> Solution:
     """Decide cut and server clock for every device and round of a fleet.
 
+    ``choices`` are fields of `SolveOptions` by name and take precedence: ``solve(fleet, method="card", w=0.5)``.
     Raises BadInput, one line, naming the option or the profile and field, and what was expected.
     """
-    return decide(pose(profiles, options))
+    return decide(pose(profiles, replace(options or SolveOptions(), **choices)))
 
 
 def decide(problem: Problem) -> Solution:

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from profiler.profile import BadInput
 from profiler.units import ranges
-from solver.report import print_report, write_plots
+from solver.plots import write_plots
+from solver.report import print_report
 from solver.scenario import Solution, SolveOptions, solve
 from tests.solver.test_scenario import fleet, letterlike, limited
 

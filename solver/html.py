@@ -1,0 +1,613 @@
+"""The decision as one HTML page that opens anywhere: no script, no network, every text out of a profile escaped.
+
+`write_html` writes the page, `fragment` is what a notebook shows. Strings become markup in one place, `_cell`: whatever is not `Safe` is
+escaped there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from profiler import __version__
+from profiler.profile import MissingHardware, Profile, printable
+from profiler.store import write_atomically
+from profiler.units import data_size, quantity, ranges
+from solver.figures import COLOURS, as_svg, new_figure
+from solver.plots import View, composition, cost_map, plane
+from solver.reasons import PARTS, Points, Reasons, explain
+from solver.report import cells, columns, groups, typical_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from solver.scenario import Solution
+
+MOST_DRAWN = 12
+"""Devices that get figures."""
+MOST_TOLD = 200
+"""Devices that get a row and a reason; also rows of any other table."""
+
+PART_COLOURS = dict(
+    zip(PARTS, (*(COLOURS[name] for name in ("device", "server", "link")), "#8a7f1f", COLOURS["adapters"]), strict=True)
+)
+
+
+class Safe(str):
+    """Markup of our own making: not escaped again."""
+
+
+def _cell(value: object) -> Safe:
+    """Text as markup. Everything that comes out of a profile or an option goes through here."""
+    return value if isinstance(value, Safe) else Safe(escape(printable(str(value))))
+
+
+def _tag(name: str, *inside: object, **attributes: object) -> Safe:
+    """An element. ``class_`` is written ``class``, ``aria_label`` ``aria-label``."""
+    given = "".join(f' {k.rstrip("_").replace("_", "-")}="{_cell(v)}"' for k, v in attributes.items() if v is not None)
+    return Safe(f"<{name}{given}>{''.join(_cell(part) for part in inside)}</{name}>")
+
+
+def _join(parts: Iterable[object]) -> Safe:
+    return Safe("".join(_cell(part) for part in parts))
+
+
+def _table(
+    caption: str, header: Sequence[str], rows: Iterable[Sequence[object]], *, words: Sequence[int] = (0,)
+) -> Safe:
+    """A table with its first column as row headings; columns not in ``words`` hold figures and stand right."""
+
+    def kind(k: int) -> str | None:
+        return None if k in words else "n"
+
+    head = _tag("tr", *(_tag("th", name, scope="col", class_=kind(k)) for k, name in enumerate(header)))
+    body = [
+        _tag(
+            "tr",
+            _tag("th", row[0], scope="row"),
+            *(_tag("td", value, class_=kind(k)) for k, value in enumerate(row[1:], start=1)),
+        )
+        for row in rows
+    ]
+    inside = _tag("table", _tag("caption", caption), _tag("thead", head), _tag("tbody", *body))
+    return _tag("div", inside, class_="wide", role="region", aria_label=caption, tabindex="0")
+
+
+# --------------------------------------------------------------------------------------------------------------- page
+
+
+def write_html(solution: Solution, path: Path, *, profiles: str = "DIR") -> Path:
+    """Write the report as one file. ``profiles`` is the folder as the command that reproduces it names it.
+
+    Raises MissingHardware without matplotlib, BadInput where the file cannot be written.
+    """
+    write_atomically(path, page(solution, profiles=profiles).encode())
+    return path
+
+
+def page(solution: Solution, *, profiles: str = "DIR") -> str:
+    """The whole document."""
+    problem = solution.problem
+    title = f"Cut layer and server clock: {problem.server.workload.model} on {problem.server.name}"
+    sections = [
+        _header(solution),
+        _warnings(solution),
+        _section("Decisions", _lead(solution), _bars_legend(), _decisions(solution)),
+        _section("Against the benchmarks", *_benchmarks(solution)),
+        *_devices(solution),
+        *_excluded(solution),
+        _section("What this rests on", *_provenance(solution)),
+        _section("How it was computed", *_equations(solution)),
+        _section("Reproduce it", *_reproduce(solution, profiles)),
+    ]
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    head = _join(
+        [
+            Safe('<meta charset="utf-8">'),
+            Safe(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
+            Safe('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+            Safe('<meta name="color-scheme" content="light dark">'),
+            _tag("title", title),
+            _tag("style", Safe(STYLE)),
+        ]
+    )
+    body = _tag("main", *sections)
+    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>{body}</body>\n</html>\n'
+
+
+def fragment(solution: Solution) -> str:
+    """What a notebook shows: heading, table, reasons and warnings. Without figures, so that it costs nothing."""
+    reasons = _reason_list(solution, typical_rows(solution, 10))
+    style = _tag("style", Safe(re.sub(r"\s+", " ", FRAGMENT_STYLE)))
+    parts = [style, _tag("p", _summary(solution)), _decisions(solution), reasons, _warnings(solution)]
+    return str(_tag("div", *parts, class_="card-solve"))
+
+
+def _section(title: str, *inside: object) -> Safe:
+    name = re.sub(r"[^a-z]+", "-", title.lower()).strip("-")
+    return _tag("section", _tag("h2", title, id=name), *inside, aria_labelledby=name)
+
+
+def _header(solution: Solution) -> Safe:
+    problem, options = solution.problem, solution.problem.options
+    count, rounds = len(problem.devices), len(problem.rates.rounds)
+    summary = solution.summary()
+    facts: list[tuple[str, str, str]] = []
+    mean = "mean of a round" if count * rounds > 1 else "a round"
+    for name, key, unit in (("Delay", "mean_delay_s", "s"), ("Server's energy", "mean_energy_j", "J")):
+        value = summary[key]
+        facts.append((name, "not known" if value is None else quantity(value, unit, 4), mean))
+    for name, key, other in (
+        ("Delay saved", "delay_reduction_vs_device_only_pct", "against device-only"),
+        ("Energy saved", "energy_reduction_vs_server_only_pct", "against server-only"),
+    ):
+        saved = summary[key]
+        facts.append((name, "no figure" if saved is None else f"{saved:.1f} %", other))
+    what = f"{count} device{'s' * (count > 1)} and the server {problem.server.name}"
+    when = f"{rounds} rounds" if rounds > 1 else "one round"
+    return _tag(
+        "header",
+        _tag("p", "card-solve", class_="brand"),
+        _tag("h1", f"Where to cut {problem.server.workload.model}, and how fast the server runs"),
+        _tag(
+            "p",
+            f"Decided for {what}, {when} of {options.local_epochs} mini-batches each, by method ",
+            _tag("b", options.method),
+            f" ({options.objective.words}). ",
+            _figures_from(solution),
+            class_="lead",
+        ),
+        _tag("dl", *(_tag("div", _tag("dt", n), _tag("dd", v, _tag("small", s))) for n, v, s in facts), class_="facts"),
+        _not_measured(solution),
+    )
+
+
+def _figures_from(solution: Solution) -> str:
+    if solution.problem.evaluated.name == "letter":
+        return "Delay and energy are those of the letter's model, Eq. 7 to 11."
+    return "Delay and energy are those of the profiles' own tables."
+
+
+def _not_measured(solution: Solution) -> Safe:
+    kinds: dict[str, int] = {}
+    for item in solution.assumptions:
+        kinds[item.provenance] = kinds.get(item.provenance, 0) + 1
+    if not kinds:
+        return _tag("p", "Every quantity used was measured.", class_="note good")
+    told = ", ".join(f"{count} {name}" for name, count in kinds.items())
+    link = _tag("a", "the list", href="#what-this-rests-on")
+    return _tag("p", _tag("b", "Not everything was measured: "), f"{told}. See ", link, " below.", class_="note")
+
+
+def _warnings(solution: Solution) -> Safe:
+    if not solution.warnings:
+        return Safe("")
+    return _tag("ul", *(_tag("li", "Warning: ", line) for line in solution.warnings), class_="warnings")
+
+
+def _summary(solution: Solution) -> Safe:
+    problem = solution.problem
+    work = problem.server.workload
+    return _join(
+        [
+            _tag("b", work.model),
+            f" on {problem.server.name}: method {problem.options.method}, {problem.options.objective.words}. ",
+            _figures_from(solution),
+        ]
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- decisions
+
+
+def _lead(solution: Solution) -> Safe:
+    goal = solution.problem.options.objective
+    cost = {
+        "w": "U is the cost of Eq. 12: 0 is the best on both counts, 1 the worst.",
+        "price": "The last figure is what was minimised: price times delay, plus energy, in joules.",
+        "max-delay-s": "The last figure is what was minimised: the energy, in joules.",
+        "max-energy-j": "The last figure is what was minimised: the delay, in seconds.",
+    }[goal.kind]
+    text = f"Layers 1 to the cut run on the device, the rest on the server at the clock shown. {cost}"
+    if len(solution.decisions.cut) > len(groups(solution)):
+        text += f" Each row is the mean of {len(solution.problem.rates.rounds)} rounds."
+    return _tag("p", text)
+
+
+def _bars_legend() -> Safe:
+    keys = [
+        _tag("span", Safe(f'<i style="background:{PART_COLOURS[name]}"></i>'), label.removeprefix("the "), class_="key")
+        for name, label in PARTS.items()
+    ]
+    return _tag("p", "The bar is what the delay is made of: ", *keys, class_="keys")
+
+
+def _decisions(solution: Solution) -> Safe:
+    every = groups(solution)
+    shown = every[:MOST_TOLD]
+    header = [*columns(solution)]
+    place = next(k for k, name in enumerate(header) if name == "delay")
+    rows = []
+    for group in shown:
+        row: list[object] = [*cells(solution, group)]
+        row[place] = _join([row[place], _bar(solution, np.array(group))])
+        rows.append(row)
+    table = _table("Cut layer and server clock, decided", header, rows)
+    if len(every) > len(shown):
+        table = _join(
+            [table, _tag("p", f"{len(every) - len(shown)} more devices: card-solve --csv FILE has them all.")]
+        )
+    return table
+
+
+def _bar(solution: Solution, rows: Any) -> Safe:
+    costs = solution.decisions.costs
+    means = {name: float(getattr(costs, name)[rows].mean()) for name in PARTS}
+    total = sum(means.values())
+    if not total > 0:
+        return Safe("")
+    shares = {name: 100 * value / total for name, value in means.items()}
+    label = ", ".join(f"{PARTS[name]} {share:.0f} %" for name, share in shares.items())
+    inside = [Safe(f'<i style="width:{share:.2f}%;background:{PART_COLOURS[k]}"></i>') for k, share in shares.items()]
+    return _tag("span", *inside, class_="bar", role="img", aria_label=label, title=label)
+
+
+def _benchmarks(solution: Solution) -> list[Safe]:
+    frame = []
+    ours = solution.decisions
+    for k, chosen in enumerate([ours, *solution.baselines.values()]):
+        delay, energy = chosen.mean_delay_s(), chosen.mean_energy_j()
+        saved = [
+            solution.saved_pct(mine, theirs, chosen)
+            for mine, theirs in ((ours.mean_delay_s(), delay), (ours.mean_energy_j(), energy))
+        ]
+        frame.append(
+            [
+                chosen.method if k else f"{chosen.method}, decided here",
+                _known(delay, "s"),
+                _known(energy, "J"),
+                *("" if not k else _percent(s) for s in saved),
+                f"{int(chosen.feasible.sum())} of {len(chosen.cut)}",
+            ]
+        )
+    text = (
+        "server-only keeps one layer on the device, device-only all but one: the letter's two benchmarks, each at the clock that was "
+        "decided for that device and round. Percentages are ratios of means."
+    )
+    header = ["method", "mean delay", "mean energy", "delay saved", "energy saved", "decisions that fit"]
+    return [_tag("p", text), _table("The decision against the letter's benchmarks", header, frame)]
+
+
+def _percent(saved: float | None) -> str:
+    if saved is None:
+        return "no figure"
+    return "same" if abs(saved) < 0.05 else f"{saved:+.1f} %"
+
+
+def _known(value: float | None, unit: str) -> str:
+    return "not known" if value is None else quantity(value, unit, 4)
+
+
+# ------------------------------------------------------------------------------------------------------------ devices
+
+
+def _devices(solution: Solution) -> list[Safe]:
+    devices = solution.problem.devices
+    rows = typical_rows(solution, MOST_TOLD)
+    drawn, others = rows[:MOST_DRAWN], rows[MOST_DRAWN:]
+    why = explain(solution, drawn)
+    parts = [_tag("h2", "Device by device", id="devices")]
+    if len(devices) > MOST_DRAWN:
+        parts.append(
+            _tag("p", f"Figures for the first {MOST_DRAWN} of {len(devices)} devices; the reasons of others follow.")
+        )
+    parts += [_device(solution, why, i) for i in range(len(drawn))]
+    if others:
+        parts.append(_tag("h3", "Reasons of the other devices"))
+        parts.append(_reason_list(solution, others))
+    if len(devices) > MOST_TOLD:
+        parts.append(_tag("p", f"{len(devices) - MOST_TOLD} more devices: card-solve --json has the reasons of all."))
+    return [_tag("section", *parts, aria_labelledby="devices")]
+
+
+def _reason_list(solution: Solution, rows: Sequence[int]) -> Safe:
+    devices = solution.problem.devices
+    items = [
+        _tag("li", _tag("b", f"Cut {solution.decisions.cut[row]} on {devices[row % len(devices)].name}. "), text)
+        for row, text in zip(rows, explain(solution, rows).sentences(), strict=True)
+    ]
+    return _tag("ul", *items, class_="reasons")
+
+
+def _device(solution: Solution, why: Reasons, i: int) -> Safe:
+    problem, n = solution.problem, int(why.rows[i])
+    r, m = divmod(n, len(problem.devices))
+    device, ours = problem.devices[m], solution.decisions
+    clock = f" at {ours.frequency_hz[n] / 1e9:.3f} GHz" if problem.clocks.known else ""
+    rates = f"{problem.rates.uplink_bps[r, m] / 1e6:.4g} Mbit/s up, {problem.rates.downlink_bps[r, m] / 1e6:.4g} down"
+    which = (
+        f"Round {problem.rates.rounds[r]} stands for all of them: {rates}."
+        if len(problem.rates.rounds) > 1
+        else f"{rates}."
+    )
+    view = View.of(solution, n)
+    panels: list[tuple[str, str, Callable[[Any], None]]] = [
+        (
+            "composition",
+            f"What the delay is made of at each cut{clock}. The dashed line is the cut decided.",
+            lambda axes: composition(view, axes, energy=False),
+        ),
+        (
+            "cost",
+            f"{view.cost_label} over cut and server clock. The star is the decision.",
+            lambda a: cost_map(view, a),
+        ),
+    ]
+    if view.costs.energy_j is not None:
+        caption = "Every cut and clock in delay and energy. Nothing lies below and left of the line."
+        panels.append(("plane", caption, lambda axes: plane(view, axes)))
+    figures = [_figure(f"{device.name}: {caption}", caption, draw, f"d{m}-{name}") for name, caption, draw in panels]
+    return _tag(
+        "article",
+        _tag("h3", f"{device.name}: cut {ours.cut[n]}{clock}"),
+        _tag("p", why.sentences()[i], class_="why"),
+        _tag("p", f"{device.hardware.description}. {which}", class_="small"),
+        _tag("div", *figures, class_="figures"),
+        _alternatives(solution, why, i, device.name),
+    )
+
+
+def _alternatives(solution: Solution, why: Reasons, i: int, name: str) -> Safe:
+    goal, n = solution.problem.options.objective, int(why.rows[i])
+    rows: list[list[object]] = [_point("decided", why.chosen, i, solution)]
+    if why.next_best.there[i] and why.next_best.met[i]:
+        rows.append(_point("next best cut", why.next_best, i, solution))
+    if why.ruled_out.there[i]:
+        rows.append([*_point("without memory limits", why.ruled_out, i, solution)[:-1], "does not fit"])
+    for label, chosen in solution.baselines.items():
+        points = Points(chosen.feasible, chosen.feasible, chosen.cut, chosen.frequency_hz, chosen.costs, chosen.cost)
+        row = _point(label, points, n, solution)
+        rows.append(row if chosen.feasible[n] else [*row[:-1], "does not fit"])
+    header = [
+        "",
+        "cut",
+        "clock (GHz)",
+        "delay",
+        *(label.removeprefix("the ") for label in PARTS.values()),
+        "energy",
+        goal.cost_name,
+    ]
+    return _table(f"{name}: the decision and what else there is", header, rows)
+
+
+def _point(label: str, points: Points, i: int, solution: Solution) -> list[object]:
+    costs, goal = points.costs, solution.problem.options.objective
+    cost = float(points.cost[i])
+    return [
+        label,
+        str(points.cut[i]),
+        f"{points.frequency_hz[i] / 1e9:.3f}" if solution.problem.clocks.known else "not known",
+        quantity(float(costs.delay_s[i]), "s", 4),
+        *(quantity(float(getattr(costs, name)[i]), "s") for name in PARTS),
+        "not known" if costs.energy_j is None else quantity(float(costs.energy_j[i]), "J", 4),
+        quantity(cost, goal.cost_unit, 4) if goal.cost_unit else f"{cost:.3f}",
+    ]
+
+
+def _figure(label: str, caption: str, draw: Callable[[Any], None], prefix: str) -> Safe:
+    try:
+        import matplotlib
+    except ImportError:
+        raise MissingHardware(
+            "--html: matplotlib is not installed, expected it there: pip install 'card-profile[plot]'"
+        ) from None
+    ink = "#123456"  # stands for the colour of the text around it, light or dark
+    look = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+    # Text stays text: it can be read aloud, searched and takes the page's font.
+    with matplotlib.rc_context({**look, "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False}):
+        figure = new_figure(5.0, 3.5)
+        figure.set_dpi(200)  # of what is drawn as an image inside
+        figure.patch.set_visible(False)
+        axes = figure.subplots()
+        axes.patch.set_visible(False)
+        draw(axes)
+        svg = as_svg(figure)
+    svg = svg.replace(ink, "currentColor")
+    for name in ("energy", "other"):  # lines and marks that would be lost on a dark ground
+        svg = svg.replace(COLOURS[name], f"var(--{name})")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.S)
+    # Ids are the document's: two figures must not share one.
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?)\bheight="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?)\bwidth="[^"]*"', r"\1", svg, count=1)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{_cell(label)}" ', 1)
+    return _tag("figure", Safe(re.sub(r">\s+<", "><", svg)), _tag("figcaption", caption))
+
+
+# ------------------------------------------------------------------------------------------------------- what it rests on
+
+
+def _excluded(solution: Solution) -> list[Safe]:
+    if not solution.problem.exclusions:
+        return []
+    rows = [
+        [e.device, ranges(e.cuts), _span(e.needs_bytes), data_size(e.limit_bytes), e.machine]
+        for e in solution.problem.exclusions[:MOST_TOLD]
+    ]
+    header = ["device", "cuts left out", "they need", "there is", "on"]
+    table = _table("Cuts that do not fit in memory", header, rows, words=(0, 1, 4))
+    return [
+        _section("Cuts left out", _tag("p", "These cuts were not considered: one side has too little memory."), table)
+    ]
+
+
+def _span(needs: tuple[int, int]) -> str:
+    low, high = (data_size(b) for b in needs)
+    return low if low == high else f"{low} to {high}"
+
+
+def _provenance(solution: Solution) -> list[Safe]:
+    problem = solution.problem
+    fleet = [problem.server, *problem.devices]
+    rows = [
+        [p.name, p.role, p.hardware.description, p.hardware.root, _timed(p), _watts(p), p.created_utc]
+        for p in fleet[: MOST_TOLD + 1]
+    ]
+    header = ["profile", "role", "machine", "machine's figures", "layer times", "power", "made"]
+    parts = [_table("Profiles", header, rows, words=range(7))]
+    notes = [(p.name, line) for p in fleet for line in p.warnings][:MOST_TOLD]
+    if notes:
+        parts.append(_table("Warnings in the profiles", ["profile", "warning"], notes, words=(0, 1)))
+    listed = solution.assumptions
+    if not listed:
+        return [*parts, _tag("p", "Every quantity used was measured.", class_="note good")]
+    shown = [(item.quantity, _value(item.value), item.provenance) for item in listed[:MOST_TOLD]]
+    caption = "Quantities that were used and not measured"
+    parts.append(_table(caption, ["quantity", "value", "provenance"], shown, words=(0, 1, 2)))
+    if len(listed) > len(shown):
+        parts.append(_tag("p", f"{len(listed) - len(shown)} more: card-solve --json lists them all."))
+    return parts
+
+
+def _timed(profile: Profile) -> str:
+    if not profile.timings:
+        return "none"
+    return f"{profile.timings[0].root}, {len(profile.timings)} clock{'s' * (len(profile.timings) > 1)}"
+
+
+def _watts(profile: Profile) -> str:
+    fit = profile.power_fit
+    return "none" if fit is None else f"{fit.root}, {fit.selected}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool) or value is None or isinstance(value, (list, dict)):
+        return json.dumps(value)
+    return f"{value:.6g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _equations(solution: Solution) -> list[Safe]:
+    letter = solution.problem.evaluated.name == "letter"
+    rows = [
+        ("Eq. 7", "device compute", "T η_D(c) / (f_D δ_D σ_D)", "T × the segments' measured times on the device"),
+        ("Eq. 8", "server compute", "T (η − η_D(c)) / (f δ σ)", "T × their times on the server, as a curve over its clock"),
+        ("Eq. 9", "link", "T φ S(c)/R_D + T φ S̃(c)/R_S + A(c)/R_D + A(c)/R_S", "the same, and the round-trip time of a measured link"),
+        ("Eq. 10", "delay D", "the sum of the three", "the sum of the three"),
+        ("Eq. 11", "energy E", "T ξ f² (η − η_D(c)) / (δ σ)", "P(f) × the server's time, P(f) fitted"),
+        ("Eq. 12", "cost U", "w (D − D_min)/(D_max − D_min) + (1 − w)(E − E_min)/(E_max − E_min)", "the same"),
+        ("Eq. 16", "clock f* of Algorithm 1", "Q within [F_min, F_max], Q³ = w (E_max − E_min) / (2 ξ (1 − w)(D_max − D_min))", "used by card and the benchmarks alone"),
+    ]  # fmt: skip
+    used = "in the letter's model (used here)" if letter else "in the letter's model"
+    measured = "from profiles" if letter else "from profiles (used here)"
+    method = {
+        "exact": "exact is the joint optimum over cut and clock.",
+        "card": "card is Algorithm 1: f* of Eq. 16 once, then the cut of least cost at f*, then the nearest supported clock.",
+    }.get(solution.problem.options.method, "A fixed cut decides nothing: it stands for comparison.")
+    text = "Symbols are those of Li, Wu, Li and Zhang, arXiv 2412.00090. The extremes are over the cuts that fit and [F_min, F_max]. "
+    return [_tag("p", text, method), _table("Equations", ["", "what", used, measured], rows, words=range(4))]
+
+
+def _reproduce(solution: Solution, profiles: str) -> list[Safe]:
+    return [
+        _tag("pre", _tag("code", command(solution, profiles))),
+        _tag(
+            "p",
+            f"card-profile {__version__}. --json, --csv and --tables give the same figures in full.",
+            class_="small",
+        ),
+    ]
+
+
+def command(solution: Solution, profiles: str) -> str:
+    """The command line that decides this again: every option that is not at its default."""
+    words = ["card-solve", "--profiles", profiles]
+    options = solution.problem.options
+    names = {"price_j_per_s": "price"}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value == field.default and field.name not in ("method", "w"):
+            continue
+        if field.name == "w" and options.objective.kind != "w":
+            continue
+        option = "--" + names.get(field.name, field.name).replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option)
+        else:
+            words += [option, ",".join(value) if isinstance(value, tuple) else f"{value}"]
+    return shlex.join(words)
+
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1c2430;--soft:#5b6675;--line:#dfe4ea;--paper:#fff;--panel:#f6f8fa;--accent:#2a5d9f;--warn:#8a5a00;
+--warnbg:#fff6e0;--good:#1d6b35;--energy:#228833;--other:#aa3377}
+@media(prefers-color-scheme:dark){:root{--ink:#e4e9f0;--soft:#9aa7b6;--line:#303a47;--paper:#12171e;--panel:#1a212b;--accent:#86b6f2;
+--warn:#f0c76a;--warnbg:#2c2412;--good:#7fd196;--energy:#5fc777;--other:#e58fbe}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+main{max-width:76rem;margin:0 auto;padding:2rem clamp(1rem,3vw,2.5rem) 4rem}
+h1{font-size:clamp(1.5rem,3.4vw,2.2rem);line-height:1.2;margin:.2rem 0 .6rem;letter-spacing:-.01em;overflow-wrap:anywhere;text-wrap:balance}
+h2{font-size:1.35rem;margin:3rem 0 .6rem;padding-top:1.1rem;border-top:1px solid var(--line)}
+h3{font-size:1.1rem;margin:0 0 .4rem;overflow-wrap:anywhere}
+p{margin:.5rem 0;max-width:75ch;overflow-wrap:anywhere}
+a{color:var(--accent)}
+.brand{font-weight:600;color:var(--accent);letter-spacing:.04em;margin:0}
+.lead{font-size:1.08rem;color:var(--soft)}.lead b{color:var(--ink)}
+.small{font-size:.87rem;color:var(--soft)}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:.8rem;margin:1.4rem 0}
+.facts div{background:var(--panel);border:1px solid var(--line);border-radius:.6rem;padding:.8rem 1rem}
+dt{font-size:.85rem;color:var(--soft)}dd{margin:0;font-size:1.45rem;font-weight:600;font-variant-numeric:tabular-nums}
+dd small{display:block;font-size:.8rem;font-weight:400;color:var(--soft)}
+.note{border-left:3px solid var(--accent);padding:.4rem .9rem;background:var(--panel);border-radius:0 .4rem .4rem 0}
+.note.good{border-color:var(--good)}
+.warnings{list-style:none;margin:1rem 0;padding:.6rem 1rem;background:var(--warnbg);color:var(--warn);border-radius:.5rem}
+.warnings li{overflow-wrap:anywhere}
+.wide{overflow-x:auto;margin:1rem 0;border:1px solid var(--line);border-radius:.6rem}
+table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
+caption{text-align:left;font-size:.85rem;color:var(--soft);padding:.6rem .9rem .2rem}
+th,td{padding:.42rem .9rem;text-align:left;vertical-align:top;border-top:1px solid var(--line);overflow-wrap:break-word}
+thead th{border-top:0;font-weight:600;font-size:.85rem;color:var(--soft);vertical-align:bottom}
+tbody th{font-weight:600;min-width:7rem;max-width:24rem}
+@media(min-width:45rem){article tbody th,.short tbody th{white-space:nowrap}}
+.n{text-align:right;white-space:nowrap}thead .n{white-space:normal}
+tbody tr:hover{background:var(--panel)}
+.bar{display:flex;height:.55rem;min-width:6.5rem;margin-top:.3rem;border-radius:.2rem;overflow:hidden;background:var(--line)}
+.bar i{display:block;height:100%}
+.keys{font-size:.87rem;color:var(--soft)}.key{display:inline-block;margin-right:.9rem;white-space:nowrap}
+.key i{display:inline-block;width:.75rem;height:.75rem;border-radius:.15rem;margin-right:.35rem;vertical-align:-.08rem}
+article{background:var(--panel);border:1px solid var(--line);border-radius:.8rem;padding:1.2rem clamp(.8rem,2vw,1.4rem);margin:1.2rem 0}
+article .wide{background:var(--paper)}
+.why{font-size:1.03rem}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1rem;margin:1rem 0}
+figure{margin:0;min-width:0}
+figure svg{width:100%;height:auto;display:block;stroke-linejoin:round;stroke-linecap:butt}
+figure svg text{font-family:inherit!important}
+figcaption{font-size:.85rem;color:var(--soft)}
+.reasons{padding-left:1.1rem}.reasons li{margin:.4rem 0;max-width:80ch}
+pre{background:var(--panel);border:1px solid var(--line);border-radius:.5rem;padding:.8rem 1rem;white-space:pre-wrap;overflow-wrap:anywhere}
+@media print{
+:root{--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--panel:#fff;--accent:#000;--warn:#000;--warnbg:#fff;--good:#000}
+body{font-size:10.5pt}main{max-width:none;padding:0}article,figure,tr,.facts div{break-inside:avoid}h2,h3{break-after:avoid}
+.wide{overflow:visible}th,td{padding:.25rem .4rem;font-size:8.5pt}
+*{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
+"""
+"""Light and dark, narrow and wide, on paper."""
+
+FRAGMENT_STYLE = """
+.card-solve table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+.card-solve caption{text-align:left;opacity:.7}
+.card-solve .n{text-align:right}
+.card-solve th,.card-solve td{padding:.25rem .7rem}
+.card-solve .bar{display:flex;height:.5rem;min-width:6rem;border-radius:.2rem;overflow:hidden}
+.card-solve .bar i{display:block;height:100%}
+.card-solve .warnings{opacity:.85}
+"""
