@@ -38,6 +38,7 @@ Text = Annotated[str, StringConstraints(max_length=4000)]
 
 MAX_SEGMENTS = 10_000
 MAX_CLOCKS = 10_000
+MAX_OPERATORS = 100_000
 
 
 class BadInput(Exception):
@@ -454,6 +455,44 @@ class Compression(Block):
     codec: Text | None = None
 
 
+class Operator(Document):
+    """One operator of the model: a product with its weights, attention, or something elementwise. Views belong to what they view."""
+
+    name: Text
+    segment: int = Field(ge=0, lt=MAX_SEGMENTS, description="Index into `Profile.segments`")
+    forward_flops: Flops = 0.0
+    backward_flops: Flops = 0.0
+    weight_bytes: Bytes = 0
+    adapter_bytes: Bytes = 0
+
+
+class OperatorTensor(Document):
+    """What one operator hands to others, for one mini-batch. It crosses a cut once, however many of them read it there."""
+
+    producer: int = Field(ge=0, lt=MAX_OPERATORS, description="Index into `operators`")
+    consumers: list[Annotated[int, Field(ge=0, lt=MAX_OPERATORS)]] = Field(min_length=1, max_length=MAX_OPERATORS)
+    activation_bytes: Bytes
+    gradient_bytes: Bytes = Field(description="0 where nothing behind it needs a gradient")
+
+
+class OperatorsBlock(Block):
+    """The model as a graph of operators, each after all that it reads. What both halves compute for themselves (masks, position
+    embeddings) is not in it."""
+
+    operators: list[Operator] = Field(max_length=MAX_OPERATORS)
+    tensors: list[OperatorTensor] = Field(max_length=MAX_OPERATORS)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> OperatorsBlock:
+        names = [operator.name for operator in self.operators]
+        if len(set(names)) < len(names):
+            raise ValueError(f"operators: the name {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+        for i, tensor in enumerate(self.tensors):
+            if not tensor.producer < min(tensor.consumers) or max(tensor.consumers) >= len(names):
+                raise ValueError(f"tensors[{i}]: expected consumers among the operators after its producer")
+        return self
+
+
 class Profile(Document):
     """One machine under one workload. Blocks that were not measured are absent (None), never guessed."""
 
@@ -474,6 +513,7 @@ class Profile(Document):
     power_fit: PowerFit | None = None
     link: Link | None = None
     compression: Compression | None = None
+    operators: OperatorsBlock | None = None
     samples_file: Name | None = Field(default=None, description="Parquet of raw samples beside the profile")
     warnings: list[Text] = Field(default_factory=list)
 
@@ -490,6 +530,14 @@ class Profile(Document):
         for where, found in rows.items():
             if found != count:
                 raise ValueError(f"{where}: {found} rows, expected {count}, one for each segment")
+        if self.operators is not None:
+            segments = [operator.segment for operator in self.operators.operators]
+            if set(segments) != set(range(count)) or any(
+                segments[tensor.producer] > segments[c] for tensor in self.operators.tensors for c in tensor.consumers
+            ):
+                raise ValueError(
+                    f"operators: expected some in each of the {count} segments, reading from their own or earlier ones"
+                )
         cut_lists = [("sizes.cuts", [c.cut for c in self.sizes.cuts])]
         if self.memory is not None:
             cut_lists.append(("memory.cuts", [c.cut for c in self.memory.cuts]))

@@ -100,7 +100,7 @@ class Network:
         tails, heads = self.links
         if forwards:
             tails, heads = heads, tails
-        grown = start.copy()
+        grown: Mask = start.copy()
         while True:  # as many turns as the longest path of new vertices
             more = np.zeros(len(self), dtype=bool)
             more[tails[grown[heads]]] = True
@@ -120,7 +120,8 @@ class Network:
         flat = read.reshape(-1, len(self.producer))
         for row, mask in zip(flat, on_device.reshape(-1, len(self)), strict=True):
             row[self.edge_tensor[~mask[self.edge_node]]] = True
-        return np.logical_and(read, on_device[..., self.producer])
+        crossing: Mask = read & on_device[..., self.producer]
+        return crossing
 
     def boundaries(self) -> Mask:
         """(B, V) device parts at the layer boundaries, ascending; without layers the smallest and the largest part alone."""

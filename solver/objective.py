@@ -114,6 +114,13 @@ class Objective:
                     else f"{option}: expected --method exact, {method} does not choose the cut"
                 )
 
+    def factors(self, extremes: Extremes) -> tuple[Floats, Floats]:
+        """(N,) factors of delay and energy in the weighted sum that is minimised: of U, or a price beside 1."""
+        if self.price_j_per_s is None:
+            return extremes.weights(self.w)
+        ones = np.ones(len(extremes.d_min_s))
+        return self.price_j_per_s * ones, ones
+
     def cost(self, extremes: Extremes, delay_s: Floats, energy_j: Floats | None) -> Floats:
         """What is minimised, (N,), of points with delay and energy (N,): U, joules, joules or seconds by the kind."""
         if self.kind == "w":
@@ -129,11 +136,8 @@ class Objective:
         Where no point of a place keeps the limit, the one with the least violation is returned. ``extremes`` are used by U alone.
         """
         n = len(places)
-        if self.kind == "w":
-            return exact.choose(model, places, clocks, *extremes.weights(self.w)), np.ones(n, dtype=np.bool_)
-        if self.price_j_per_s is not None:
-            price = np.full(n, float(self.price_j_per_s))
-            return exact.choose(model, places, clocks, price, np.ones(n)), np.ones(n, dtype=np.bool_)
+        if self.kind in ("w", "price"):
+            return exact.choose(model, places, clocks, *self.factors(extremes)), np.ones(n, dtype=np.bool_)
         assert self.limit is not None
         return _within(model, places, clocks, float(self.limit), delay=self.kind == "max-delay-s")
 

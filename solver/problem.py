@@ -63,6 +63,8 @@ class SolveOptions:
     count_idle: bool = False
     device_energy: float = 0.0
     require_measured: bool = False
+    scheduler: str | None = None
+    """Address of a Dask scheduler to spread the choice over; None: this machine alone."""
 
     @property
     def objective(self) -> Objective:
@@ -131,12 +133,11 @@ class Problem:
 
 
 def _check(options: SolveOptions) -> None:
-    if options.method not in ("card", "exact", SERVER_ONLY, DEVICE_ONLY) and not options.method.startswith("static:"):
-        if options.method == "min-cut":
-            raise BadInput(
-                "--method min-cut: not yet supported, use exact (the same answer for a model that is a chain of layers)"
-            )
-        raise BadInput(f"--method {options.method}: expected card, exact, server-only, device-only or static:C")
+    named = ("card", "exact", "min-cut", SERVER_ONLY, DEVICE_ONLY)
+    if options.method not in named and not options.method.startswith("static:"):
+        raise BadInput(
+            f"--method {options.method}: expected card, exact, min-cut, server-only, device-only or static:C"
+        )
     if options.evaluate is not None and options.evaluate not in get_args(ModelName):
         raise BadInput(f"--evaluate {options.evaluate}: expected letter or profile")
     if not 0 <= options.w <= 1:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,15 @@ import numpy as np
 
 from profiler.profile import BadInput, Profile
 from profiler.store import write_atomically
-from solver import card
 from solver.assumptions import Assumption, distinct
 from solver.baselines import ALWAYS_REPORTED, DEVICE_ONLY, SERVER_ONLY, fixed_cut
-from solver.costs import Choice, Costs, Floats, Ints, Mask
-from solver.extremes import Extremes, box
+from solver.costs import Costs, Floats, Ints, Mask
+from solver.extremes import Extremes
+from solver.fleetgraph import FleetGraph, GraphChoice, costs_inside, further_keys
+from solver.methods import DECIDE_BY_PROFILE, Task, choose
 from solver.problem import Problem, SolveOptions, pose
 from solver.reasons import every_reason
+from solver.spread import spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +55,8 @@ class Decisions:
     feasible: Mask
     costs: Costs
     cost: Floats
+    further: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """More keys of single decisions, by their place: which operators are on the device where a cut is inside a layer."""
 
     def mean_delay_s(self) -> float | None:
         """Over the decisions that fit in memory; None if there is none."""
@@ -167,6 +171,7 @@ class Solution:
             doubt_s = self.problem.evaluated.compute_half_width_s(m, int(chosen.cut[n]) - 1, float(reached[n]))
             if doubt_s is not None:
                 row["compute_half_width_s"] = doubt_s
+            row |= chosen.further.get(n, {})
             rows.append(row)
         return rows
 
@@ -239,23 +244,30 @@ def solve(profiles: Sequence[Profile], options: SolveOptions | None = None, **ch
 
 
 def decide(problem: Problem) -> Solution:
-    """Decide by the method that the problem's options name. Raises BadInput where the figures are no finite numbers."""
-    options, places, clocks = problem.options, problem.places, problem.clocks
-    model, decider, warnings = problem.evaluated, problem.decider, list(problem.warnings)
-    goal, met = options.objective, np.ones(len(places), dtype=np.bool_)
-    f_star = card.optimal_clock(problem.letter, places, clocks, options.w, problem.xi_w_per_hz3)
-    extremes, extra = box(model, places, clocks, f_star)
-    if options.method == "exact":
-        own = extremes if decider is model else box(decider, places, clocks, f_star)[0]
-        choice, met = goal.choose(decider, places, clocks, own)
-        if not met.all():
-            names, hz = [device.name for device in problem.devices], choice.frequency_hz
-            nearest = decider.at(places.device, places.uplink_bps, places.downlink_bps, choice.cut_index, hz)
-            warnings.append(goal.unmet(met, places.device, names, nearest))
-    elif (fixed := fixed_cut(options.method, problem.layers)) is not None:
-        choice = Choice(np.full(len(places), fixed - 1, dtype=np.intp), clocks.nearest(f_star))
-    else:
-        choice = card.choose(problem.letter, places, clocks, options.w, problem.xi_w_per_hz3)
+    """Decide by the method that the problem's options name, here or by ``--scheduler`` on other machines.
+
+    Raises BadInput where the figures are no finite numbers or no place can keep the objective's limit.
+    """
+    options, places, goal = problem.options, problem.places, problem.options.objective
+    model, warnings = problem.evaluated, list(problem.warnings)
+    graph = FleetGraph.of(problem.server) if options.method == "min-cut" else None
+    task = Task(
+        options.method,
+        goal,
+        problem.layers,
+        problem.clocks,
+        problem.letter,
+        problem.evaluated,
+        problem.decider,
+        problem.xi_w_per_hz3,
+        graph,
+    )
+    chosen = choose(task, places) if options.scheduler is None else spread(task, places, options.scheduler)
+    choice, extremes = chosen.choice, chosen.extremes
+    if not chosen.met.all():
+        names, hz = [device.name for device in problem.devices], choice.frequency_hz
+        nearest = problem.decider.at(places.device, places.uplink_bps, places.downlink_bps, choice.cut_index, hz)
+        warnings.append(goal.unmet(chosen.met, places.device, names, nearest))
 
     def price(method: str, index: Ints) -> Decisions:
         costs = model.at(places.device, places.uplink_bps, places.downlink_bps, index, choice.frequency_hz)
@@ -266,6 +278,11 @@ def decide(problem: Problem) -> Solution:
         return ", ".join(sorted({problem.devices[m].name for m in places.device[~rows.feasible]}))
 
     decisions = price(options.method, choice.cut_index)
+    if graph is not None:
+        cuts = GraphChoice(choice, chosen.inside)
+        costs = costs_inside(graph, cuts, model, places, decisions.costs)
+        cost = goal.cost(extremes, costs.delay_s, costs.energy_j)
+        decisions = replace(decisions, costs=costs, cost=cost, further=further_keys(graph, cuts))
     baselines = {}
     for name in ALWAYS_REPORTED:
         index = np.full(len(places), (fixed_cut(name, problem.layers) or 1) - 1, dtype=np.intp)
@@ -276,17 +293,20 @@ def decide(problem: Problem) -> Solution:
         warnings.append(
             f"{options.method} does not fit in memory for {tight(decisions)}: left out of the means, no percentages"
         )
-    decisions = replace(decisions, feasible=decisions.feasible & met)
+    decisions = replace(decisions, feasible=decisions.feasible & chosen.met)
     for figures in (decisions.costs.delay_s, decisions.costs.energy_j, decisions.cost):
         if figures is not None and not np.isfinite(figures).all():
             raise BadInput(
                 "--profiles: delay, energy or cost is not a finite number: expected profiles with figures in SI units"
             )
     listed, rests_on_letter, rests_on_tables = problem.rests_on
-    if options.method != "exact" or model is problem.letter:
+    by_profile = options.method in DECIDE_BY_PROFILE
+    if not by_profile or model is problem.letter:
         listed = listed + rests_on_letter
-    if options.method == "exact" or model is problem.tables:
+    if by_profile or model is problem.tables:
         listed = listed + rests_on_tables
+    if graph is not None:
+        listed = listed + graph.assumptions(problem.server)
     assumptions = distinct(listed)
     if options.require_measured and assumptions:
         names = [f"{item.quantity} ({item.provenance})" for item in assumptions]
@@ -294,8 +314,8 @@ def decide(problem: Problem) -> Solution:
     return Solution(
         problem=problem,
         extremes=extremes,
-        extra_clocks_hz=extra,
-        optimal_hz=f_star,
+        extra_clocks_hz=chosen.extra_clocks_hz,
+        optimal_hz=chosen.optimal_hz,
         decisions=decisions,
         baselines=baselines,
         assumptions=assumptions,

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solver.contraction import Contracted, Narrow, blocks, contract, narrow, safe
+from solver.contraction import Block, Contracted, Narrow, blocks, contract, narrow, safe
 from solver.mincut import Cut, Engine, Floats, Mask, Network, cost_of, minimum
 
 
 @dataclass(frozen=True)
 class Load:
     """What a round asks of each vertex and tensor: seconds on the device (V,), bits of adapters (V,), seconds on the server at each clock
-    (V, K) ascending in Hz, bits of each tensor up and down (T,), watts of the busy server (K,; None: not known) and of the waiting one."""
+    (V, K) ascending in Hz, bits of each tensor up and down (T,), watts of the busy server (K,; None: not known) and of the waiting one,
+    and joules on the device (V,; None: not counted)."""
 
     device_s: Floats
     adapter_bits: Floats
@@ -23,6 +24,7 @@ class Load:
     clocks_hz: Floats
     power_w: Floats | None = None
     idle_w: float = 0.0
+    device_j: Floats | None = None
 
     def prices(
         self, uplink_bps: float, downlink_bps: float, by_delay: float, by_energy: float
@@ -31,6 +33,8 @@ class Load:
         waiting = by_delay + by_energy * self.idle_w
         power = np.zeros(len(self.clocks_hz)) if self.power_w is None else self.power_w
         device = waiting * (self.device_s + self.adapter_bits / uplink_bps + self.adapter_bits / downlink_bps)
+        if self.device_j is not None:
+            device = device + by_energy * self.device_j
         tensor = waiting * (self.up_bits / uplink_bps + self.down_bits / downlink_bps)
         return device, (by_delay + by_energy * power) * self.server_s, tensor
 
@@ -47,22 +51,22 @@ class Best:
 
 
 class Splitter:
-    """Cheapest splits of one network under one load, for any rates and weights. What does not depend on them is kept between calls."""
+    """Cheapest splits of one network for any load, rates and weights. What does not depend on them is kept between calls."""
 
-    def __init__(self, network: Network, load: Load, engine: Engine | None = None, contracting: bool = True) -> None:
-        self.network, self.load, self.engine = network, load, engine
+    def __init__(self, network: Network, engine: Engine | None = None, contracting: bool = True) -> None:
+        self.network, self.engine = network, engine
         self._blocks = blocks(network) if contracting else []
         self._boundaries = network.boundaries()
         self._narrow: dict[tuple[bytes, ...], Narrow] = {}
         self._contracted: dict[tuple[bool, ...], Contracted] = {}
 
-    def best(self, uplink_bps: float, downlink_bps: float, by_delay: float, by_energy: float) -> Best:
+    def best(self, load: Load, uplink_bps: float, downlink_bps: float, by_delay: float, by_energy: float) -> Best:
         """The device part and clock at which by_delay D + by_energy E is least; of equals the smallest device part, then the lowest clock.
 
         A clock is left out only where a bound proves it worse: going from clock j to k changes the cost of any split by at least the
         sum of what it changes for the vertices on the server for good, and of what it lowers for the others.
         """
-        device, server, tensor = self.load.prices(uplink_bps, downlink_bps, by_delay, by_energy)
+        device, server, tensor = load.prices(uplink_bps, downlink_bps, by_delay, by_energy)
         _, first = np.unique(server, axis=1, return_index=True)
         columns = np.sort(first)  # clocks that cost the same everywhere: the lowest
         fixed, free = ~self.network.largest, self.network.largest & ~self.network.smallest
@@ -75,7 +79,7 @@ class Splitter:
         waiting = list(np.argsort(seen, kind="stable"))
         while waiting:
             k = waiting.pop(0)
-            if floor[k] > ceiling * (1 + 1e-12) + 1e-300 and floor[k] > ceiling:
+            if floor[k] > ceiling:
                 continue
             column = server[:, columns[k]]
             cut = self._cut(device, column, tensor)

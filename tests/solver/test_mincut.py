@@ -34,7 +34,7 @@ def test_it_finds_what_trying_every_split_and_clock_finds(name: str, seed: int, 
     load = graphs.random_load(rng, graph, integers=integers)
     up, down, x, y = 1.0, 2.0, float(rng.randint(0, 3)), float(rng.randint(0, 3))
     for contracting in (False, True):
-        best = Splitter(graph, load, engine=name, contracting=contracting).best(up, down, x, y)  # type: ignore[arg-type]
+        best = Splitter(graph, engine=name, contracting=contracting).best(load, up, down, x, y)  # type: ignore[arg-type]
         delay, energy = graphs.delay_and_energy(graph, load, best.on_device, best.clock, up, down)
         expected = graphs.least(graph, load, up, down, x, y)
         assert graph.closed(best.on_device)
@@ -101,7 +101,7 @@ def test_on_a_chain_it_is_the_scan_of_all_prefixes(seed: int, size: int, engine:
     x, y = rng.random(), rng.random()
     device, server, tensor = load.prices(3.0, 5.0, x, y)
     scan = [float(device[:c].sum() + tensor[c - 1] + server[c:, k].sum()) for c in range(1, size) for k in range(4)]
-    best = Splitter(graph, load, engine=engine).best(3.0, 5.0, x, y)  # type: ignore[arg-type]
+    best = Splitter(graph, engine=engine).best(load, 3.0, 5.0, x, y)  # type: ignore[arg-type]
     c, k = divmod(int(np.argmin(scan)), 4)
     assert best.cost == pytest.approx(min(scan), rel=1e-12)
     assert (best.on_device.sum(), best.clock) == (c + 1, k)
@@ -229,8 +229,8 @@ def test_clocks_are_left_out_only_where_a_bound_proves_them_worse() -> None:
     load = Load(
         load.device_s, load.adapter_bits, per_clock, load.up_bits, load.down_bits, hz, 20 + 10 * (hz / 1e9) ** 3
     )
-    splitter = Splitter(graph, load)
-    best = splitter.best(1.0, 1.0, 1.0, 0.02)
+    splitter = Splitter(graph)
+    best = splitter.best(load, 1.0, 1.0, 1.0, 0.02)
     device, server, tensor = load.prices(1.0, 1.0, 1.0, 0.02)
     each = [minimum(graph, device, server[:, k], tensor).cost for k in range(100)]
     assert best.cost == pytest.approx(min(each), rel=1e-12)
