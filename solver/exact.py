@@ -9,7 +9,7 @@ import numpy as np
 
 from solver.costs import Choice, CostModel, Floats, Ints, Places, ServerClocks
 from solver.extremes import piece_edges, stationary
-from solver.stream import BLOCK_POINTS, Block, lowest, over_blocks
+from solver.stream import BLOCK_POINTS, Block, least, lowest, over_blocks
 
 
 def choose(model: CostModel, places: Places, clocks: ServerClocks, by_delay: Floats, by_energy: Floats) -> Choice:
@@ -30,13 +30,15 @@ def choose(model: CostModel, places: Places, clocks: ServerClocks, by_delay: Flo
         over_blocks(places, work)
     else:
         edges = piece_edges(model, clocks.f_min_hz, clocks.f_max_hz)
+        proportional = model.server_time.a_s.shape[1] == 1 and not model.server_time.a_s.any()
+        between = _proportional if proportional else _continuous
 
         def work_between(block: Block) -> None:
-            cut[block.rows], clock[block.rows] = _continuous(
+            cut[block.rows], clock[block.rows] = between(
                 model, edges, block, by_delay[block.rows], by_energy[block.rows]
             )
 
-        over_blocks(places, work_between, BLOCK_POINTS // 8)
+        over_blocks(places, work_between, BLOCK_POINTS if proportional else BLOCK_POINTS // 8)
     return Choice(cut, clock)
 
 
@@ -92,11 +94,8 @@ def _listed(
     mix = np.divide(by_energy, both, out=np.zeros_like(both), where=both > 0)
     order = np.argsort(mix)
     mix, x, y = mix[order], by_delay[order], by_energy[order]
-    terms, weights = block.waiting_terms(model), (x + y * model.idle_w) * block.per_bit[:, order]
-    if model.device_j is not None:
-        terms = np.column_stack([terms, model.device_j[block.device, block.cuts]])
-        weights = np.vstack([weights, y])
-    cost = terms @ weights
+    terms, weights = _held(model, block, by_delay, by_energy)
+    cost = terms @ weights[:, order]
     runs = [hulls[c].vertices(mix) for c in block.cuts]
     for row, c in enumerate(block.cuts):
         cost[row] += x * np.repeat(hulls[c].seconds, runs[row]) + y * np.repeat(hulls[c].joules, runs[row])
@@ -114,17 +113,46 @@ def _listed(
 # ----------------------------------------------------------------------------------------------- over a range of clocks
 
 
+def _proportional(
+    model: CostModel, edges: Floats, block: Block, by_delay: Floats, by_energy: Floats
+) -> tuple[Ints, Floats]:
+    """Where the server's time is cycles / f for every cut, as in the letter, the server costs cycles (x / f + y P(f) / f): one clock
+    is best for all cuts."""
+    best, where = np.full(len(block), np.inf), np.empty(len(block))
+    one = block.cuts[:1]
+    inner = (stationary(model, one, low, high, by_delay, by_energy)[0] for low, high in itertools.pairwise(edges))
+    for at in itertools.chain((np.full(len(block), edge) for edge in edges), inner):
+        rate = by_delay / at
+        if model.server_power is not None:
+            rate += by_energy * (model.server_power.at(at) / at)
+        better = rate < best
+        np.copyto(best, rate, where=better)
+        np.copyto(where, at, where=better)
+    terms, weights = _held(model, block, by_delay, by_energy)
+    cycles = model.server_time.b_cycles[block.cuts, 0]
+    row, _ = least(np.column_stack([terms, cycles]), np.vstack([weights, best]))
+    return block.cuts[row], where
+
+
+def _held(model: CostModel, block: Block, by_delay: Floats, by_energy: Floats) -> tuple[Floats, Floats]:
+    """(C', k) and (k, R), whose product is what a cut costs at any clock of the server."""
+    terms, weights = block.waiting_terms(model), (by_delay + by_energy * model.idle_w) * block.per_bit
+    if model.device_j is not None:
+        terms = np.column_stack([terms, model.device_j[block.device, block.cuts]])
+        weights = np.vstack([weights, by_energy])
+    return terms, weights
+
+
 def _continuous(
     model: CostModel, edges: Floats, block: Block, by_delay: Floats, by_energy: Floats
 ) -> tuple[Ints, Floats]:
     """Time and power are one formula each on every piece of the range; the cost is least at an end of a piece or where its derivative is
     zero inside one (`extremes.stationary`)."""
-    waiting = block.waiting_s(model)
-    held = block.held_j(model, waiting)
-    still = by_delay * waiting if held is None else by_delay * waiting + by_energy * held
-    best, where = np.full(waiting.shape, np.inf), np.empty(waiting.shape)
+    terms, weights = _held(model, block, by_delay, by_energy)
+    still = terms @ weights
+    best, where = np.full(still.shape, np.inf), np.empty(still.shape)
     inner = (stationary(model, block.cuts, low, high, by_delay, by_energy) for low, high in itertools.pairwise(edges))
-    for at in itertools.chain((np.broadcast_to(edge, waiting.shape) for edge in edges), inner):
+    for at in itertools.chain((np.broadcast_to(edge, still.shape) for edge in edges), inner):
         seconds = model.server_time.at(block.cuts[:, None], at)
         cost = by_delay * seconds
         if model.server_power is not None:
