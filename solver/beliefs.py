@@ -2,7 +2,7 @@
 
 The parameters of `NAMES` are taken apart so that each can be put in the other's place alone: xi is the scale of the server's watts and the
 cubic law their shape over the clock; delta is the speed of a whole mini-batch, equal layers its spread over the cuts, clock scaling how it
-goes with the server's clock. docs/regret.md has the table.
+goes with the server's clock; rounding is Algorithm 1's way to a listed clock. docs/regret.md has the table.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from solver.clocktimes import NO_MAP, ServerTime, operating_hz, seconds_over_clo
 from solver.costs import CostModel, Floats, Places, ServerPower, flops_per_cycle
 from solver.problem import Problem
 
-NAMES = ("xi", "cubic-law", "clock-scaling", "delta", "equal-layers", "phi", "rates", "other-energy")
-"""The parameters, in the order in which `Regret.steps` replaces them. ``other-energy`` takes part where more than the busy server counts."""
+NAMES = ("xi", "cubic-law", "clock-scaling", "delta", "equal-layers", "phi", "rates", "rounding", "other-energy")
+"""The parameters, in the order in which `Regret.steps` replaces them. ``rounding`` takes part where the server lists clocks, ``other-energy``
+where more than the busy server counts."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,13 @@ class Sides:
             up, down = self.uplink_bps, self.downlink_bps
         return Places(self.places.device[rows], up[rows], down[rows], self.places.feasible)
 
-    def printed(self, model: CostModel, assumed: frozenset[str]) -> bool:
-        """Whether Algorithm 1 can decide: the letter's power law and times, and no energy but the busy server's."""
-        return {"cubic-law", "clock-scaling"} <= assumed and not model.holds_energy
+
+def premises_hold(model: CostModel) -> bool:
+    """Whether a model is one that Algorithm 1 can decide by: P = xi f^3, times that go as 1/f, no energy but the busy server's."""
+    power, time = model.server_power, model.server_time
+    if power is None or len(power.p_w) != 1 or len(time.breaks_hz) or model.clock_map is not NO_MAP:
+        return False
+    return not (power.p_w.any() or power.q_w_per_hz.any() or time.a_s.any() or model.holds_energy)
 
 
 def sides(problem: Problem, letter: Letter) -> Sides:
@@ -318,6 +323,11 @@ def describe(problem: Problem, both: Sides) -> list[Parameter]:
             tuple(sorted(rate_roots)),
         ),
     ]
+    if len(problem.clocks.supported_hz) and server.hardware.clocks is not None:
+        listed = f"{len(problem.clocks.supported_hz)} listed"
+        found.append(
+            Parameter("rounding", "clocks among which it searches", "any", listed, (server.hardware.clocks.root,))
+        )
     if truth.holds_energy:
         idle = (server.power.root,) if server.power is not None else ("assumed",)
         counted = [f"{truth.idle_w:.3g} W idle"] if truth.idle_w else []

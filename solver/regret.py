@@ -1,8 +1,8 @@
 """Measured against assumed: what trusting the letter's parameters loses, and to which of them the loss belongs.
 
 The truth is what the profiles hold, and the ideal its joint optimum. Each parameter of `beliefs.NAMES` stands either as the letter assumes it or as the
-profiles have it, so n of them make 2^n beliefs. Under each belief every decision is taken anew, by Algorithm 1 as printed where its two
-premises stand (the cubic law, and times that go as 1/f), else by the joint optimum of what is believed, and priced by the truth. The Shapley
+profiles have it, so n of them make 2^n beliefs. Under each belief every decision is taken anew, by the joint optimum of what is believed or,
+where rounding is assumed and its premises are believed, by Algorithm 1 as printed, and priced by the truth. The Shapley
 value shares the loss of the all-assumed belief among the parameters: the mean, over all orders of replacing them one after the other, of what
 each replacement saves; the shares add up to the whole. docs/regret.md says how each parameter is taken apart from the others.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from profiler.profile import BadInput, Profile
 from solver import card, exact
 from solver.assumptions import Assumption, distinct
-from solver.beliefs import Letter, Parameter, describe, sides
+from solver.beliefs import Letter, Parameter, describe, premises_hold, sides
 from solver.costs import Choice, CostModel, Floats, Ints, Places
 from solver.extremes import Extremes, box
 from solver.problem import Problem, SolveOptions, pose
@@ -124,6 +124,8 @@ class Regret:
 
     def same(self, j: int) -> bool:
         """Whether both sides of parameter ``j`` are equal, so that nothing depends on it, not even a prediction."""
+        if self.parameters[j].name == "rounding":
+            return False
         at = self.alone(j)
         errors = [at["prediction_error_delay_pct"], at["prediction_error_energy_pct"]]
         return not self.pairs_changed[j] and all(e is None or abs(e) < 1e-9 for e in errors)
@@ -285,7 +287,15 @@ def of_problem(problem: Problem, letter: Letter) -> Regret:
     parameters = describe(problem, both)
     n, total = len(parameters), len(problem.places)
     beliefs = [frozenset(p.name for j, p in enumerate(parameters) if index >> j & 1) for index in range(1 << n)]
+    index_of = {assumed: index for index, assumed in enumerate(beliefs)}
     models = [both.model(assumed) for assumed in beliefs]
+    # Where the server lists no clocks nothing is rounded, and Algorithm 1 stands for the letter in the belief that is all its own.
+    listed = len(clocks.supported_hz) > 0
+
+    def algorithm_1(model: CostModel, assumed: frozenset[str]) -> bool:
+        asked = "rounding" in assumed if listed else len(assumed) == n
+        return asked and premises_hold(model)
+
     optimal_hz = card.optimal_clock(problem.letter, problem.places, clocks, w, problem.xi_w_per_hz3)
     sums = {name: np.zeros(len(beliefs)) for name in Means.__dataclass_fields__}
     changed = np.zeros((n, len(beliefs)), dtype=bool)
@@ -303,7 +313,7 @@ def of_problem(problem: Problem, letter: Letter) -> Regret:
             believed = both.rates(assumed, rows)
             if not limits:
                 believed = replace(believed, feasible=np.ones_like(believed.feasible))
-            if both.printed(model, assumed):
+            if algorithm_1(model, assumed):
                 return card.choose(model, believed, clocks, w, both.xi(assumed)), believed
             own, _ = box(model, believed, clocks, optimal_hz[rows])
             return exact.choose(model, believed, clocks, *own.weights(w)), believed
@@ -325,8 +335,11 @@ def of_problem(problem: Problem, letter: Letter) -> Regret:
                 choice.cut_index + 1, choice.frequency_hz, true.delay_s, true.energy_j, cost, expected.delay_s, expected.energy_j
             )  # fmt: skip
 
-        priced = []
+        priced: list[Priced] = []
         for model, assumed in zip(models, beliefs, strict=True):
+            if "rounding" in assumed and not premises_hold(model):
+                priced.append(priced[index_of[assumed - {"rounding"}]])
+                continue
             choice, believed = decide(model, assumed)
             priced.append(price(choice, model, believed))
         for name in ("delay_s", "energy_j", "cost", "predicted_delay_s", "predicted_energy_j"):

@@ -33,6 +33,7 @@ WORDS = {
     "equal-layers": "equal layers",
     "phi": "φ",
     "rates": "rates",
+    "rounding": "f* rounded",
     "other-energy": "no other energy",
 }
 
@@ -221,7 +222,7 @@ def _flips(found: Regret) -> list[str]:
         return ["Every decision is the ideal one."]
     at = found.belief(-1)
     lines = [
-        f"Of {len(found.ideal.cut)} decisions {at['cuts_flipped']} have another cut and {at['clocks_changed']} another clock at the same cut:"
+        f"Of {len(found.ideal.cut)} decisions: another cut {at['cuts_flipped']}, another clock at the same cut {at['clocks_changed']}:"
     ]
     for row in rows[:MOST_FLIPS]:
         (cut, other_cut), (hz, other_hz) = row["cut"], row["frequency_hz"]
