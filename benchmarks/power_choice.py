@@ -5,7 +5,7 @@
 No measured sweep is read. CACHE (default `build/power_choice`) keeps every fit made, so that a search that was
 stopped goes on where it was.
 
-**Population.** `power_population.py`: 6 kinds of chip x 8 numbers of clocks x 4 seeds for the choice (192 sweeps), 4 other seeds for the validation.
+**Population.** `power_population.py`: 6 kinds of chip x 8 numbers of clocks x 8 seeds for the choice (384 sweeps), 4 other seeds for the validation.
 
 **Objective.** For one sweep, all in percent of the true watts: e1, the mean error of `auto` against the truth at 41 clocks over the domain; e2, the
 mean error against the truth at clocks left out (nested); s1 and s2, the mean interval score (Winkler; Gneiting and Raftery, 2007: width of the 95 %
@@ -57,9 +57,9 @@ from profiler.power.priors import PRIORS, AveragePriors, IntervalPriors, KrigedP
 Array = NDArray[np.float64]
 Sweep = tuple[str, int, int]  # kind, clocks, seed
 
-TRAINING, VALIDATION = range(4), range(100, 104)
+TRAINING, VALIDATION = (range(0, 4), range(4, 8)), (range(100, 104),)
 FLOOR_PCT = 0.02  # nobody's watts are worth more: no error below it is told from it
-ROUNDS = 3
+PASSES = 3
 
 START = Priors(
     KrigedPriors(lengths=(0.2, 0.8), noise=(0.01, 0.1, 1.0, 10.0), rougher=(1.0,), ceiling=0.0, plain=0.5),
@@ -94,9 +94,9 @@ GRIDS: dict[str, tuple[Any, ...]] = {
     "kriged.rougher": ((1.0,), (1.0, 3.0), (1.0, 3.0, 10.0), (1.0, 2.0, 4.0, 8.0)),
     "kriged.ceiling": (0.0, 0.1, 0.25, 0.5),
     "kriged.plain": (0.5, 0.25, 0.1, 0.03),
-    "average.kriged": (1.0, 2.0, 4.0, 8.0, 16.0),
-    "average.monotone": (1.0, 2.0, 0.3, 0.1, 0.03),
     "average.plain": (1.0, 0.3, 0.1, 0.03, 0.01),
+    "average.monotone": (1.0, 2.0, 0.3, 0.1, 0.03),
+    "average.kriged": (1.0, 2.0, 4.0, 8.0, 16.0),
     "average.sharpness": (1.0, 2.0, 0.5),
     "interval.claim": (math.inf, 0.0, None, 4.0, 8.0, 16.0, 32.0),
 }
@@ -196,9 +196,11 @@ _SOURCE = hashlib.sha256(
 # Judging
 
 
-def judge(sweeps: tuple[Sweep, ...], priors: Priors, fits: Fits) -> Judged:
+def judge(blocks: list[tuple[Sweep, ...]], priors: Priors, fits: Fits) -> Judged:
     rows = [
-        _judge_one(sweep, kriged, priors) for sweep, kriged in zip(sweeps, fits.of(sweeps, priors.kriged), strict=True)
+        _judge_one(sweep, kriged, priors)
+        for sweeps in blocks
+        for sweep, kriged in zip(sweeps, fits.of(sweeps, priors.kriged), strict=True)
     ]
     data = np.array(rows)
     return Judged(data[:, :2], data[:, 2:4], data[:, 4:])
@@ -257,7 +259,7 @@ class Step:
     taken: int
 
 
-def look_at(constant: str, priors: Priors, judged: Callable[[Priors], Judged]) -> Step:
+def look_at(constant: str, priors: Priors, judged: Callable[[Priors], Judged], stays: bool) -> Step:
     all_judged = [judged(with_value(priors, constant, value)) for value in GRIDS[constant]]
     objective = [float(one.objective.mean()) for one in all_judged]
     covered = [one.covered for one in all_judged]
@@ -271,17 +273,18 @@ def look_at(constant: str, priors: Priors, judged: Callable[[Priors], Judged]) -
         difference = one.objective - all_judged[best].objective
         error.append(float(difference.std(ddof=1) / math.sqrt(len(difference))))
     ties = [bool(a and o - objective[best] <= e) for a, o, e in zip(allowed, objective, error, strict=True)]
-    return Step(constant, objective, error, covered, ties, ties.index(True))
+    at_hand = GRIDS[constant].index(value_of(priors, constant))
+    return Step(constant, objective, error, covered, ties, at_hand if stays and ties[at_hand] else ties.index(True))
 
 
 def search(judged: Callable[[Priors], Judged], priors: Priors = START) -> Iterator[tuple[int, Step, Priors]]:
-    """The search of the text above: after every constant its round, what was seen, and the priors from there on."""
-    for round_ in range(1, ROUNDS + 1):
+    """The search of the text above: after every constant its pass, what was seen, and the priors from there on."""
+    for pass_ in range(1, PASSES + 1):
         before = priors
         for constant in GRIDS:
-            step = look_at(constant, priors, judged)
+            step = look_at(constant, priors, judged, stays=pass_ > 1)
             priors = with_value(priors, constant, GRIDS[constant][step.taken])
-            yield round_, step, priors
+            yield pass_, step, priors
         if priors == before:
             return
 
@@ -293,14 +296,17 @@ def main() -> int:
     given = parser.parse_args()
     fits = Fits(given.cache, given.processes)
     training, validation = (
-        tuple((kind, clocks, seed) for clocks in reversed(COUNTS) for kind in KINDS for seed in seeds)
-        for seeds in (TRAINING, VALIDATION)
+        [
+            tuple((kind, clocks, seed) for clocks in reversed(COUNTS) for kind in KINDS for seed in seeds)
+            for seeds in blocks
+        ]
+        for blocks in (TRAINING, VALIDATION)
     )
     console = Console(width=150)
     won = START
-    for round_, step, priors in search(lambda tried: judge(training, tried, fits)):
+    for pass_, step, priors in search(lambda tried: judge(training, tried, fits)):
         won = priors
-        table = Table(title=f"round {round_}: {step.constant}")
+        table = Table(title=f"pass {pass_}: {step.constant}")
         for column in ("", "value", "objective", "over the best", "+-", "new held", "left-out held", "ends held"):
             table.add_column(column, justify="left" if column in ("", "value") else "right")
         for k, value in enumerate(GRIDS[step.constant]):
