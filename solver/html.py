@@ -1,6 +1,6 @@
 """The decision as one HTML page that opens anywhere: no script, no network, every text out of a profile escaped.
 
-`write_html` writes the page, `fragment` is what a notebook shows. Strings become markup in one place, `_cell`: whatever is not `Safe` is
+`write_html` writes the page, `fragment` is what a notebook shows. Strings become markup in one place, `markup.cell`: whatever is not `Safe` is
 escaped there.
 """
 
@@ -10,18 +10,18 @@ import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from profiler import __version__
-from profiler.profile import MissingHardware, Profile, printable
+from profiler.profile import MissingHardware, Profile
 from profiler.store import write_atomically
 from profiler.units import data_size, quantity, ranges
 from solver.figures import COLOURS, as_svg, new_figure
+from solver.markup import FRAGMENT_STYLE, Safe, cell, document, join, table, tag
 from solver.plots import View, composition, cost_map, plane
 from solver.reasons import PARTS, Points, Reasons, explain
 from solver.report import cells, columns, groups, typical_rows
@@ -39,46 +39,6 @@ MOST_TOLD = 200
 PART_COLOURS = dict(
     zip(PARTS, (*(COLOURS[name] for name in ("device", "server", "link")), "#8a7f1f", COLOURS["adapters"]), strict=True)
 )
-
-
-class Safe(str):
-    """Markup of our own making: not escaped again."""
-
-
-def _cell(value: object) -> Safe:
-    """Text as markup. Everything that comes out of a profile or an option goes through here."""
-    return value if isinstance(value, Safe) else Safe(escape(printable(str(value))))
-
-
-def _tag(name: str, *inside: object, **attributes: object) -> Safe:
-    """An element. ``class_`` is written ``class``, ``aria_label`` ``aria-label``."""
-    given = "".join(f' {k.rstrip("_").replace("_", "-")}="{_cell(v)}"' for k, v in attributes.items() if v is not None)
-    return Safe(f"<{name}{given}>{''.join(_cell(part) for part in inside)}</{name}>")
-
-
-def _join(parts: Iterable[object]) -> Safe:
-    return Safe("".join(_cell(part) for part in parts))
-
-
-def _table(
-    caption: str, header: Sequence[str], rows: Iterable[Sequence[object]], *, words: Sequence[int] = (0,)
-) -> Safe:
-    """A table with its first column as row headings; columns not in ``words`` hold figures and stand right."""
-
-    def kind(k: int) -> str | None:
-        return None if k in words else "n"
-
-    head = _tag("tr", *(_tag("th", name, scope="col", class_=kind(k)) for k, name in enumerate(header)))
-    body = [
-        _tag(
-            "tr",
-            _tag("th", row[0], scope="row"),
-            *(_tag("td", value, class_=kind(k)) for k, value in enumerate(row[1:], start=1)),
-        )
-        for row in rows
-    ]
-    inside = _tag("table", _tag("caption", caption), _tag("thead", head), _tag("tbody", *body))
-    return _tag("div", inside, class_="wide", role="region", aria_label=caption, tabindex="0")
 
 
 # --------------------------------------------------------------------------------------------------------------- page
@@ -108,32 +68,20 @@ def page(solution: Solution, *, profiles: str = "DIR") -> str:
         _section("How it was computed", *_equations(solution)),
         _section("Reproduce it", *_reproduce(solution, profiles)),
     ]
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    head = _join(
-        [
-            Safe('<meta charset="utf-8">'),
-            Safe(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
-            Safe('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            Safe('<meta name="color-scheme" content="light dark">'),
-            _tag("title", title),
-            _tag("style", Safe(STYLE)),
-        ]
-    )
-    body = _tag("main", *sections)
-    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>{body}</body>\n</html>\n'
+    return document(title, sections)
 
 
 def fragment(solution: Solution) -> str:
     """What a notebook shows: heading, table, reasons and warnings. Without figures, so that it costs nothing."""
     reasons = _reason_list(solution, typical_rows(solution, 10))
-    style = _tag("style", Safe(re.sub(r"\s+", " ", FRAGMENT_STYLE)))
-    parts = [style, _tag("p", _summary(solution)), _decisions(solution), reasons, _warnings(solution)]
-    return str(_tag("div", *parts, class_="card-solve"))
+    style = tag("style", Safe(re.sub(r"\s+", " ", FRAGMENT_STYLE)))
+    parts = [style, tag("p", _summary(solution)), _decisions(solution), reasons, _warnings(solution)]
+    return str(tag("div", *parts, class_="card-solve"))
 
 
 def _section(title: str, *inside: object) -> Safe:
     name = re.sub(r"[^a-z]+", "-", title.lower()).strip("-")
-    return _tag("section", _tag("h2", title, id=name), *inside, aria_labelledby=name)
+    return tag("section", tag("h2", title, id=name), *inside, aria_labelledby=name)
 
 
 def _header(solution: Solution) -> Safe:
@@ -153,19 +101,19 @@ def _header(solution: Solution) -> Safe:
         facts.append((name, "no figure" if saved is None else f"{saved:.1f} %", other))
     what = f"{count} device{'s' * (count > 1)} and the server {problem.server.name}"
     when = f"{rounds} rounds" if rounds > 1 else "one round"
-    return _tag(
+    return tag(
         "header",
-        _tag("p", "card-solve", class_="brand"),
-        _tag("h1", f"Where to cut {problem.server.workload.model}, and how fast the server runs"),
-        _tag(
+        tag("p", "card-solve", class_="brand"),
+        tag("h1", f"Where to cut {problem.server.workload.model}, and how fast the server runs"),
+        tag(
             "p",
             f"Decided for {what}, {when} of {options.local_epochs} mini-batches each, by method ",
-            _tag("b", options.method),
+            tag("b", options.method),
             f" ({options.objective.words}). ",
             _figures_from(solution),
             class_="lead",
         ),
-        _tag("dl", *(_tag("div", _tag("dt", n), _tag("dd", v, _tag("small", s))) for n, v, s in facts), class_="facts"),
+        tag("dl", *(tag("div", tag("dt", n), tag("dd", v, tag("small", s))) for n, v, s in facts), class_="facts"),
         _not_measured(solution),
     )
 
@@ -181,24 +129,24 @@ def _not_measured(solution: Solution) -> Safe:
     for item in solution.assumptions:
         kinds[item.provenance] = kinds.get(item.provenance, 0) + 1
     if not kinds:
-        return _tag("p", "Every quantity used was measured.", class_="note good")
+        return tag("p", "Every quantity used was measured.", class_="note good")
     told = ", ".join(f"{count} {name}" for name, count in kinds.items())
-    link = _tag("a", "the list", href="#what-this-rests-on")
-    return _tag("p", _tag("b", "Not everything was measured: "), f"{told}. See ", link, " below.", class_="note")
+    link = tag("a", "the list", href="#what-this-rests-on")
+    return tag("p", tag("b", "Not everything was measured: "), f"{told}. See ", link, " below.", class_="note")
 
 
 def _warnings(solution: Solution) -> Safe:
     if not solution.warnings:
         return Safe("")
-    return _tag("ul", *(_tag("li", "Warning: ", line) for line in solution.warnings), class_="warnings")
+    return tag("ul", *(tag("li", "Warning: ", line) for line in solution.warnings), class_="warnings")
 
 
 def _summary(solution: Solution) -> Safe:
     problem = solution.problem
     work = problem.server.workload
-    return _join(
+    return join(
         [
-            _tag("b", work.model),
+            tag("b", work.model),
             f" on {problem.server.name}: method {problem.options.method}, {problem.options.objective.words}. ",
             _figures_from(solution),
         ]
@@ -219,15 +167,15 @@ def _lead(solution: Solution) -> Safe:
     text = f"Layers 1 to the cut run on the device, the rest on the server at the clock shown. {cost}"
     if len(solution.decisions.cut) > len(groups(solution)):
         text += f" Each row is the mean of {len(solution.problem.rates.rounds)} rounds."
-    return _tag("p", text)
+    return tag("p", text)
 
 
 def _bars_legend() -> Safe:
     keys = [
-        _tag("span", Safe(f'<i style="background:{PART_COLOURS[name]}"></i>'), label.removeprefix("the "), class_="key")
+        tag("span", Safe(f'<i style="background:{PART_COLOURS[name]}"></i>'), label.removeprefix("the "), class_="key")
         for name, label in PARTS.items()
     ]
-    return _tag("p", "The bar is what the delay is made of: ", *keys, class_="keys")
+    return tag("p", "The bar is what the delay is made of: ", *keys, class_="keys")
 
 
 def _decisions(solution: Solution) -> Safe:
@@ -238,14 +186,12 @@ def _decisions(solution: Solution) -> Safe:
     rows = []
     for group in shown:
         row: list[object] = [*cells(solution, group)]
-        row[place] = _join([row[place], _bar(solution, np.array(group))])
+        row[place] = join([row[place], _bar(solution, np.array(group))])
         rows.append(row)
-    table = _table("Cut layer and server clock, decided", header, rows)
-    if len(every) > len(shown):
-        table = _join(
-            [table, _tag("p", f"{len(every) - len(shown)} more devices: card-solve --csv FILE has them all.")]
-        )
-    return table
+    decided = table("Cut layer and server clock, decided", header, rows)
+    if len(every) == len(shown):
+        return decided
+    return join([decided, tag("p", f"{len(every) - len(shown)} more devices: card-solve --csv FILE has them all.")])
 
 
 def _bar(solution: Solution, rows: Any) -> Safe:
@@ -257,7 +203,7 @@ def _bar(solution: Solution, rows: Any) -> Safe:
     shares = {name: 100 * value / total for name, value in means.items()}
     label = ", ".join(f"{PARTS[name]} {share:.0f} %" for name, share in shares.items())
     inside = [Safe(f'<i style="width:{share:.2f}%;background:{PART_COLOURS[k]}"></i>') for k, share in shares.items()]
-    return _tag("span", *inside, class_="bar", role="img", aria_label=label, title=label)
+    return tag("span", *inside, class_="bar", role="img", aria_label=label, title=label)
 
 
 def _benchmarks(solution: Solution) -> list[Safe]:
@@ -283,7 +229,7 @@ def _benchmarks(solution: Solution) -> list[Safe]:
         "decided for that device and round. Percentages are ratios of means."
     )
     header = ["method", "mean delay", "mean energy", "delay saved", "energy saved", "decisions that fit"]
-    return [_tag("p", text), _table("The decision against the letter's benchmarks", header, frame)]
+    return [tag("p", text), table("The decision against the letter's benchmarks", header, frame)]
 
 
 def _percent(saved: float | None) -> str:
@@ -304,27 +250,27 @@ def _devices(solution: Solution) -> list[Safe]:
     rows = typical_rows(solution, MOST_TOLD)
     drawn, others = rows[:MOST_DRAWN], rows[MOST_DRAWN:]
     why = explain(solution, drawn)
-    parts = [_tag("h2", "Device by device", id="devices")]
+    parts = [tag("h2", "Device by device", id="devices")]
     if len(devices) > MOST_DRAWN:
         parts.append(
-            _tag("p", f"Figures for the first {MOST_DRAWN} of {len(devices)} devices; the reasons of others follow.")
+            tag("p", f"Figures for the first {MOST_DRAWN} of {len(devices)} devices; the reasons of others follow.")
         )
     parts += [_device(solution, why, i) for i in range(len(drawn))]
     if others:
-        parts.append(_tag("h3", "Reasons of the other devices"))
+        parts.append(tag("h3", "Reasons of the other devices"))
         parts.append(_reason_list(solution, others))
     if len(devices) > MOST_TOLD:
-        parts.append(_tag("p", f"{len(devices) - MOST_TOLD} more devices: card-solve --json has the reasons of all."))
-    return [_tag("section", *parts, aria_labelledby="devices")]
+        parts.append(tag("p", f"{len(devices) - MOST_TOLD} more devices: card-solve --json has the reasons of all."))
+    return [tag("section", *parts, aria_labelledby="devices")]
 
 
 def _reason_list(solution: Solution, rows: Sequence[int]) -> Safe:
     devices = solution.problem.devices
     items = [
-        _tag("li", _tag("b", f"Cut {solution.decisions.cut[row]} on {devices[row % len(devices)].name}. "), text)
+        tag("li", tag("b", f"Cut {solution.decisions.cut[row]} on {devices[row % len(devices)].name}. "), text)
         for row, text in zip(rows, explain(solution, rows).sentences(), strict=True)
     ]
-    return _tag("ul", *items, class_="reasons")
+    return tag("ul", *items, class_="reasons")
 
 
 def _device(solution: Solution, why: Reasons, i: int) -> Safe:
@@ -355,12 +301,12 @@ def _device(solution: Solution, why: Reasons, i: int) -> Safe:
         caption = "Every cut and clock in delay and energy. Nothing lies below and left of the line."
         panels.append(("plane", caption, lambda axes: plane(view, axes)))
     figures = [_figure(f"{device.name}: {caption}", caption, draw, f"d{m}-{name}") for name, caption, draw in panels]
-    return _tag(
+    return tag(
         "article",
-        _tag("h3", f"{device.name}: cut {ours.cut[n]}{clock}"),
-        _tag("p", why.sentences()[i], class_="why"),
-        _tag("p", f"{device.hardware.description}. {which}", class_="small"),
-        _tag("div", *figures, class_="figures"),
+        tag("h3", f"{device.name}: cut {ours.cut[n]}{clock}"),
+        tag("p", why.sentences()[i], class_="why"),
+        tag("p", f"{device.hardware.description}. {which}", class_="small"),
+        tag("div", *figures, class_="figures"),
         _alternatives(solution, why, i, device.name),
     )
 
@@ -385,7 +331,7 @@ def _alternatives(solution: Solution, why: Reasons, i: int, name: str) -> Safe:
         "energy",
         goal.cost_name,
     ]
-    return _table(f"{name}: the decision and what else there is", header, rows)
+    return table(f"{name}: the decision and what else there is", header, rows)
 
 
 def _point(label: str, points: Points, i: int, solution: Solution) -> list[object]:
@@ -430,8 +376,8 @@ def _figure(label: str, caption: str, draw: Callable[[Any], None], prefix: str) 
     svg = re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?)\bheight="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?)\bwidth="[^"]*"', r"\1", svg, count=1)
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{_cell(label)}" ', 1)
-    return _tag("figure", Safe(re.sub(r">\s+<", "><", svg)), _tag("figcaption", caption))
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{cell(label)}" ', 1)
+    return tag("figure", Safe(re.sub(r">\s+<", "><", svg)), tag("figcaption", caption))
 
 
 # ------------------------------------------------------------------------------------------------------- what it rests on
@@ -445,10 +391,9 @@ def _excluded(solution: Solution) -> list[Safe]:
         for e in solution.problem.exclusions[:MOST_TOLD]
     ]
     header = ["device", "cuts left out", "they need", "there is", "on"]
-    table = _table("Cuts that do not fit in memory", header, rows, words=(0, 1, 4))
-    return [
-        _section("Cuts left out", _tag("p", "These cuts were not considered: one side has too little memory."), table)
-    ]
+    left_out = table("Cuts that do not fit in memory", header, rows, words=(0, 1, 4))
+    text = "These cuts were not considered: one side has too little memory."
+    return [_section("Cuts left out", tag("p", text), left_out)]
 
 
 def _span(needs: tuple[int, int]) -> str:
@@ -464,18 +409,18 @@ def _provenance(solution: Solution) -> list[Safe]:
         for p in fleet[: MOST_TOLD + 1]
     ]
     header = ["profile", "role", "machine", "machine's figures", "layer times", "power", "made"]
-    parts = [_table("Profiles", header, rows, words=range(7))]
+    parts = [table("Profiles", header, rows, words=range(7))]
     notes = [(p.name, line) for p in fleet for line in p.warnings][:MOST_TOLD]
     if notes:
-        parts.append(_table("Warnings in the profiles", ["profile", "warning"], notes, words=(0, 1)))
+        parts.append(table("Warnings in the profiles", ["profile", "warning"], notes, words=(0, 1)))
     listed = solution.assumptions
     if not listed:
-        return [*parts, _tag("p", "Every quantity used was measured.", class_="note good")]
+        return [*parts, tag("p", "Every quantity used was measured.", class_="note good")]
     shown = [(item.quantity, _value(item.value), item.provenance) for item in listed[:MOST_TOLD]]
     caption = "Quantities that were used and not measured"
-    parts.append(_table(caption, ["quantity", "value", "provenance"], shown, words=(0, 1, 2)))
+    parts.append(table(caption, ["quantity", "value", "provenance"], shown, words=(0, 1, 2)))
     if len(listed) > len(shown):
-        parts.append(_tag("p", f"{len(listed) - len(shown)} more: card-solve --json lists them all."))
+        parts.append(tag("p", f"{len(listed) - len(shown)} more: card-solve --json lists them all."))
     return parts
 
 
@@ -514,13 +459,13 @@ def _equations(solution: Solution) -> list[Safe]:
         "card": "card is Algorithm 1: f* of Eq. 16 once, then the cut of least cost at f*, then the nearest supported clock.",
     }.get(solution.problem.options.method, "A fixed cut decides nothing: it stands for comparison.")
     text = "Symbols are those of Li, Wu, Li and Zhang, arXiv 2412.00090. The extremes are over the cuts that fit and [F_min, F_max]. "
-    return [_tag("p", text, method), _table("Equations", ["", "what", used, measured], rows, words=range(4))]
+    return [tag("p", text, method), table("Equations", ["", "what", used, measured], rows, words=range(4))]
 
 
 def _reproduce(solution: Solution, profiles: str) -> list[Safe]:
     return [
-        _tag("pre", _tag("code", command(solution, profiles))),
-        _tag(
+        tag("pre", tag("code", command(solution, profiles))),
+        tag(
             "p",
             f"card-profile {__version__}. --json, --csv and --tables give the same figures in full.",
             class_="small",
@@ -545,69 +490,3 @@ def command(solution: Solution, profiles: str) -> str:
         else:
             words += [option, ",".join(value) if isinstance(value, tuple) else f"{value}"]
     return shlex.join(words)
-
-
-STYLE = """
-:root{color-scheme:light dark;--ink:#1c2430;--soft:#5b6675;--line:#dfe4ea;--paper:#fff;--panel:#f6f8fa;--accent:#2a5d9f;--warn:#8a5a00;
---warnbg:#fff6e0;--good:#1d6b35;--energy:#228833;--other:#aa3377}
-@media(prefers-color-scheme:dark){:root{--ink:#e4e9f0;--soft:#9aa7b6;--line:#303a47;--paper:#12171e;--panel:#1a212b;--accent:#86b6f2;
---warn:#f0c76a;--warnbg:#2c2412;--good:#7fd196;--energy:#5fc777;--other:#e58fbe}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-main{max-width:76rem;margin:0 auto;padding:2rem clamp(1rem,3vw,2.5rem) 4rem}
-h1{font-size:clamp(1.5rem,3.4vw,2.2rem);line-height:1.2;margin:.2rem 0 .6rem;letter-spacing:-.01em;overflow-wrap:anywhere;text-wrap:balance}
-h2{font-size:1.35rem;margin:3rem 0 .6rem;padding-top:1.1rem;border-top:1px solid var(--line)}
-h3{font-size:1.1rem;margin:0 0 .4rem;overflow-wrap:anywhere}
-p{margin:.5rem 0;max-width:75ch;overflow-wrap:anywhere}
-a{color:var(--accent)}
-.brand{font-weight:600;color:var(--accent);letter-spacing:.04em;margin:0}
-.lead{font-size:1.08rem;color:var(--soft)}.lead b{color:var(--ink)}
-.small{font-size:.87rem;color:var(--soft)}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:.8rem;margin:1.4rem 0}
-.facts div{background:var(--panel);border:1px solid var(--line);border-radius:.6rem;padding:.8rem 1rem}
-dt{font-size:.85rem;color:var(--soft)}dd{margin:0;font-size:1.45rem;font-weight:600;font-variant-numeric:tabular-nums}
-dd small{display:block;font-size:.8rem;font-weight:400;color:var(--soft)}
-.note{border-left:3px solid var(--accent);padding:.4rem .9rem;background:var(--panel);border-radius:0 .4rem .4rem 0}
-.note.good{border-color:var(--good)}
-.warnings{list-style:none;margin:1rem 0;padding:.6rem 1rem;background:var(--warnbg);color:var(--warn);border-radius:.5rem}
-.warnings li{overflow-wrap:anywhere}
-.wide{overflow-x:auto;margin:1rem 0;border:1px solid var(--line);border-radius:.6rem}
-table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;font-size:.85rem;color:var(--soft);padding:.6rem .9rem .2rem}
-th,td{padding:.42rem .9rem;text-align:left;vertical-align:top;border-top:1px solid var(--line);overflow-wrap:break-word}
-thead th{border-top:0;font-weight:600;font-size:.85rem;color:var(--soft);vertical-align:bottom}
-tbody th{font-weight:600;min-width:7rem;max-width:24rem}
-@media(min-width:45rem){article tbody th,.short tbody th{white-space:nowrap}}
-.n{text-align:right;white-space:nowrap}thead .n{white-space:normal}
-tbody tr:hover{background:var(--panel)}
-.bar{display:flex;height:.55rem;min-width:6.5rem;margin-top:.3rem;border-radius:.2rem;overflow:hidden;background:var(--line)}
-.bar i{display:block;height:100%}
-.keys{font-size:.87rem;color:var(--soft)}.key{display:inline-block;margin-right:.9rem;white-space:nowrap}
-.key i{display:inline-block;width:.75rem;height:.75rem;border-radius:.15rem;margin-right:.35rem;vertical-align:-.08rem}
-article{background:var(--panel);border:1px solid var(--line);border-radius:.8rem;padding:1.2rem clamp(.8rem,2vw,1.4rem);margin:1.2rem 0}
-article .wide{background:var(--paper)}
-.why{font-size:1.03rem}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1rem;margin:1rem 0}
-figure{margin:0;min-width:0}
-figure svg{width:100%;height:auto;display:block;stroke-linejoin:round;stroke-linecap:butt}
-figure svg text{font-family:inherit!important}
-figcaption{font-size:.85rem;color:var(--soft)}
-.reasons{padding-left:1.1rem}.reasons li{margin:.4rem 0;max-width:80ch}
-pre{background:var(--panel);border:1px solid var(--line);border-radius:.5rem;padding:.8rem 1rem;white-space:pre-wrap;overflow-wrap:anywhere}
-@media print{
-:root{--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--panel:#fff;--accent:#000;--warn:#000;--warnbg:#fff;--good:#000}
-body{font-size:10.5pt}main{max-width:none;padding:0}article,figure,tr,.facts div{break-inside:avoid}h2,h3{break-after:avoid}
-.wide{overflow:visible}th,td{padding:.25rem .4rem;font-size:8.5pt}
-*{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
-"""
-"""Light and dark, narrow and wide, on paper."""
-
-FRAGMENT_STYLE = """
-.card-solve table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-.card-solve caption{text-align:left;opacity:.7}
-.card-solve .n{text-align:right}
-.card-solve th,.card-solve td{padding:.25rem .7rem}
-.card-solve .bar{display:flex;height:.5rem;min-width:6rem;border-radius:.2rem;overflow:hidden}
-.card-solve .bar i{display:block;height:100%}
-.card-solve .warnings{opacity:.85}
-"""
