@@ -653,6 +653,104 @@ def reproduce_command(
         print(f"wrote {path}", file=sys.stderr)
 
 
+@solve_app.command("follow")
+@_about_a_fleet
+def follow_command(
+    folder: Path,
+    options: dict[str, Any],
+    *,
+    block: Annotated[int, typer.Option(help="Mini-batches for which the channel stays as it is.", metavar="N")] = 1,
+    correlation: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the fading from block to block, 0 to below 1. Default: the channel's own.", metavar="RHO"
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Hysteresis: re-cut only where the expected saving exceeds the cost of moving by more than X, in the unit of "
+            "cost. Default: 0.003 of U; 0 at a price.",
+            metavar="X",
+        ),
+    ] = None,
+    moving: Annotated[
+        float,
+        typer.Option(
+            help="Bytes that travel at a re-cut for each byte of adapter: 3 with Adam's moments.", metavar="X"
+        ),
+    ] = 1.0,
+    json_output: Annotated[bool, typer.Option("--json", help="Print everything as JSON on standard output.")] = False,
+) -> None:
+    """What a decision taken at the start of a round loses when the channel moves inside it, and what re-cutting wins.
+
+    Six policies run on the same rounds, from deciding once by the first rates to the best sequence of cuts. Of a trace each row of a
+    device is one block. docs/within-a-round.md says what to do with the answer.
+
+    Example: card-solve follow --profiles profiles/letter --channel poor --correlation 0.9
+    """
+    from profiler.store import load_fleet
+    from solver.adaptive import follow
+    from solver.problem import SolveOptions
+
+    found = follow(
+        load_fleet(folder),
+        SolveOptions(**options),
+        threshold=threshold,
+        block=block,
+        moving=moving,
+        correlation=correlation,
+    )
+    if json_output:
+        import json
+
+        print(json.dumps(found.as_json(), indent=1, allow_nan=False))
+    else:
+        from rich.console import Console
+
+        from solver.channel_report import print_followed
+
+        print_followed(found, Console())
+
+
+@solve_app.command("channel")
+def channel_command(
+    channel: Annotated[
+        str, typer.Argument(help="good, normal, poor, or a channel file.", metavar="STATE|FILE.json")
+    ] = "normal",
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a channel file instead.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the chain as JSON on standard output.")] = False,
+) -> None:
+    """How a radio channel's rates come about: power, path loss, noise, SNR, CQI, modulation and code rate, bit/s.
+
+    A channel file is JSON; docs/channel.md explains its fields. What it does not give is assumed, and listed by every decision.
+
+    Example: card-solve channel poor
+    """
+    import json
+
+    from profiler.profile import BadInput
+    from solver.channel import channel_of, channel_schema
+
+    if schema:
+        typer.echo(json.dumps(channel_schema(), indent=1))
+        return
+    found = channel_of(channel)
+    if found is None:
+        raise BadInput(
+            f"{channel}: expected good, normal, poor or a channel file (JSON), a trace has its rates already"
+        )
+    if json_output:
+        rows = [{"device": name or None, **row} for name in ("", *found.devices) for row in found.station(name).chain()]
+        print(json.dumps(rows, indent=1, allow_nan=False))
+    else:
+        from rich.console import Console
+
+        from solver.channel_report import print_channel
+
+        print_channel(found, Console())
+
+
 # -------------------------------------------------------------------------------------------------------- running
 
 

@@ -26,6 +26,8 @@ from solver.costs import Floats
 from solver.traces import MAX_MBPS, MIN_MBPS, read_trace
 
 CHANNEL_FORMAT = "card-channel/1"
+WITHIN_A_ROUND = "channel: within a round"
+"""The assumption that `solver.adaptive` does without."""
 State = Literal["good", "normal", "poor"]
 NOISE_DBM_PER_HZ: dict[str, float] = {"good": -166.0, "normal": -163.0, "poor": -160.0}
 """The letter's three states, Section V-B."""
@@ -149,6 +151,41 @@ class Channel(Station):
         power = np.asarray(gain, dtype=float)
         up, down = (nr.cqi_of(10 ** (mean_db / 10) * power, gap, self.table) for mean_db in self.snr_db())
         return up, down
+
+    def chain(self) -> list[dict[str, Any]]:
+        """From power to rate at the mean gain, a row for each direction; with fading also the mean rate and the share below CQI 1."""
+        rows = []
+        sides = (
+            ("uplink", self.device_power_dbm, self.uplink_bandwidth_hz),
+            ("downlink", self.access_point_power_dbm, self.downlink_bandwidth_hz),
+        )
+        gap, coded = 10 ** (self.snr_gap_db / 10), nr.cqi_table(self.table)
+        for (direction, power, width), snr_db, cqi, bps in zip(
+            sides, self.snr_db(), self.cqi(1.0), self.rates_bps(1.0), strict=True
+        ):
+            reached = np.exp(-nr.least_snr(gap, self.table) / 10 ** (snr_db / 10))  # P(gain >= what CQI k needs)
+            steps = np.diff(nr.efficiency_of(np.arange(1, 16), self.table))
+            share = float(bps) / float(nr.efficiency_of(cqi, self.table))
+            mean = share * (float(nr.efficiency_of(1, self.table)) + float((steps * reached[1:]).sum()))
+            served = max(int(cqi), 1) - 1
+            rows.append(
+                {
+                    "direction": direction,
+                    "power_dbm": power,
+                    "mean_gain_db": self.mean_gain_db,
+                    "noise_dbm": self.noise_density_dbm_per_hz + 10 * math.log10(width),
+                    "bandwidth_hz": width,
+                    "snr_db": snr_db,
+                    "cqi": int(cqi),
+                    "mcs": int(nr.mcs_of(cqi, self.table)),
+                    "modulation": nr.MODULATIONS[int(coded.modulation_order[served])],
+                    "code_rate": float(coded.code_rate_x1024[served]) / 1024,
+                    "rate_bps": float(bps),
+                    "mean_rate_bps": mean if self.fading == "rayleigh" else float(bps),
+                    "share_below_cqi_1": float(1 - reached[0]) if self.fading == "rayleigh" else float(cqi == 0),
+                }
+            )
+        return rows
 
     def gains(self, steps: int, count: int, seed: int) -> Floats:
         """(steps, count) power gains of mean 1 for ``count`` devices: one step is the mean channel, several fade."""
@@ -320,7 +357,7 @@ def _fades(radio: Channel, stations: dict[str, Channel], gains: Floats, seed: in
     if radio.fading == "none":
         return []
     along = f"correlation {radio.correlation:g} from draw to draw" if radio.correlation else "each draw its own"
-    listed = [assumed("channel: fading", f"Rayleigh, constant within a round, {along}, seed {seed}")]
+    listed = [assumed("channel: fading", f"Rayleigh, {along}, seed {seed}"), assumed(WITHIN_A_ROUND, "constant")]
     below = np.mean(
         [[(cqi == 0).mean() for cqi in at.cqi(gains[:, k])] for k, at in enumerate(stations.values())], axis=0
     )

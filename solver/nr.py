@@ -87,8 +87,13 @@ def _table(kind: str, number: int) -> CodeTable:
 def cqi_of(snr: Any, gap: float, number: int = 1) -> Ints:
     """CQI index for each signal-to-noise ratio (linear): the largest efficiency <= log2(1 + SNR / gap). 0: out of range."""
     # Compared as SNR against the table's fifteen thresholds, which needs no logarithm of a million figures.
-    least_snr = gap * np.expm1(np.log(2) * cqi_table(number).efficiency)
-    return np.searchsorted(least_snr, np.asarray(snr, dtype=float), side="right")
+    return np.searchsorted(least_snr(gap, number), np.asarray(snr, dtype=float), side="right")
+
+
+def least_snr(gap: float, number: int = 1) -> Floats:
+    """(15,) the least signal-to-noise ratio (linear) at which each CQI is chosen: gap (2^efficiency - 1)."""
+    snr: Floats = gap * np.expm1(math.log(2) * cqi_table(number).efficiency)
+    return snr
 
 
 def efficiency_of(cqi: Any, number: int = 1) -> Floats:

@@ -381,3 +381,20 @@ def test_a_million_rates_from_a_state_take_well_under_a_second() -> None:
     found = rates([make_profile(f"d{m}") for m in range(5)], channel="poor", rounds=200_000, seed=0)
     assert found.uplink_bps.shape == (200_000, 5)
     assert time.perf_counter() - start < 1.0
+
+
+@pytest.mark.parametrize("channel", [Channel(), Channel(gain_db=-105, table=2), Channel(gain_db=-130, snr_gap_db=0)])
+def test_the_chain_of_a_channel_ends_in_the_rates_that_decisions_use(channel: Channel) -> None:
+    one, many = rates(devices(), channel=channel), rates(devices(), channel=channel, rounds=20_000, seed=4)
+    up, down = channel.chain()
+    for row, mean, drawn in ((up, one.uplink_bps, many.uplink_bps), (down, one.downlink_bps, many.downlink_bps)):
+        assert row["rate_bps"] == mean[0, 0]
+        assert row["mean_rate_bps"] == pytest.approx(drawn.mean(), rel=0.02)
+        assert row["rate_bps"] == pytest.approx(
+            row["bandwidth_hz"] * {"QPSK": 2, "16QAM": 4, "64QAM": 6, "256QAM": 8}[row["modulation"]] * row["code_rate"]
+        )
+        expected = row["power_dbm"] + row["mean_gain_db"] - row["noise_dbm"]
+        assert row["snr_db"] == pytest.approx(expected)
+    listed = {a.quantity: a.value for a in many.assumptions}
+    below = listed.get("channel: share of uplink draws below CQI 1, served at it", 0.0)
+    assert up["share_below_cqi_1"] == pytest.approx(below, abs=0.01)
