@@ -751,6 +751,55 @@ def channel_command(
         print_channel(found, Console())
 
 
+@solve_app.command("front")
+@_about_a_fleet
+def front_command(
+    folder: Path,
+    options: dict[str, Any],
+    *,
+    at_round: Annotated[
+        int | None, typer.Option("--round", help="The round to look at. Default: the first.", metavar="N")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print everything as JSON on standard output.")] = False,
+    csv_file: Annotated[
+        Path | None,
+        typer.Option("--csv", help="Write every cut and clock, and which are on the front.", metavar="FILE.csv"),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write plots into this folder.", metavar="DIR")] = None,
+) -> None:
+    """Delay against energy: the Pareto front of each device with its knee, every w at which the decision flips, and what Algorithm 1
+    as printed loses to the exact optimum.
+
+    Always shows both methods, whatever --method says; --price, --max-delay-s and --max-energy-j mark another point of the front. What
+    w means and what to use in its place: docs/weight.md.
+
+    Example: card-solve front --profiles profiles/letter --plot plots
+    """
+    from profiler.store import load_fleet
+    from solver import front
+    from solver.problem import SolveOptions, pose
+
+    problem = pose(load_fleet(folder), SolveOptions(**options))
+    found = front.trade_offs(problem, at_round)
+    written = [] if csv_file is None else [front.write_csv(found, csv_file)]
+    if plot is not None:
+        from solver.front_view import write_plots
+
+        written += write_plots(problem, found, plot)
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr)
+    if json_output:
+        import json
+
+        print(json.dumps(front.as_json(problem, found), indent=1, allow_nan=False))
+    else:
+        from rich.console import Console
+
+        from solver.front_view import print_front
+
+        print_front(problem, found, Console())
+
+
 # -------------------------------------------------------------------------------------------------------- running
 
 
