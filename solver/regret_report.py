@@ -305,37 +305,38 @@ def write_plot(found: Regret, path: Path) -> Path:
         f"{len(found.problem.devices)} devices, w = {options.w:g}, rounds of {options.local_epochs} mini-batches",
         fontsize=12,
     )
-    figure.supxlabel(f"Red adds, blue takes away. The truth is {sources(found)}.", fontsize=9, color="0.35")
-    for column, (name, unit, what) in enumerate((("delay", "s", "delay"), ("energy", "J", "server's energy"))):
-        key, above, below = f"{name}_{unit.lower()}", panels[0, column], panels[1, column]
-        best, true = ideal[f"mean_{key}"], trusting[f"mean_{key}"]
-        expected = quantity(trusting[f"predicted_{key}"], unit, 3)
-        _waterfall(
-            above,
-            found,
-            shares[key],
-            best,
-            unit,
-            f"{quantity(best, unit, 3)}, the optimum",
-            f"{quantity(true, unit, 3)} ({_pct(trusting[f'regret_{name}_pct'])})",
-        )
-        above.set_title(f"lost by its decisions: {what}", fontsize=11, loc="left")
-        above.set_xlabel("% of the optimum", fontsize=9)
-        _waterfall(
-            below, found, shares[f"predicted_{key}"], true, unit, f"{quantity(true, unit, 3)} in truth", f"{expected} expected"
-        )  # fmt: skip
-        below.set_title(f"error of what it expects of them: {what}", fontsize=11, loc="left")
-        below.set_xlabel("% of the truth", fontsize=9)
-    for row in panels:
-        ends = [x for axes in row for x in axes.dataLim.intervalx]
-        low, high = min(ends), max(ends)
+    figure.supxlabel(
+        f"Shapley shares: red adds, blue takes away. The truth is {sources(found)}.", fontsize=9, color="0.35"
+    )
+    # One scale for both panels of a row, so that a percent of delay looks like a percent of energy.
+    for row, (prefix, title) in enumerate(
+        (("", "lost by its decisions"), ("predicted_", "error of what it expects of them"))
+    ):
+        bases = [(ideal if row == 0 else trusting)[f"mean_{key}"] for key in ("delay_s", "energy_j")]
+        paths = [
+            np.append(0.0, np.cumsum(100 * shares[prefix + key] / base)) if base > 0 else np.zeros(1)
+            for key, base in zip(("delay_s", "energy_j"), bases, strict=True)
+        ]
+        low, high = min(float(p.min()) for p in paths), max(float(p.max()) for p in paths)
         span = (high - low) or 1.0
-        row[0].set_xlim(low - 0.04 * span, high + 0.36 * span)
+        panels[row, 0].set_xlim(low - 0.04 * span, high + 0.36 * span)
+        for column, (name, unit, what) in enumerate((("delay", "s", "delay"), ("energy", "J", "server's energy"))):
+            key, axes, base = f"{name}_{unit.lower()}", panels[row, column], bases[column]
+            true = quantity(trusting[f"mean_{key}"], unit, 3)
+            if row == 0:
+                words = f"{quantity(base, unit, 3)}, the optimum", f"{true} ({_pct(trusting[f'regret_{name}_pct'])})"
+            else:
+                words = f"{true} in truth", f"{quantity(trusting[f'predicted_{key}'], unit, 3)} expected"
+            _waterfall(axes, found, shares[prefix + key], base, unit, *words, room=span)
+            axes.set_title(f"{title}: {what}", fontsize=11, loc="left")
+            axes.set_xlabel("% of the optimum" if row == 0 else "% of the truth", fontsize=9)
     return save(figure, path)
 
 
-def _waterfall(axes: Axes, found: Regret, shares: Floats, base: float, unit: str, start: str, end: str) -> None:
-    """Bars from 0 to the sum of ``shares`` (n,) in percent of ``base``, one below the other, named by parameter."""
+def _waterfall(
+    axes: Axes, found: Regret, shares: Floats, base: float, unit: str, start: str, end: str, room: float
+) -> None:
+    """Bars from 0 to the sum of ``shares`` (n,) in percent of ``base``, one below the other, named by parameter. ``room``: percent shown."""
     percent = 100 * shares / base if base > 0 else np.zeros_like(shares)
     edges = np.concatenate([[0.0], np.cumsum(percent)])
     nothing = np.abs(percent) < 1e-6
@@ -345,9 +346,10 @@ def _waterfall(axes: Axes, found: Regret, shares: Floats, base: float, unit: str
         colour = "0.6" if nothing[j] else COLOURS["server" if right > left else "device"]
         axes.barh(y, right - left, left=left, height=0.62, color=colour, edgecolor=colour, linewidth=1)
         axes.plot([right, right], [y - 0.31, y + 1.31], color="0.55", linewidth=0.8)
+        beside = max(left, right)
         axes.annotate(
             "0" if nothing[j] else f"{shares[j]:+.3g} {unit}",
-            (max(left, right), y),
+            (0.0 if -0.1 * room < beside < 0 else beside, y),  # not across the line at zero
             xytext=(5, 0),
             textcoords="offset points",
             va="center",
@@ -361,7 +363,7 @@ def _waterfall(axes: Axes, found: Regret, shares: Floats, base: float, unit: str
         axes.annotate(words, (at, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9, weight="bold")
     axes.set_ylim(last + 0.6, -0.6)
     names = [_label(found, j) for j in range(len(shares))]
-    axes.set_yticks(np.arange(last + 1), ["the truth", *names, "the letter"], fontsize=9)
+    axes.set_yticks(np.arange(last + 1), ["the truth", *names, "trusting the letter"], fontsize=9)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=9)
     for side in ("top", "right", "left"):
