@@ -246,7 +246,9 @@ def _pct(value: float | None) -> str:
         return "?"
     if abs(value) < 0.05:
         return "0 %"
-    return f"{value:+.3g} %" if abs(value) >= 100 else f"{value:+.1f} %"
+    if value >= 1000:
+        return f"{1 + value / 100:.3g} x"
+    return f"{value:+.0f} %" if abs(value) >= 100 else f"{value:+.1f} %"
 
 
 def _times(error_pct: float | None) -> str:
