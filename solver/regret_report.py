@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from profiler.profile import printable
+from profiler.profile import BadInput, printable
 from profiler.store import write_atomically
 from profiler.units import quantity
 from solver.costs import Floats
@@ -296,8 +296,10 @@ def write_plot(found: Regret, path: Path) -> Path:
     """Four waterfalls: what trusting the letter loses in delay and energy, and how far off it expects both to be, by parameter.
 
     Bars are in percent, of the optimum above and of the truth below, on one scale for delay and energy. Raises MissingHardware
-    without matplotlib, BadInput where the folder cannot be written.
+    without matplotlib, BadInput where the file's name has another ending or cannot be written.
     """
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise BadInput(f"--plot {path}: expected a name that ends in .png, .svg or .pdf")
     figure = new_figure(11.5, 7.4)
     panels = figure.subplots(2, 2, sharey=True, sharex="row")
     ideal, trusting, shares = found.belief(0), found.belief(-1), found.shares

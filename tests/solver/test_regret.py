@@ -264,6 +264,8 @@ def test_what_is_written_is_json_csv_and_a_picture_that_agree(tmp_path: Path) ->
     total = sum(float(r["shapley_regret_energy_j"]) for r in rows)
     assert total == pytest.approx(answer["trusting"]["regret_energy_j"], abs=1e-9)
     assert write_plot(found, tmp_path / "regret.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(BadInput, match=r"--plot .*regret: expected a name that ends in \.png"):
+        write_plot(found, tmp_path / "regret")
 
 
 @pytest.mark.parametrize(
