@@ -551,6 +551,13 @@ def uncertainty_command(
             metavar="PCT",
         ),
     ] = 0.0,
+    machine_variation: Annotated[
+        float,
+        typer.Option(
+            help="Also vary the speed of each machine as a whole, within this many percent (95 %): heat, other work.",
+            metavar="PCT",
+        ),
+    ] = 0.0,
     only: Annotated[
         str | None,
         typer.Option(help="Draw only these, by comma: device-times, server-times, power, rates.", metavar="A,B"),
@@ -583,6 +590,7 @@ def uncertainty_command(
         draws=draws,
         rate_variation_pct=rate_variation,
         without_interval_pct=without_interval,
+        machine_variation_pct=machine_variation,
         layer_errors=layer_errors,  # type: ignore[arg-type]  # checked there
         common_share=common_share,
         only=SOURCES if only is None else _names(only) or (),

@@ -12,7 +12,7 @@ the one whose mean regret is least. Both are of the worlds drawn: the largest of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,7 @@ class Certainty:
             "variation": {
                 "rate_variation_pct": self.variation.rate_variation_pct,
                 "without_interval_pct": self.variation.without_interval_pct,
+                "machine_variation_pct": self.variation.machine_variation_pct,
                 "only": list(self.variation.only),
                 "layer_errors": self.variation.layer_errors,
                 "common_share": self.variation.common_share,
@@ -210,6 +211,8 @@ def how_sure(problem: Problem, variation: Variation | None = None) -> Certainty:
     many of both, or where drawn figures cannot be decided on.
     """
     variation = variation if variation is not None else Variation()
+    if problem.options.method == "min-cut":
+        raise BadInput("--method min-cut: its cuts are not those of layers alone, expected --method exact here")
     worlds = Worlds(problem, variation)
     count, n = variation.draws, len(problem.places)
     if count * n > MOST_POINTS:
@@ -223,8 +226,11 @@ def how_sure(problem: Problem, variation: Variation | None = None) -> Certainty:
     best_s, best_j = np.empty((count, n)), np.empty((count, n))
     kept = np.empty((count, n), dtype=np.bool_)
     extremes: list[Extremes] = []
+    held: list[Problem] = []
     for d in range(count):
         world = worlds.draw(d)
+        if len(held) == d and (d + 1) * _numbers(world) <= MOST_POINTS:
+            held.append(world)
         best, kept[d], span, again = _decided(world)
         extremes.append(span)
         best_index[d], best_hz[d] = best.cut_index, best.frequency_hz
@@ -241,7 +247,8 @@ def how_sure(problem: Problem, variation: Variation | None = None) -> Certainty:
             "--profiles: intervals lead to times or watts that are no finite numbers: expected figures in SI"
         )
     powered = problem.evaluated.server_power is not None
-    picks = _robust(worlds, ours, best_index, best_hz, best_cost, kept, extremes)
+    again_worlds = (held[d] if d < len(held) else worlds.draw(d) for d in range(count))
+    picks = _robust(again_worlds, problem.places, ours, best_index, best_hz, best_cost, kept, extremes)
     return Certainty(
         solution=solution,
         variation=variation,
@@ -260,6 +267,12 @@ def how_sure(problem: Problem, variation: Variation | None = None) -> Certainty:
         least_worst=picks[1],
         least_mean=picks[2],
     )
+
+
+def _numbers(world: Problem) -> int:
+    """What keeping a world takes beside the profiles' own figures, in numbers."""
+    model = world.decider
+    return 2 * model.server_time.a_s.size + model.device_compute_s.size + 2 * world.rates.uplink_bps.size
 
 
 def _percent(more: Floats, of: Floats) -> Floats:
@@ -310,7 +323,8 @@ def _regret(world: Problem, span: Extremes, costs: Costs, best_cost: Floats, kep
 
 
 def _robust(
-    worlds: Worlds,
+    worlds: Iterable[Problem],
+    places: Places,
     ours: Choice,
     best_index: Ints,
     best_hz: Floats,
@@ -322,9 +336,7 @@ def _robust(
     cut, hz = _candidates(ours, best_index, best_hz)
     width, n = cut.shape
     worst, total, broken = np.zeros((width, n)), np.zeros((width, n)), np.zeros((width, n), dtype=np.intp)
-    places = worlds.problem.places
-    for d in range(len(best_index)):
-        world = worlds.draw(d)
+    for d, world in enumerate(worlds):
         for part in _parts(n, width):
             at = Places(
                 places.device[part], world.places.uplink_bps[part], world.places.downlink_bps[part], places.feasible

@@ -6,13 +6,13 @@ the same in every decision that uses it.
 
 What is drawn (z: independent standard normal; sd: ln(1 + half width) / 1.96, so that 95 % of the draws lie within the interval)
 
-    a layer's time on a device   t exp(c z + o z_layer)            at its operating clock
-    the same on the server       t(f) exp(c(f) g(f) + o(f) z_layer)
+    a layer's time on a device   t exp(c z + o z_layer + m z')            at its operating clock
+    the same on the server       t(f) exp(c(f) g(f) + o(f) z_layer + m z')
     server's watts               P(f) (high/P)^(g/1.96) if g > 0, else P(f) (low/P)^(-g/1.96)
     a rate                       R exp(s z), s the variation asked for, up and down apart, each round and device apart
     g(f)                         sqrt(share) z + sqrt(1 - share) h(f), h a smooth normal function of correlation length l
 
-c is what all segments of a machine have in common and o what each has for itself. A profile says both: its interval of the whole step (sd
+m is the variation asked for of a machine as a whole, c what all its segments have in common by the profile, and o what each has for itself. A profile says both: its interval of the whole step (sd
 ``e``) and of a segment (sd ``s``, with the share ``u`` of the step). Segments that err apart cancel within a step, so
 
     e^2 = c^2 + sum u^2 (s^2 - c^2),    o^2 = s^2 - c^2.
@@ -61,6 +61,7 @@ class Variation:
 
     ``rate_variation_pct`` is the standard deviation of the rates' logarithm, in percent: 20 means that two thirds of the draws lie within a fifth.
     ``without_interval_pct`` is a 95 % half width for times and watts whose profile has no interval; 0: they are exact.
+    ``machine_variation_pct`` is one more, of all times of a machine together: heat, other work, whatever a profile cannot have seen.
     ``only`` names `SOURCES`. ``layer_errors``: whether the segments of one machine err as its intervals say, all in step, or each for
     itself. ``common_share`` is the part of the variance of a curve over the clock that lifts it as a whole;
     ``smooth_length`` the correlation length of the rest over the range of clocks. The intervals do not say these two.
@@ -69,6 +70,7 @@ class Variation:
     draws: int = 200
     rate_variation_pct: float = 0.0
     without_interval_pct: float = 0.0
+    machine_variation_pct: float = 0.0
     only: tuple[str, ...] = SOURCES
     layer_errors: LayerErrors = "as-measured"
     common_share: float = 0.5
@@ -81,6 +83,7 @@ class Variation:
         for option, value in (
             ("--rate-variation", self.rate_variation_pct),
             ("--without-interval", self.without_interval_pct),
+            ("--machine-variation", self.machine_variation_pct),
         ):
             if not 0 <= value <= 100:
                 raise BadInput(f"{option} {value:g}: expected percent from 0 to 100")
@@ -245,14 +248,15 @@ class _Devices:
             own.append(spread.own[:, 0])
             self.doubts.append(_time_doubt(profile, seconds[:, 0], spread, 0, variation))
         self.seconds, self.common, self.own = (np.array(x).T for x in (rows, common, own))  # (S, M)
-        self.first = problem.devices[0]
+        self.first, self.machine_sd = problem.devices[0], float(_sd(variation.machine_variation_pct / 100))
         self.whole = self.seconds.sum(0)
 
     def drawn(self, numbers: np.random.Generator, problem: Problem) -> tuple[Floats, Floats]:
         """(M, C) seconds of a round more than the profile model has, and (M,) the factor of a whole step."""
         z = numbers.standard_normal(self.seconds.shape[1])
         each = numbers.standard_normal(self.seconds.shape)
-        more = self.seconds * np.expm1(self.common * z + self.own * each)
+        machine = self.machine_sd * numbers.standard_normal(len(z))
+        more = self.seconds * np.expm1(self.common * z + self.own * each + machine)
         factor = 1 + np.divide(more.sum(0), self.whole, out=np.zeros_like(self.whole), where=self.whole > 0)
         return problem.options.local_epochs * _prefix(self.first, more).T, factor
 
@@ -262,6 +266,7 @@ class _Server:
 
     def __init__(self, problem: Problem, variation: Variation) -> None:
         self.profile, self.epochs = problem.server, problem.options.local_epochs
+        self.machine_sd = float(_sd(variation.machine_variation_pct / 100))
         leave_out = frozenset(problem.options.leave_out)
         self.pieces: ServerTime | None = None
         if self.profile.timings:
@@ -285,7 +290,8 @@ class _Server:
         clock."""
         g = self.smooth.draw(numbers, self.at_hz)
         each = numbers.standard_normal(len(self.seconds))
-        excess = np.expm1(self.spread.common * g + self.spread.own * each[:, None])  # (S, K)
+        machine = self.machine_sd * numbers.standard_normal()
+        excess = np.expm1(self.spread.common * g + self.spread.own * each[:, None] + machine)  # (S, K)
         more, total = self.seconds * excess, self.seconds[:, -1].sum()
         factor = 1 + float(more[:, -1].sum() / total) if total > 0 else 1.0
         if self.pieces is None:
@@ -365,16 +371,18 @@ def _without(variation: Variation) -> str:
 def _time_doubt(profile: Profile, seconds: Floats, spread: _Spread, k: int, variation: Variation) -> Doubt:
     """The layers' typical half width and what they have in common, at clock ``k``."""
     layers = [i for i, s in enumerate(profile.segments) if s.kind == "layer"] or list(range(len(seconds)))
-    common = float(np.median(spread.common[layers, k]))
-    total = float(np.median(np.hypot(spread.common[layers, k], spread.own[layers, k])))
-    if spread.basis is None and variation.without_interval_pct == 0:
-        total = 0.0
+    machine = float(_sd(variation.machine_variation_pct / 100))
+    common = float(np.hypot(np.median(spread.common[layers, k]), machine))
+    total = float(np.hypot(np.median(np.hypot(spread.common[layers, k], spread.own[layers, k])), machine))
+    basis = spread.basis or _without(variation)
+    if machine > 0:
+        basis += f"; the machine within {variation.machine_variation_pct:g} % as asked for"
     root = profile.timings[0].root if profile.timings else profile.hardware.root
     return Doubt(
         f"{profile.name}: times of its layers",
         100 * float(np.expm1(_NORMAL_975 * total)) if total > 0 else None,
         100 * float(np.expm1(_NORMAL_975 * common)) if total > 0 else None,
-        spread.basis or _without(variation),
+        basis,
         root,
     )
 
@@ -420,15 +428,18 @@ class Worlds:
     def draw(self, d: int) -> Problem:
         """World ``d``, counting from 0."""
         problem, variation = self.problem, self.variation
-        streams = {name: np.random.default_rng([problem.options.seed, 1 + i, d]) for i, name in enumerate(SOURCES)}
+
+        def stream(source: str) -> np.random.Generator:
+            return np.random.default_rng([problem.options.seed, 1 + SOURCES.index(source), d])
+
         letter, tables = problem.letter, problem.tables
         if "device-times" in variation.only:
-            more_s, factor = self._devices.drawn(streams["device-times"], problem)
+            more_s, factor = self._devices.drawn(stream("device-times"), problem)
             letter = _with_device_s(letter, letter.device_compute_s * factor[:, None])
             if tables is not None:
                 tables = _with_device_s(tables, tables.device_compute_s + more_s)
         if "server-times" in variation.only:
-            more, whole = self._server.drawn(streams["server-times"])
+            more, whole = self._server.drawn(stream("server-times"))
             time = letter.server_time
             letter = replace(letter, server_time=replace(time, a_s=time.a_s * whole, b_cycles=time.b_cycles * whole))
             if tables is not None and more is not None:
@@ -436,12 +447,12 @@ class Worlds:
                 longer = replace(time, a_s=time.a_s + more.a_s, b_cycles=time.b_cycles + more.b_cycles)
                 tables = replace(tables, server_time=longer)
         if "power" in variation.only:
-            table, cubic = self._power.drawn(streams["power"])
+            table, cubic = self._power.drawn(stream("power"))
             letter = replace(letter, server_power=cubic)
             tables = None if tables is None else replace(tables, server_power=table)
         rates = problem.rates
         if "rates" in variation.only and variation.rate_variation_pct > 0:
-            z = streams["rates"].standard_normal((2, *rates.uplink_bps.shape))
+            z = stream("rates").standard_normal((2, *rates.uplink_bps.shape))
             up, down = np.exp(z * (variation.rate_variation_pct / 100))
             rates = replace(rates, uplink_bps=rates.uplink_bps * up, downlink_bps=rates.downlink_bps * down)
         evaluated = letter if tables is None or problem.evaluated is problem.letter else tables
