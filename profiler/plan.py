@@ -25,7 +25,7 @@ from profiler.profile import BadInput, MissingHardware, Role
 if TYPE_CHECKING:
     from profiler.workload.model import WorkloadSpec
 
-MEASURES = ("layers", "power", "memory")
+MEASURES = ("layers", "power", "memory", "graph")
 
 
 @dataclass(frozen=True)

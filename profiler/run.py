@@ -4,6 +4,7 @@
     layers   shapes on the meta device: FLOPs, sizes; on the device itself: memory (one pass, every cut) and times
     power    at each clock in turn: hold it, steady watts under the training step, layer times there, release
     memory   a few halves really run in processes of their own, against the prediction
+    graph    the operators and what they hand to each other, from shapes
     save     one atomic write; then the record of the interrupted run goes
 
 Everything measured is kept at once beside the profile (``profiler.partial``), so that the same command resumes.
@@ -40,6 +41,7 @@ from profiler.profile import (
     MemoryBlock,
     MemoryCheck,
     MissingHardware,
+    OperatorsBlock,
     PowerBlock,
     PowerPoint,
     Profile,
@@ -188,6 +190,7 @@ class _Measurement:
         timings, power = self._timings_and_power()
         if "memory" in self.measures:
             memory = self._memory_checks(memory or self._memory())
+        operators = self._operators() if "graph" in self.measures else None
         samples = _Samples()
         for stage in [key for key in ("timing", "power") if key in self.partial]:
             for entry in self.partial.get(stage):
@@ -216,6 +219,7 @@ class _Measurement:
             timings=timings,
             memory=memory,
             power=power,
+            operators=operators,
             samples_file=f"{self.plan.output.stem}.samples.parquet" if samples.rows else None,
             warnings=self.warnings,
         )
@@ -308,6 +312,17 @@ class _Measurement:
             ],
         )
         return workload, segments, self._kept("flops", FlopsBlock, count), sizes
+
+    def _operators(self) -> OperatorsBlock:
+        from profiler.workload.operators import extract
+
+        shapes = self.shapes()
+        with self.say.stage("tracing the operators"):
+            return extract(
+                shapes,
+                provenance=self.device.provenance,
+                note="traced by torch.fx on shapes; no operator is timed alone",
+            )
 
     def _tensors_alone(self) -> MemoryBlock:
         """Predicted peaks from shapes alone, without the libraries' share: nothing is allocated."""
