@@ -162,7 +162,8 @@ def _draw_front(problem: Problem, each: TradeOff, axes: Axes) -> None:
     assert figure is not None
     figure.colorbar(dots, ax=axes, label="cut layer c", location="left")
     only_limits = ~each.supported
-    axes.plot(front.delay_s, front.energy_j, color="0.3", linewidth=0.8, zorder=3)
+    corners = each.supported
+    axes.plot(front.delay_s[corners], front.energy_j[corners], color=COLOURS["device"], linewidth=0.8, zorder=3)
     axes.scatter(
         front.delay_s[only_limits],
         front.energy_j[only_limits],
@@ -204,24 +205,17 @@ def _draw_front(problem: Problem, each: TradeOff, axes: Axes) -> None:
             zorder=6,
             label="knee",
         )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    # Hull, chord and knee are straight on straight axes only. What lies far beyond the front is beaten anyway.
+    for set_limits, figures in (
+        (axes.set_xlim, [front.delay_s, each.chosen.delay_s, each.printed_chosen.delay_s]),
+        (axes.set_ylim, [front.energy_j, each.chosen.energy_j, each.printed_chosen.energy_j]),
+    ):
+        shown = np.concatenate(figures)
+        margin = 0.08 * np.ptp(shown) or 0.05 * shown.max() or 1.0
+        set_limits(shown.min() - margin, shown.max() + margin)
     axes.set_xlabel("delay of a round (s)")
     axes.set_ylabel("server's energy of a round (J)")
-    _plain_ticks(axes)
-    axes.legend(fontsize=7, loc="best")
-
-
-def _plain_ticks(axes: Axes) -> None:
-    """Powers of ten say little on an axis of less than two decades."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    for axis in (axes.xaxis, axes.yaxis):
-        low, high = axis.get_view_interval()
-        steps = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
-        axis.set_major_locator(LogLocator(subs=steps))
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    axes.legend(fontsize=7, loc="upper right")
 
 
 def _draw_over_w(problem: Problem, each: TradeOff, cuts: Axes, clocks: Axes) -> None:

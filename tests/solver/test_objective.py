@@ -22,9 +22,6 @@ from solver.problem import SolveOptions, pose
 from solver.scenario import solve
 from tests.solver.test_scenario import fleet, letterlike
 
-ANY = Extremes(*(np.zeros(1) for _ in range(4)))
-"""A price and a limit need no extremes."""
-
 
 def a_world(
     seed: int, *, listed: bool = True, devices: int = 2, rounds: int = 2
@@ -85,7 +82,8 @@ def reached(model: CostModel, places: Places, choice: Choice, n: int) -> tuple[f
 
 
 def choose(goal: Objective, model: CostModel, places: Places, clocks: ServerClocks) -> tuple[Choice, Mask]:
-    choice, met = goal.choose(model, places, clocks, ANY)
+    nothing = Extremes(*(np.zeros(len(places)) for _ in range(4)))  # a price and a limit need no extremes
+    choice, met = goal.choose(model, places, clocks, nothing)
     for n, m in enumerate(places.device):
         assert places.feasible[m, choice.cut_index[n]]
     return choice, met
