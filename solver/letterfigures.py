@@ -175,12 +175,10 @@ def print_report(result: Reproduction, console: Console) -> None:
     nearest = Table(title=f"Sets nearest to {LETTER_PCT[0]} % and {LETTER_PCT[1]} %")
     for column in (
         "search",
-        "delay",
-        "energy",
-        "off by",
-        "F_min",
-        "batch x seq",
-        "rank",
+        "delay, energy %",
+        "off",
+        "F_min GHz",
+        "batch, seq, rank",
         "up/down Mbit/s",
         "cuts, normal",
     ):
@@ -189,12 +187,10 @@ def print_report(result: Reproduction, console: Console) -> None:
         one = f.settings.as_json()
         nearest.add_row(
             f.name,
-            f"{f.delay_pct:.1f} %",
-            f"{f.energy_pct:.1f} %",
+            f"{f.delay_pct:.1f}, {f.energy_pct:.1f}",
             f"{f.distance_points:.2f}",
-            f"{one['f_min_ghz']:.2f} GHz",
-            f"{one['batch_size']:.0f} x {one['seq_len']:.0f}",
-            f"{one['lora_rank']:.0f}",
+            f"{one['f_min_ghz']:.2f}",
+            f"{one['batch_size']:.0f}, {one['seq_len']:.0f}, {one['lora_rank']:.0f}",
             f"{one['uplink_mbps']:.0f}/{one['downlink_mbps']:.0f}",
             " ".join(map(str, f.cuts[1])),
         )

@@ -6,6 +6,7 @@ Shapes as in `lettersets`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,11 +29,9 @@ from solver.lettersets import (
     from_cube,
 )
 
-_BASINS, _CLOUD, _ROUNDS = 12, 32, 80
+_BASINS, _CLOUD = 10, 24
 _PRINTED_POINTS = 0.05
 """The letter prints one decimal: nearer than this is as near as can be told."""
-_DEPARTURE_POINTS = 1e-3
-"""What a whole range of departure weighs in the search: far less than any distance that can be told."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,10 @@ def search(
     fading: Fading | None = None,
     seed: int = 0,
     sample: int = 1 << 14,
+    steps: int = 80,
+    miss: Callable[[Outcome], Floats] | None = None,
 ) -> Found:
-    """The set within the ranges that comes nearest to the letter's pair; the same for the same seed.
+    """The set within the ranges that comes nearest to the letter's pair, or has the least ``miss`` (K,); the same for the same seed.
 
     First ``sample`` points spread evenly over the whole cube (scrambled Sobol). Then each of the `_BASINS` best patterns of cuts
     is refined on its own from its best point, by clouds of random steps whose width grows with success and shrinks without: the pair jumps where a
@@ -111,17 +112,18 @@ def search(
 
     def tried(points: Floats) -> tuple[Floats, Outcome]:
         outcome = evaluate(base, from_cube(points, parameters, base.devices, own_links), rule, fading)
-        far = np.maximum(distance(*outcome.pair_pct(mean)), _PRINTED_POINTS)
-        return far + _DEPARTURE_POINTS * np.abs(points - home).sum(1), outcome
+        far = np.clip(distance(*outcome.pair_pct(mean)) - _PRINTED_POINTS, 0, None) if miss is None else miss(outcome)
+        # Sets that hit come first, the least departure among them; of the others the nearest.
+        return np.where(far > 0, 1 + far, 0.1 * np.abs(points - home).mean(1)), outcome
 
     points = _even(size, sample, seed)
-    miss, outcome = tried(points)
-    order = miss.argsort(kind="stable")
+    first_far, outcome = tried(points)
+    order = first_far.argsort(kind="stable")
     _, first = np.unique(outcome.cut[order].reshape(len(points), -1), axis=0, return_index=True)
     chosen = order[np.sort(first)[:_BASINS]]
-    at, far, width = points[chosen], miss[chosen], np.full(len(chosen), 0.1)
+    at, far, width = points[chosen], first_far[chosen], np.full(len(chosen), 0.1)
     draw = np.random.default_rng(seed)
-    for _ in range(_ROUNDS):
+    for _ in range(steps):
         # Half of the steps along few axes: near the end most parameters are right and one or two are not.
         step = draw.standard_normal((len(at), _CLOUD, size))
         step[:, _CLOUD // 2 :] *= draw.random((len(at), _CLOUD - _CLOUD // 2, size)) < 2 / size
@@ -146,7 +148,7 @@ def search(
         cuts=outcome.cut[0, :, 0].tolist(),
         frequency_hz=outcome.frequency_hz[0, :, 0].tolist(),
         rounds=outcome.cut.shape[2],
-        evaluations=sample + _ROUNDS * len(chosen) * _CLOUD,
+        evaluations=sample + steps * len(chosen) * _CLOUD,
     )
 
 

@@ -32,7 +32,7 @@ CLOCK_RULES: tuple[ClockRule, ...] = get_args(ClockRule)
 MeanRule = Literal["ratio of means", "mean of ratios"]
 MEAN_RULES: tuple[MeanRule, ...] = get_args(MeanRule)
 
-_MOST_CELLS = 1 << 18
+_MOST_CELLS = 1 << 17
 
 
 # ------------------------------------------------------------------------------------------------- what is not given
@@ -320,42 +320,41 @@ def _evaluate(base: Base, settings: Settings, rule: ClockRule, fade: Fading) -> 
         return values[:, None, None, None, None]
 
     share = settings.state_step[:, None] ** np.array([1.0, 0.0, -1.0])
-    rate = share[:, :, None, None] * settings.link[:, None, None, :]  # (K, S, 1, M)
-    up = 1e6 * settings.uplink_mbps[:, None, None, None] * rate * fade.uplink
-    down = 1e6 * settings.downlink_mbps[:, None, None, None] * rate * fade.downlink
+    rate = 1e6 * share[:, :, None, None] * settings.link[:, None, None, :]  # (K, S, 1, M)
+    by_up = 1 / (settings.uplink_mbps[:, None, None, None] * rate * fade.uplink)[..., None]
+    by_down = 1 / (settings.downlink_mbps[:, None, None, None] * rate * fade.downlink)[..., None]
     cuts = len(base.cycles)
-    growth = 1 + wide(settings.smashed_growth) * np.arange(cuts) / max(cuts - 1, 1)
-    batches = wide(base.epochs * settings.phi * smashed) * growth
-    up, down = up[..., None], down[..., None]
-    waiting = base.device_s * wide(flops) + batches * (base.smashed_bits / up + base.gradient_bits / down)
-    waiting = waiting + base.adapter_bits * wide(adapters) * (1 / up + 1 / down)
-    cycles = (base.cycles + wide(settings.head_layers) * base.cycles[-1]) * wide(flops)
+    batches = wide(base.epochs * settings.phi * smashed)
+    if settings.smashed_growth.any():
+        batches = batches * (1 + wide(settings.smashed_growth) * np.arange(cuts) / max(cuts - 1, 1))
+    waiting = base.smashed_bits * (batches * by_up)
+    waiting += base.gradient_bits * (batches * by_down)
+    waiting += base.adapter_bits * (wide(adapters) * (by_up + by_down))
+    waiting += base.device_s * wide(flops)
+    cycles = (base.cycles + wide(settings.head_layers) * base.cycles[-1]) * wide(flops)  # (K, 1, 1, 1, C)
     low, high = wide(settings.f_min_ghz * 1e9), base.f_max_hz
     xi = wide(base.xi_w_per_hz3 * settings.xi_factor)
     w = base.w
-    d_min = (waiting + cycles / high).min(-1, keepdims=True)
-    d_span = (waiting + cycles / low).max(-1, keepdims=True) - d_min
-    e_min = (xi * low * low * cycles).min(-1, keepdims=True)
-    e_span = (xi * high * high * cycles).max(-1, keepdims=True) - e_min
+    d_span = (waiting + cycles / low).max(-1, keepdims=True) - (waiting + cycles / high).min(-1, keepdims=True)
+    e_span = (xi * high * high * cycles).max(-1, keepdims=True) - (xi * low * low * cycles).min(-1, keepdims=True)
     f = np.clip(_clock(w, e_span, xi, d_span, low, high), low, high)
-    delay, energy = waiting + cycles / f, xi * f * f * cycles
-    cost = _share(w, delay - d_min, d_span) + _share(1 - w, energy - e_min, e_span)
+    by_delay, by_energy = _over(w, d_span), _over(1 - w, e_span)
+    # U less what is the same for every cut
+    cost = by_delay * waiting
+    cost += (by_delay / f + by_energy * xi * f * f) * cycles
     index = cost.argmin(-1)[..., None]
-
-    def at(table: Floats, where: Any) -> Floats:
-        picked: Floats = np.take_along_axis(np.broadcast_to(table, cost.shape), where, -1)[..., 0]
-        return picked
-
     theirs = {"card": f, "f-max": np.full_like(f, high), "f-min": np.broadcast_to(low, f.shape)}
     clock = theirs.get(rule)
     if clock is None:  # over a single cut the cycles cancel: one clock for both benchmarks
         q = _clock(w, xi * (high * high - low * low), xi, 1 / low - 1 / high, low, high)
         clock = np.broadcast_to(np.clip(q, low, high), f.shape)
-    delays, energies = {CARD: at(delay, index)}, {CARD: at(energy, index)}
-    for method, fixed in ((SERVER_ONLY, 0), (DEVICE_ONLY, cuts - 1)):
-        where = np.full_like(index, fixed)
-        delays[method] = at(waiting, where) + at(cycles, where) / clock[..., 0]
-        energies[method] = at(np.broadcast_to(xi * cycles, cost.shape), where) * (clock * clock)[..., 0]
+    delays, energies = {}, {}
+    fixed = {SERVER_ONLY: np.zeros_like(index), DEVICE_ONLY: np.full_like(index, cuts - 1)}
+    for method in METHODS:
+        where, hz = fixed.get(method, index), f if method == CARD else clock
+        there = np.take_along_axis(np.broadcast_to(cycles, cost.shape), where, -1)
+        delays[method] = (np.take_along_axis(waiting, where, -1) + there / hz)[..., 0]
+        energies[method] = (xi * hz * hz * there)[..., 0]
     return Outcome(index[..., 0] + 1, f[..., 0], delays, energies)
 
 
@@ -368,8 +367,9 @@ def _clock(w: float, e_span: Any, xi: Any, d_span: Any, low: Any, high: float) -
     return np.where(np.asarray(d_span) > 0, q, low)
 
 
-def _share(weight: float, value: Floats, span: Floats) -> Floats:
-    return np.divide(weight * value, span, out=np.zeros(np.broadcast_shapes(value.shape, span.shape)), where=span > 0)
+def _over(weight: float, span: Floats) -> Floats:
+    """weight / span; 0 where the range is empty."""
+    return np.divide(weight, span, out=np.zeros_like(span), where=span > 0)
 
 
 def changing(outcome: Outcome) -> Mask:
