@@ -15,7 +15,8 @@ over sweeps of log(e1 + 0.02) + log(e2 + 0.02) + log(s1 + 0.02) + log(s2 + 0.02)
 **Search.** It starts from priors that say nothing (all members alike, no ceiling, no growth, a plain power as likely as a chip with a floor, intervals as the
 kriged law gives them) and goes through the constants one after the other in the order of `GRIDS`. Each takes the value of least objective; values whose
 objective is larger by less than one standard error of the difference (paired, over sweeps) tie with it, and of those the one that
-stands first is taken: values stand from simple to complicated. This is repeated until a round changes nothing, three rounds at most.
+stands first is taken: values stand from simple to complicated. This is repeated until a pass changes nothing, three passes at most; from the second
+pass on a value at hand that ties stays.
 
 **Intervals.** A value of `claim` only counts where at least 93 and at most 97 % of the new measurements and of the left-out points of the training sweeps are
 covered; where none does, the one whose worse of the two is nearest to 95 %.
@@ -57,7 +58,7 @@ from profiler.power.priors import PRIORS, AveragePriors, IntervalPriors, KrigedP
 Array = NDArray[np.float64]
 Sweep = tuple[str, int, int]  # kind, clocks, seed
 
-TRAINING, VALIDATION = (range(0, 4), range(4, 8)), (range(100, 104),)
+TRAINING, VALIDATION = (range(4), range(4, 8)), (range(100, 104),)
 FLOOR_PCT = 0.02  # nobody's watts are worth more: no error below it is told from it
 PASSES = 3
 
