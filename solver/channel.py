@@ -358,9 +358,10 @@ def _fades(radio: Channel, stations: dict[str, Channel], gains: Floats, seed: in
         return []
     along = f"correlation {radio.correlation:g} from draw to draw" if radio.correlation else "each draw its own"
     listed = [assumed("channel: fading", f"Rayleigh, {along}, seed {seed}"), assumed(WITHIN_A_ROUND, "constant")]
-    below = np.mean(
-        [[(cqi == 0).mean() for cqi in at.cqi(gains[:, k])] for k, at in enumerate(stations.values())], axis=0
-    )
+    below = np.zeros(2)
+    for k, at in enumerate(stations.values()):
+        least = nr.least_snr(10 ** (at.snr_gap_db / 10), at.table)[0]
+        below += [np.mean(gains[:, k] * 10 ** (mean_db / 10) < least) / len(stations) for mean_db in at.snr_db()]
     for direction, share in zip(("uplink", "downlink"), below, strict=True):
         if share > 0:
             listed.append(assumed(f"channel: share of {direction} draws below CQI 1, served at it", float(share)))
