@@ -115,7 +115,8 @@ def run_command(
         str | None,
         typer.Option(
             help="What to measure, by comma: layers (FLOPs, times, sizes, predicted memory), power (watts against clock), "
-            "memory (predicted peaks checked by really running a few halves). Default: layers, and power where watts can be read.",
+            "memory (predicted peaks checked by really running a few halves), graph (operators, for 'card-solve --method min-cut'). "
+            "Default: layers, and power where watts can be read.",
             metavar="A,B",
         ),
     ] = None,
@@ -310,7 +311,8 @@ def _fleet_options(
         str,
         typer.Option(
             help="exact: best cut and supported clock together. card: Algorithm 1 with Eq. 16 as printed, in the letter's "
-            "model. server-only, device-only, static:C: the benchmarks."
+            "model. min-cut: the same optimum over the graph of operators where the server's profile holds one. server-only, "
+            "device-only, static:C: the benchmarks."
         ),
     ] = "exact",
     evaluate: Annotated[
@@ -440,6 +442,13 @@ def decide_command(
     require_measured: Annotated[
         bool, typer.Option("--require-measured", help="Fail if any quantity used was not measured.")
     ] = False,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="Spread the choice over the workers of a Dask scheduler: tcp://127.0.0.1:PORT, or tls://HOST:PORT.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
 ) -> None:
     """Decide, for each device and round, the cut layer and the server's clock that cost least (Eq. 12).
 
@@ -449,7 +458,9 @@ def decide_command(
     from solver.problem import SolveOptions
     from solver.scenario import solve
 
-    solution = solve(load_fleet(folder), SolveOptions(**options, require_measured=require_measured))
+    solution = solve(
+        load_fleet(folder), SolveOptions(**options, require_measured=require_measured, scheduler=scheduler)
+    )
     written = []
     if tables is not None:
         written.append(solution.write_tables(tables, limit=tables_limit))
@@ -469,9 +480,7 @@ def decide_command(
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
     if json_output:
-        import json
-
-        print(json.dumps(solution.as_json(), indent=1, allow_nan=False))
+        solution.write_json(sys.stdout)
     else:
         from rich.console import Console
 

@@ -151,6 +151,14 @@ class HalfWidths:
         widths: Floats = np.array([np.interp(frequency_hz, self.clocks_hz, row) for row in self.seconds])
         return widths
 
+    def of(self, rows: npt.NDArray[np.intp], frequency_hz: Floats) -> Floats:
+        """(R,) of rows (R,), each at its own clock (R,)."""
+        widths = np.empty(len(rows))
+        for row in np.unique(rows).tolist():
+            here = rows == row
+            widths[here] = np.interp(frequency_hz[here], self.clocks_hz, self.seconds[row])
+        return widths
+
 
 def segment_half_widths(profile: Profile, leave_out: frozenset[str]) -> HalfWidths | None:
     """How far a new time of each segment may be from its curve (S, J); None where the profile has no fit of its times.

@@ -173,16 +173,21 @@ class CostModel:
             energy = np.broadcast_to(energy, delay.shape)
         return Costs(delay, energy, compute, server, up, down, adapters)
 
-    def compute_half_width_s(self, device: int, cut_index: int, frequency_hz: float) -> float | None:
-        """How far device and server compute together may be off, in seconds (95 %); None where one has no fit of its times.
+    def compute_half_width_s(self, device: Ints, cut_index: Ints, frequency_hz: Floats) -> Floats:
+        """How far device and server compute together may be off, in seconds (95 %), of points (R,); NaN where one has no fit of its times.
 
         ``frequency_hz`` is the clock reached. Two machines err independently, so their half widths add as squares.
         """
-        own = self.device_half_width_s[device] if self.device_half_width_s else None
-        if own is None or self.server_half_width_s is None:
-            return None
-        server = self.server_half_width_s.at(np.array([frequency_hz]))[cut_index, 0]
-        return math.hypot(float(own[cut_index]), float(server))
+        found = np.full(len(device), np.nan)
+        if self.server_half_width_s is None:
+            return found
+        for m in np.unique(device).tolist():
+            own = self.device_half_width_s[m] if self.device_half_width_s else None
+            if own is not None:
+                rows = np.flatnonzero(device == m)
+                server = self.server_half_width_s.of(cut_index[rows], frequency_hz[rows])
+                found[rows] = np.hypot(own[cut_index[rows]], server)
+        return found
 
     def waiting_of(self, device: Any, cut_index: Any, uplink_bps: Any, downlink_bps: Any) -> Floats:
         """The part of Eq. 10 that does not depend on the server's clock; arguments broadcast, as in `at`."""

@@ -39,8 +39,6 @@ TERMS = (*(name.removesuffix("_s") for name in PARTS), ENERGY)
 WORTH_TELLING = 0.05
 """A term is told of if it moves U by this share of the term that moves it most."""
 
-ROWS_AT_ONCE = 20_000
-
 
 @dataclass(frozen=True)
 class Points:
@@ -225,13 +223,6 @@ def explain(solution: Solution, rows: Sequence[int] | Ints) -> Reasons:
         by_delay=x,
         by_energy=y,
     )
-
-
-def every_reason(solution: Solution) -> Iterator[dict[str, Any]]:
-    """What stands as ``why`` beside each decision in JSON, in order, in bounded memory."""
-    count = len(solution.decisions.cut)
-    for start in range(0, count, ROWS_AT_ONCE):
-        yield from explain(solution, range(start, min(start + ROWS_AT_ONCE, count))).as_json()
 
 
 class _Ranking:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from solver.extremes import Extremes
 from solver.fleetgraph import FleetGraph, GraphChoice, costs_inside, further_keys
 from solver.methods import DECIDE_BY_PROFILE, Task, choose
 from solver.problem import Problem, SolveOptions, pose
-from solver.reasons import every_reason
 from solver.spread import spread
 
 if TYPE_CHECKING:
@@ -109,23 +108,16 @@ class Solution:
 
     def as_json(self) -> dict[str, Any]:
         """What ``card-solve --json`` prints. No NaN and no infinity: what is unknown is None."""
-        return {
-            "decisions": [
-                {**row, "why": why} for row, why in zip(self._rows(self.decisions), every_reason(self), strict=True)
-            ],
-            "baselines": {name: self._rows(rows) for name, rows in self.baselines.items()},
-            "summary": self.summary(),
-            "assumptions": [item.as_json() for item in self.assumptions],
-            "server": self.problem.server.name,
-            "evaluate": self.problem.evaluated.name,
-            "objective": self.problem.options.objective.as_json(),
-            "layers": self.problem.server.workload.layers,
-            "excluded_cuts": [
-                {"device": e.device, "cuts": e.cuts, "machine": e.machine, "limit_bytes": e.limit_bytes}
-                for e in self.problem.exclusions
-            ],
-            "warnings": self.warnings,
-        }
+        from solver.answer import as_json
+
+        return as_json(self)
+
+    def write_json(self, out: TextIO) -> None:
+        """Write what `as_json` holds, in pieces: a million decisions need no more memory than a few thousand."""
+        from solver.answer import pieces
+
+        for piece in pieces(self):
+            out.write(piece)
 
     def to_frame(self, *, reasons: bool = False) -> pd.DataFrame:
         """All decisions as a tidy pandas table, the baselines below them; ``reasons`` adds the next best cut (`solver.frames`)."""
@@ -150,30 +142,6 @@ class Solution:
         from solver.html import fragment
 
         return fragment(self)
-
-    def _rows(self, chosen: Decisions) -> list[dict[str, Any]]:
-        rows = []
-        reached = self.problem.evaluated.clock_map.reached(chosen.frequency_hz)
-        for n, label, m in self.places():
-            row: dict[str, Any] = {
-                "device": self.problem.devices[m].name,
-                "round": label,
-                "cut": int(chosen.cut[n]),
-                "frequency_hz": float(chosen.frequency_hz[n]) if self.problem.clocks.known else None,
-                "delay_s": float(chosen.costs.delay_s[n]),
-                "energy_j": None if chosen.costs.energy_j is None else float(chosen.costs.energy_j[n]),
-                "cost": float(chosen.cost[n]),
-                "method": chosen.method,
-                "feasible": bool(chosen.feasible[n]),
-            }
-            if reached[n] != chosen.frequency_hz[n]:
-                row["measured_frequency_hz"] = float(reached[n])
-            doubt_s = self.problem.evaluated.compute_half_width_s(m, int(chosen.cut[n]) - 1, float(reached[n]))
-            if doubt_s is not None:
-                row["compute_half_width_s"] = doubt_s
-            row |= chosen.further.get(n, {})
-            rows.append(row)
-        return rows
 
     def table_clocks_hz(self, n: int) -> Floats:
         """Clocks of the cost table for decision ``n``: the supported ones, F_min, F_max, f* and the one decided, ascending.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -311,7 +312,6 @@ def test_exact_on_measured_tables_does_not_rest_on_the_letters_figures() -> None
         ({"compression": 1.5}, "--compression 1.5: expected"),
         ({"rounds": 0}, "--rounds 0: expected"),
         ({"seed": -1}, "--seed -1: expected"),
-        ({"method": "min-cut"}, "--method min-cut: not yet supported, use exact"),
         ({"method": "magic"}, "--method magic: expected card, exact"),
         ({"method": "static:0"}, "--method static:0: expected static:C with a cut C from 1 to 3"),
         ({"method": "static:4"}, "from 1 to 3"),
@@ -409,3 +409,13 @@ def test_the_same_seed_gives_the_same_answer_and_another_seed_another() -> None:
     )
     assert first == again
     assert first != other
+
+
+def test_json_in_pieces_is_the_json_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("solver.answer.ROWS_AT_ONCE", 4)
+    for profiles in (letterlike(), fleet()):
+        solution = solve(profiles, SolveOptions(channel="normal", rounds=5))
+        out = io.StringIO()
+        solution.write_json(out)
+        assert json.loads(out.getvalue()) == json.loads(json.dumps(solution.as_json()))
+        assert len(json.loads(out.getvalue())["decisions"]) == 5 * len(solution.problem.devices)
