@@ -817,6 +817,83 @@ def front_command(
         print_front(problem, found, Console())
 
 
+@solve_app.command("graph")
+def graph_command(
+    path: Annotated[
+        Path, typer.Argument(help="A graph as JSON ('card-solve graph-schema' prints its schema).", metavar="FILE.json")
+    ],
+    price_j_per_s: Annotated[
+        float | None,
+        typer.Option("--price", help="Least price x delay + energy, in joules. Default: 100.", metavar="J_PER_S"),
+    ] = None,
+    w: Annotated[
+        float | None,
+        typer.Option("--w", help="Instead of a price: weight of delay against energy in U, 0 to 1.", metavar="W"),
+    ] = None,
+    local_epochs: Annotated[
+        int | None, typer.Option(help="Mini-batches in a round. Default: the graph's own.", metavar="T")
+    ] = None,
+    compression: Annotated[
+        float | None, typer.Option(help="phi of Eq. 9, 0 < PHI <= 1. Default: the graph's own, else 1.", metavar="PHI")
+    ] = None,
+    uplink_mbps: Annotated[
+        float | None, typer.Option(help="Device to server, in Mbit/s. Default: the graph's link.", metavar="X")
+    ] = None,
+    downlink_mbps: Annotated[float | None, typer.Option(help="Server to device, in Mbit/s.", metavar="Y")] = None,
+    f_min_ghz: Annotated[float | None, typer.Option(help="Lowest server clock allowed.", metavar="X")] = None,
+    f_max_ghz: Annotated[float | None, typer.Option(help="Highest server clock allowed.", metavar="X")] = None,
+    count_idle: Annotated[
+        bool, typer.Option("--count-idle", help="Count the energy of the server while it waits.")
+    ] = False,
+    require_measured: Annotated[
+        bool, typer.Option("--require-measured", help="Fail if any quantity used was not measured.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the answer as JSON on standard output.")] = False,
+) -> None:
+    """Split any model graph between a device and a server: the cheapest cut and clock, by minimum cut.
+
+    For graphs that no profile holds: branches, several inputs, vision models. Nothing on the device reads what the server made. What the
+    JSON holds is explained by example in docs/graphs.md.
+
+    Example: card-solve graph docs/examples/branches.json
+    """
+    from solver.graph import load
+    from solver.graphanswer import GraphOptions, print_answer, solve_graph
+
+    options = GraphOptions(
+        price_j_per_s=price_j_per_s,
+        w=w,
+        mini_batches=local_epochs,
+        compression=compression,
+        uplink_mbps=uplink_mbps,
+        downlink_mbps=downlink_mbps,
+        f_min_ghz=f_min_ghz,
+        f_max_ghz=f_max_ghz,
+        count_idle=count_idle,
+        require_measured=require_measured,
+    )
+    answer = solve_graph(load(path), options)
+    if json_output:
+        print(answer.model_dump_json(indent=1))
+    else:
+        from rich.console import Console
+
+        print_answer(answer, Console())
+
+
+@solve_app.command("graph-schema")
+def graph_schema_command(
+    answer: Annotated[bool, typer.Option("--answer", help="The schema of the answer, not of the graph.")] = False,
+) -> None:
+    """Print the JSON schema of a graph, or of the answer that 'card-solve graph --json' gives."""
+    import json
+
+    from solver.graph import schema
+    from solver.graphanswer import answer_schema
+
+    typer.echo(json.dumps(answer_schema() if answer else schema(), indent=1))
+
+
 # -------------------------------------------------------------------------------------------------------- running
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -116,19 +116,18 @@ class Network:
 
     def crossing(self, on_device: Mask) -> Mask:
         """(T,) tensors made on the device and read on the server; (..., T) for (..., V)."""
-        read = np.zeros((*on_device.shape[:-1], len(self.producer)), dtype=bool)
-        flat = read.reshape(-1, len(self.producer))
-        for row, mask in zip(flat, on_device.reshape(-1, len(self)), strict=True):
-            row[self.edge_tensor[~mask[self.edge_node]]] = True
-        crossing: Mask = read & on_device[..., self.producer]
+        late = np.zeros((*on_device.shape[:-1], len(self.producer)), dtype=np.intp)
+        where: Any = (..., self.edge_tensor)
+        np.add.at(late, where, ~on_device[..., self.edge_node])
+        crossing: Mask = (late > 0) & on_device[..., self.producer]
         return crossing
 
     def boundaries(self) -> Mask:
-        """(B, V) device parts at the layer boundaries, ascending; without layers the smallest and the largest part alone."""
-        found = [self.smallest, self.largest]
-        if self.layer is not None:
-            found += [self.layer <= c for c in np.unique(self.layer)]
-        rows = np.unique(np.array([row for row in found if self.closed(row)]), axis=0)
+        """(B, V) device parts at the layer boundaries, ascending; without layers the smallest and the largest part."""
+        found = (
+            [] if self.layer is None else [row for c in np.unique(self.layer) if self.closed(row := self.layer <= c)]
+        )
+        rows = np.unique(np.array(found or [self.smallest, self.largest]), axis=0)
         return rows[np.argsort(rows.sum(1), kind="stable")]
 
 
