@@ -431,7 +431,7 @@ def reproduce(
             drawn.append((sets, evaluate(base, sets, fading=few)))
         if full_search:
             around = sensitivities(base, found[1].settings)
-            sets = draws(base, 8192, own_links=True, seed=seed)
+            sets = draws(base, 4096, own_links=True, seed=seed)
             region = (sets, evaluate(base, sets))
             conditions = _conditions(base, usual, fading, facts)
     trial = None if base is None else _Trial(base, usual, few, seed, draw, drawn, found)
