@@ -30,7 +30,7 @@ from solver.assumptions import Assumption, assumed, distinct
 from solver.channel import WITHIN_A_ROUND, Channel, channel_of
 from solver.costs import CostModel, Floats, Ints, Places
 from solver.extremes import box
-from solver.problem import Problem, SolveOptions, pose
+from solver.problem import MAX_DECISIONS, Problem, SolveOptions, pose
 
 POLICIES = {
     "start": "decide once, as if the first block's rates stayed",
@@ -192,8 +192,8 @@ def adaptive(
 ) -> Cuts:
     """Decide at every block from what is known then: the present rates and the two forecasts; (N, K) cuts.
 
-    The cut moves where the expected saving over the mini-batches
-    left, the upload at the end included, exceeds the cost of moving now by more than ``threshold``, in the unit of cost.
+    The cut moves where the expected saving over the mini-batches left, the upload at the end included, exceeds the cost of moving now by
+    more than ``threshold``, in the unit of cost.
     """
     rounds, blocks = up.shape
     cuts = np.empty((rounds, blocks), dtype=np.int32)
@@ -403,6 +403,8 @@ def follow(
     for option, value, least in (("--threshold", threshold, 0.0), ("--moving", moving, 1.0)):
         if not least <= value <= 1e9:
             raise BadInput(f"{option} {value:g}: expected a number from {least:g} to 1e9")
+    if options.local_epochs < 1:
+        raise BadInput(f"--local-epochs {options.local_epochs}: expected a whole number from 1")
     if not 1 <= block <= options.local_epochs:
         raise BadInput(f"--block {block}: expected 1 to {options.local_epochs} mini-batches (--local-epochs)")
     blocks = math.ceil(options.local_epochs / block)
@@ -421,6 +423,10 @@ def follow(
             raise BadInput(f"--correlation {correlation:g}: expected a number from 0 to below 1")
         options = replace(options, channel=radio.model_copy(update={"correlation": correlation}))
     rounds = options.rounds if traced or options.rounds is not None else DEFAULT_ROUNDS
+    if rounds is not None and rounds * blocks > MAX_DECISIONS:
+        raise BadInput(
+            f"--rounds {rounds}: {rounds * blocks} blocks, expected at most {MAX_DECISIONS} for all devices together"
+        )
     problem = pose(profiles, replace(options, rounds=None if rounds is None else rounds * blocks))
     rows, warnings = len(problem.rates.rounds), list(problem.warnings)
     if rows < blocks:

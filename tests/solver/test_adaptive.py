@@ -322,6 +322,8 @@ def test_without_power_energy_is_left_empty() -> None:
         ({}, {"moving": 0.5}, "--moving 0.5: expected a number from 1"),
         ({}, {"block": 6}, "--block 6: expected 1 to 5 mini-batches"),
         ({}, {"correlation": 1.0}, "--correlation 1: expected a number from 0 to below 1"),
+        ({"local_epochs": 0}, {}, "--local-epochs 0: expected a whole number from 1"),
+        ({"rounds": 5_000_000}, {}, "--rounds 5000000: 25000000 blocks, expected at most 10000000"),
         ({"local_epochs": 10**6}, {}, "--block 1: 1000000 blocks in a round, expected at most 10000"),
     ],
 )
