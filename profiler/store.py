@@ -130,6 +130,9 @@ def load(path: Path) -> Profile:
         where = ".".join(str(part) for part in first["loc"])
         tail = f" (and {more} more)" if more else ""
         said = first["msg"].removeprefix("Value error, ")  # ours name the field themselves where they span several
+        found = first["input"]
+        if isinstance(found, (int, float, str)) and not isinstance(found, bool) and first["type"] != "missing":
+            where += f" is {str(found)[:60]!r}" if isinstance(found, str) else f" is {found:g}"
         raise BadInput(f"{path}: {f'field {where}: ' if where else ''}{said}{tail}") from None
 
 

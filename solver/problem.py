@@ -29,6 +29,7 @@ from solver.costs import (
     profile_model,
 )
 from solver.objective import DEFAULT_W, Objective
+from solver.plausible import check_units
 
 MAX_DECISIONS = 10_000_000
 
@@ -313,6 +314,7 @@ def pose(profiles: Sequence[Profile], options: SolveOptions) -> Problem:
     """
     _check(options)
     server, devices = _cast(profiles, options.server)
+    check_units([server, *devices])
     fixed_cut(options.method, server.workload.layers)
     clocks, listed, warnings = _server_clocks(server, options)
     link = rates(
