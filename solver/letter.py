@@ -16,7 +16,6 @@ import numpy as np
 from profiler.profile import BadInput, Profile
 from solver.baselines import DEVICE_ONLY
 from solver.costs import Floats, Mask
-from solver.letterfleet import AS_PRINTED, AS_PUBLISHED
 from solver.lettersearch import Found, Sensitivity, draws, search, sensitivities
 from solver.lettersets import (
     CARD,
@@ -308,6 +307,8 @@ class Reproduction:
     region: tuple[Settings, Outcome] | None
     conditions: list[dict[str, Any]]
     options: SolveOptions
+    not_varied: str | None
+    """Why what the letter leaves open was not varied; None if it was."""
 
     @property
     def devices(self) -> list[str]:
@@ -376,6 +377,7 @@ class Reproduction:
             "devices": self.devices,
             "rounds": self.outcome.cut.shape[2],
             "seed": self.options.seed,
+            "not_varied": self.not_varied,
             "w": self.options.w,
             "local_epochs": self.options.local_epochs,
             "assumptions": [
@@ -398,7 +400,8 @@ def reproduce(
     """Run the simulation of Section V on a fleet (the letter's: `letterfleet.profiles`) and test the letter's claims.
 
     Three channel states x ``rounds`` x devices, Algorithm 1 in the letter's model, w and T at their Table II values. ``full_search`` adds the other readings
-    of the benchmarks, wide ranges, the sensitivities, the attainable region and the conditions of Fig. 3. Raises BadInput.
+    of the benchmarks, wide ranges, the sensitivities, the attainable region and the conditions of Fig. 3. ``draw``: how many sets with links
+    of their own are drawn; it also sets the effort of the search for a claim. Raises BadInput.
     """
     options = SolveOptions(method="card", evaluate="letter", rounds=rounds, seed=seed)
     solutions = {state: solve(fleet, replace(options, channel=state)) for state in STATES}
@@ -410,9 +413,13 @@ def reproduce(
         cuts=first.letter.cuts,
         full_power_w=(first.xi_w_per_hz3 or 0.0) * top * top * top,
     )
-    base = None
-    if full_search or first.server.workload.model in (AS_PRINTED.name, AS_PUBLISHED.name):
+    base, not_varied = None, None
+    try:
         base = Base.of(first)
+    except BadInput as why:  # another fleet: its claims are tested at what it holds
+        if full_search:
+            raise
+        not_varied = str(why)
     found: list[Found] = []
     around: list[Sensitivity] = []
     region, conditions = None, []
@@ -436,7 +443,7 @@ def reproduce(
             conditions = _conditions(base, usual, fading, facts)
     trial = None if base is None else _Trial(base, usual, few, seed, draw, drawn, found)
     tested = [_tested(claim, outcome, facts, trial) for claim in CLAIMS]
-    return Reproduction(solutions, outcome, tested, found, around, region, conditions, options)
+    return Reproduction(solutions, outcome, tested, found, around, region, conditions, options, not_varied)
 
 
 def _outcome(solutions: Sequence[Solution]) -> Outcome:

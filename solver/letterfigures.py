@@ -162,15 +162,17 @@ def print_report(result: Reproduction, console: Console) -> None:
     """The claims with their verdicts, and what the search found."""
     from rich.table import Table
 
-    table = Table(title="The letter's claims (Section V) and ours")
-    for column in ("claim", "letter", "ours, stated set", "holds in draws", "verdict"):
+    table = Table(
+        title="The letter's claims (Section V) and ours, at the stated set and in draws of what it does not give"
+    )
+    for column in ("claim", "ours", "in draws", "verdict"):
         table.add_column(column)
     for t in result.tested:
         share = "-" if t.share_of_draws is None else f"{100 * t.share_of_draws:.3g} %"
-        table.add_row(t.claim.name, t.claim.letter, t.ours, share, t.verdict)
+        table.add_row(f"{t.claim.name} ({t.claim.letter})", t.ours, share, t.verdict)
     console.print(table)
     if not result.found:
-        console.print("What the letter leaves open was not varied: the fleet's model is not the letter's.")
+        console.print(f"What the letter leaves open was not varied: {result.not_varied}", markup=False, highlight=False)
         return
     nearest = Table(title=f"Sets nearest to {LETTER_PCT[0]} % and {LETTER_PCT[1]} %")
     for column in (

@@ -230,6 +230,11 @@ class Base:
                 f"profile {problem.server.name}: field workload.model is {work.model}, expected one of {', '.join(known)}: what the "
                 "letter leaves open is varied for its own model only"
             )
+        if problem.tables is not None or len(problem.clocks.supported_hz):
+            raise BadInput(
+                f"profile {problem.server.name}: measured times or a list of clocks, expected neither: what the letter leaves open is "
+                "varied in its own model only"
+            )
         if not problem.feasible.all() or problem.xi_w_per_hz3 is None:
             raise BadInput(
                 f"profile {problem.server.name}: expected xi and no memory limit that rules out a cut, as in the letter"
@@ -332,7 +337,7 @@ def _evaluate(base: Base, settings: Settings, rule: ClockRule, fade: Fading) -> 
     waiting += base.adapter_bits * (wide(adapters) * (by_up + by_down))
     waiting += base.device_s * wide(flops)
     cycles = (base.cycles + wide(settings.head_layers) * base.cycles[-1]) * wide(flops)  # (K, 1, 1, 1, C)
-    low, high = wide(settings.f_min_ghz * 1e9), base.f_max_hz
+    low, high = np.minimum(wide(settings.f_min_ghz * 1e9), base.f_max_hz), base.f_max_hz
     xi = wide(base.xi_w_per_hz3 * settings.xi_factor)
     w = base.w
     d_span = (waiting + cycles / low).max(-1, keepdims=True) - (waiting + cycles / high).min(-1, keepdims=True)

@@ -196,6 +196,8 @@ def test_a_fleet_of_another_model_is_run_but_not_varied(fleet: list[Profile]) ->
     result = reproduce(other, rounds=2)
     assert result.found == []
     assert all(t.share_of_draws is None for t in result.tested)
+    assert result.not_varied is not None
+    assert "gpt2" in result.not_varied
     with pytest.raises(BadInput, match=r"workload\.model is gpt2, expected one of letter-1b-32l"):
         reproduce(other, rounds=2, full_search=True)
 
