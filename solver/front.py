@@ -26,6 +26,7 @@ import numpy as np
 from profiler.profile import BadInput
 from profiler.store import write_atomically
 from solver import card, exact
+from solver.assumptions import distinct
 from solver.costs import Choice, Floats, Ints, Mask, Places
 from solver.extremes import Extremes, box, piece_edges
 from solver.problem import Problem
@@ -193,9 +194,19 @@ class TradeOff:
 
     def reach(self, k: int) -> tuple[float, float] | None:
         """From which to which w the exact decision is point ``k`` of the front; None where none is."""
-        point = self.points.row(int(self.front[k]))
-        mine = [i for i in range(len(self.exact)) if self.exact.begin.row(i) == point == self.exact.end.row(i)]
-        return (float(self.exact.w[mine[0]]), float(self.exact.w[mine[-1] + 1])) if mine else None
+        p = int(self.front[k])
+        return self._reached.get((int(self.points.cut[p]), float(self.points.frequency_hz[p])))
+
+    @cached_property
+    def _reached(self) -> dict[tuple[int, float], tuple[float, float]]:
+        found: dict[tuple[int, float], tuple[float, float]] = {}
+        for i in range(len(self.exact)):
+            at, until = (
+                (int(points.cut[i]), float(points.frequency_hz[i])) for points in (self.exact.begin, self.exact.end)
+            )
+            if at == until:
+                found[at] = found.get(at, (float(self.exact.w[i]), 0.0))[0], float(self.exact.w[i + 1])
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """All but the points off the front, which ``--csv`` holds."""
@@ -524,8 +535,6 @@ def _take(points: Points, rows: Any) -> Points:
 def as_json(problem: Problem, found: list[TradeOff]) -> dict[str, Any]:
     """What ``card-solve front --json`` prints. No NaN and no infinity: what is unknown is None."""
     listed, rests_on_letter, rests_on_tables = problem.rests_on
-    from solver.assumptions import distinct
-
     return {
         "server": problem.server.name,
         "model": problem.decider.name,
