@@ -129,7 +129,8 @@ def _more(certainty: Certainty, rows: Ints, lost: Mask) -> str:
 def _signed(percent: float, what: str) -> str:
     if abs(percent) < _NOTHING:
         return f"the same {what}"
-    return f"{abs(percent):.2g} % {'more' if percent > 0 else 'less'} {what}"
+    size = f"{abs(percent):.0f}" if abs(percent) >= 100 else f"{abs(percent):.2g}"
+    return f"{size} % {'more' if percent > 0 else 'less'} {what}"
 
 
 def _cost(certainty: Certainty) -> str:
@@ -140,7 +141,7 @@ def _cost(certainty: Certainty) -> str:
 
 def _figure(certainty: Certainty, value: float) -> str:
     unit = certainty.solution.problem.options.objective.cost_unit
-    return quantity(float(value), unit, 2) if unit else f"{value:.2g}"
+    return quantity(float(value), unit, 3) if unit else f"{value:.2g}"
 
 
 def _worst(certainty: Certainty, rows: Ints) -> str:
