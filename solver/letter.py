@@ -524,7 +524,7 @@ def _tested(claim: Claim, outcome: Outcome, facts: Fleet, trial: _Trial | None) 
                 examples.append(_example(f.settings, again, 0))
     if not (at_stated or names or share):
         # Most claims need no fading, which costs time.
-        for fading, sample, steps in ((None, 4 * trial.draw, 40), (few, trial.draw, 40)):
+        for fading, sample in ((None, 4 * trial.draw), (few, trial.draw)):
             sought = search(
                 base,
                 trial.usual,
@@ -532,7 +532,7 @@ def _tested(claim: Claim, outcome: Outcome, facts: Fleet, trial: _Trial | None) 
                 fading=fading,
                 seed=trial.seed,
                 sample=sample,
-                steps=steps,
+                steps=min(40, trial.draw // 8),
                 miss=lambda o: claim.miss(o, facts),
             )
             again = evaluate(base, sought.settings, fading=fading)

@@ -168,7 +168,7 @@ def test_another_f_min_turns_what_holds_at_the_stated_set(fleet: list[Profile], 
     hardware = fleet[0].hardware
     assert hardware.clocks is not None
     fast = hardware.model_copy(update={"clocks": hardware.clocks.model_copy(update={"min_hz": 1.5e9})})
-    other = reproduce(with_server(fleet, hardware=fast), rounds=2, draw=16)
+    other = reproduce(with_server(fleet, hardware=fast), rounds=2, draw=8)
     before, after = ({t.claim.name: t.at_stated for t in r.tested} for r in (result, other))
     assert before["the cut moves from 31 to 1 as devices weaken"]
     assert not after["the cut moves from 31 to 1 as devices weaken"]  # all are 31
@@ -186,7 +186,7 @@ def test_layers_that_differ_make_other_cuts_and_turn_the_verdict(fleet: list[Pro
         for row in sizes.cuts
     ]
     other = [p.model_copy(update={"sizes": sizes.model_copy(update={"cuts": cuts})}) for p in fleet]
-    tested = {t.claim.name: t for t in reproduce(other, rounds=2, draw=16).tested}
+    tested = {t.claim.name: t for t in reproduce(other, rounds=2, draw=8).tested}
     assert not tested["the cut is either the last or the first"].at_stated
     assert tested["the cut is either the last or the first"].verdict != REPRODUCED
 
