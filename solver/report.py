@@ -59,7 +59,7 @@ def _heading(solution: Solution) -> RenderableType:
     over = f"; means over {rounds} rounds" if len(solution.decisions.cut) > MOST_ROWS else ""
     return Text.assemble(
         (printable(work.model), "bold"),
-        f" on {solution.problem.server.name}: method {options.method}, w = {options.w:g}, T = {options.local_epochs} mini-batches a round; "
+        f" on {solution.problem.server.name}: method {options.method}, {options.objective.words}, T = {options.local_epochs} mini-batches a round; "
         f"delay and energy from {figures}{over}",
     )
 
