@@ -97,7 +97,7 @@ table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:
 caption{text-align:left;font-size:.85rem;color:var(--soft);padding:.6rem .9rem .2rem}
 th,td{padding:.42rem .9rem;text-align:left;vertical-align:top;border-top:1px solid var(--line);overflow-wrap:break-word}
 thead th{border-top:0;font-weight:600;font-size:.85rem;color:var(--soft);vertical-align:bottom}
-tbody th{font-weight:600;min-width:7rem;max-width:24rem}
+tbody th{font-weight:600;min-width:9rem;max-width:24rem}
 @media(min-width:45rem){article tbody th,.short tbody th{white-space:nowrap}}
 .n{text-align:right;white-space:nowrap}thead .n{white-space:normal}
 tbody tr:hover{background:var(--panel)}
@@ -115,10 +115,12 @@ figure svg text{font-family:inherit!important}
 figcaption{font-size:.85rem;color:var(--soft)}
 .reasons{padding-left:1.1rem}.reasons li{margin:.4rem 0;max-width:80ch}
 pre{background:var(--panel);border:1px solid var(--line);border-radius:.5rem;padding:.8rem 1rem;white-space:pre-wrap;overflow-wrap:anywhere}
+@page{margin:14mm}
 @media print{
+.figures{grid-template-columns:repeat(3,1fr);gap:.5rem}h2{margin:1.4rem 0 .4rem}figcaption{font-size:7.5pt}
 :root{--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--panel:#fff;--accent:#000;--warn:#000;--warnbg:#fff;--good:#000}
 body{font-size:10.5pt}main{max-width:none;padding:0}article,figure,tr,.facts div{break-inside:avoid}h2,h3{break-after:avoid}
-.wide{overflow:visible}th,td{padding:.25rem .4rem;font-size:8.5pt}
+.wide{overflow:visible;break-inside:avoid-page}th,td{padding:.25rem .3rem;font-size:8pt}tbody th{min-width:0}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
 """
 """Light and dark, narrow and wide, on paper."""
