@@ -162,7 +162,7 @@ class Objective:
         for m in np.unique(device[~met]).tolist():
             of_it = ~met & (device == m)
             rounds = "" if of_it.sum() == (device == m).sum() else f" in {of_it.sum()} of {(device == m).sum()} rounds"
-            short.append(f"{names[m]}{rounds} (least {_above(reached[of_it].max(), self.limit)} {unit})")
+            short.append(f"{names[m]}{rounds} (needs {_above(reached[of_it].max(), self.limit)} {unit})")
         return f"{option} cannot be kept by {', '.join(short)}: the nearest point is shown, left out of the means"
 
 
