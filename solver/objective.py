@@ -108,11 +108,9 @@ class Objective:
                 ]
                 raise BadInput(f"{option} {value:g}: expected a number of {unit} {least}, at most {MOST:g}")
             if method != "exact" and not (option == "--price" and method == "min-cut"):
-                raise BadInput(
-                    f"{option}: expected --method exact, {method} knows only U of Eq. 12 (--w)"
-                    if method == "card"
-                    else f"{option}: expected --method exact, {method} does not choose the cut"
-                )
+                knows = {"card": "knows only U of Eq. 12 (--w)", "min-cut": "keeps no limits, only weighted sums"}
+                why = knows.get(method, "does not choose the cut")
+                raise BadInput(f"{option}: expected --method exact, {method} {why}")
 
     def factors(self, extremes: Extremes) -> tuple[Floats, Floats]:
         """(N,) factors of delay and energy in the weighted sum that is minimised: of U, or a price beside 1."""

@@ -284,6 +284,10 @@ def test_where_no_device_can_keep_the_limit_one_line_names_option_device_and_the
             "--max-delay-s: expected --method exact, static:2 does not choose",
         ),
         ({"max_energy_j": 9.0, "method": "server-only"}, "--max-energy-j: expected --method exact"),
+        (
+            {"max_energy_j": 9.0, "method": "min-cut"},
+            "--max-energy-j: expected --method exact, min-cut keeps no limits",
+        ),
     ],
 )
 def test_an_objective_that_cannot_be_is_refused_in_one_line(changes: dict[str, Any], expected: str) -> None:
