@@ -136,14 +136,13 @@ def narrow(network: Network, block: Block, tensor: Floats, engine: Engine | None
     return Narrow(bool(enters), bool(leaves))
 
 
-def safe(block: Block, widths: Narrow, device: Floats, server: Floats) -> bool:
-    """Whether some cheapest split leaves the block whole, at these costs.
+def safe(widths: Narrow, dearer: Floats) -> bool:
+    """Whether some cheapest split leaves the block whole. ``dearer`` (B,): how much more each of its vertices costs on the device.
 
     Either every cut inside carries at least what enters, and each operator costs at least as much on the device: then moving the
     device's share of the block to the server is no dearer. Or at least what leaves, and each operator costs at most as much there: then
     moving all of it to the device is no dearer. Bytes alone prove nothing.
     """
-    dearer = device[block.nodes] - server[block.nodes]
     return bool((widths.as_entering and (dearer >= 0).all()) or (widths.as_leaving and (dearer <= 0).all()))
 
 

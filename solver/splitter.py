@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from solver.contraction import Block, Contracted, Narrow, blocks, contract, narrow, safe
-from solver.mincut import Cut, Engine, Floats, Mask, Network, cost_of, minimum
+from solver.mincut import Cut, Engine, Floats, Ints, Mask, Network, cost_of, minimum
+
+MOST_KEPT = 10_000
+"""Widths of blocks are kept for so many rates and weights at most."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,19 @@ class Best:
 
 
 class Splitter:
-    """Cheapest splits of one network for any load, rates and weights. What does not depend on them is kept between calls."""
+    """Cheapest splits of one network for any load, rates and weights. What does not depend on them is kept between calls.
 
-    def __init__(self, network: Network, engine: Engine | None = None, contracting: bool = True) -> None:
+    ``contracting`` makes blocks one vertex wherever a decision proves it safe (`solver.contraction`). The answer is the same; with the flow
+    libraries of today the proofs cost what they save (benchmarks/mincut.py), so it is off unless asked for.
+    """
+
+    def __init__(self, network: Network, engine: Engine | None = None, contracting: bool = False) -> None:
         self.network, self.engine = network, engine
         self._blocks = blocks(network) if contracting else []
-        self._boundaries = network.boundaries()
+        boundaries = network.boundaries()
+        self._at = boundaries.astype(float), (~boundaries).astype(float), network.crossing(boundaries).astype(float)
+        self._fixed, self._free = ~network.largest, network.largest & ~network.smallest
+        self._alike = [_signature(network, block) for block in self._blocks]
         self._narrow: dict[tuple[bytes, ...], Narrow] = {}
         self._contracted: dict[tuple[bool, ...], Contracted] = {}
 
@@ -67,12 +77,14 @@ class Splitter:
         sum of what it changes for the vertices on the server for good, and of what it lowers for the others.
         """
         device, server, tensor = load.prices(uplink_bps, downlink_bps, by_delay, by_energy)
-        _, first = np.unique(server, axis=1, return_index=True)
-        columns = np.sort(first)  # clocks that cost the same everywhere: the lowest
-        fixed, free = ~self.network.largest, self.network.largest & ~self.network.smallest
-        on_server = ~self._boundaries
-        still = self._boundaries @ device + self.network.crossing(self._boundaries) @ tensor
-        seen = (still[:, None] + on_server @ server[:, columns]).min(0)
+        rows = np.ascontiguousarray(server.T)
+        alike: dict[bytes, int] = {}
+        for k, row in enumerate(rows):
+            alike.setdefault(row.tobytes(), k)
+        columns = np.array(list(alike.values()))  # of clocks that cost the same everywhere the lowest
+        rows = rows[columns]
+        on_device, on_server, crossing = self._at
+        seen = (on_server @ rows.T + (on_device @ device + crossing @ tensor)[:, None]).min(0)
         floor = np.full(len(columns), -np.inf)
         found: list[tuple[float, int, int, Cut]] = []
         ceiling = float(seen.min())
@@ -81,13 +93,12 @@ class Splitter:
             k = waiting.pop(0)
             if floor[k] > ceiling:
                 continue
-            column = server[:, columns[k]]
-            cut = self._cut(device, column, tensor)
+            cut = self._cut(device, rows[k], tensor)
             found.append((cut.cost, int(cut.on_device.sum()), int(columns[k]), cut))
             ceiling = min(ceiling, cut.cost)
-            change = server[:, columns] - column[:, None]
-            change_total = change[fixed].sum(0) + np.minimum(change[free], 0.0).sum(0)
-            floor = np.maximum(floor, cut.cost - cut.gap + change_total)
+            change = rows - rows[k]
+            lowers = change[:, self._fixed].sum(1) + np.minimum(change[:, self._free], 0.0).sum(1)
+            floor = np.maximum(floor, cut.cost - cut.gap + lowers)
         least = min(found, key=lambda row: row[:3])
         # Costs that differ by rounding alone are equal.
         equal = [row for row in found if row[0] <= least[0] + 1e-14 * abs(least[0])]
@@ -96,34 +107,48 @@ class Splitter:
 
     def _cut(self, device: Floats, server: Floats, tensor: Floats) -> Cut:
         """The minimum at one clock, on the graph in which blocks are one vertex where that is safe."""
-        whole = [b for b in self._blocks if safe(b, self._width(b, tensor), device, server)]
-        if not whole:
+        dearer = device - server
+        key = tuple(
+            self._whole(block, alike, dearer[block.nodes], tensor)
+            for block, alike in zip(self._blocks, self._alike, strict=True)
+        )
+        if not any(key):
             return minimum(self.network, device, server, tensor, self.engine)
-        key = tuple(b in whole for b in self._blocks) if len(whole) < len(self._blocks) else (True,)
         if key not in self._contracted:
-            self._contracted[key] = contract(self.network, whole)
+            self._contracted[key] = contract(
+                self.network, [b for b, whole in zip(self._blocks, key, strict=True) if whole]
+            )
         small = self._contracted[key]
         here, there = small.costs(device, server)
         cut = minimum(small.network, here, there, tensor[small.kept], self.engine)
         on_device = cut.on_device[small.number]
         return Cut(on_device, cost_of(self.network, on_device, device, server, tensor), cut.gap)
 
-    def _width(self, block: Block, tensor: Floats) -> Narrow:
-        """`narrow`, once for all blocks that look alike."""
-        number = np.full(len(self.network), -1)
-        number[block.nodes] = np.arange(len(block.nodes))
-        every = np.concatenate([block.entering, block.inner])
-        place = np.full(len(self.network.producer), -1)
-        place[every] = np.arange(len(every))
-        rows = (place[self.network.edge_tensor] >= 0) & (number[self.network.edge_node] >= 0)
-        key = (
-            number[self.network.producer[every]].tobytes(),
-            place[self.network.edge_tensor[rows]].tobytes(),
-            number[self.network.edge_node[rows]].tobytes(),
-            np.isin(block.entering, block.owned).tobytes(),
-            np.array([number[block.exit], block.fed]).tobytes(),
-            tensor[np.concatenate([every, block.leaving])].tobytes(),
-        )
+    def _whole(self, block: Block, alike: tuple[bytes, Ints], dearer: Floats, tensor: Floats) -> bool:
+        """`safe`, with `narrow` computed once for all blocks that look alike, and only where the operators' costs allow it."""
+        if not ((dearer >= 0).all() or (dearer <= 0).all()):
+            return False
+        key = (alike[0], tensor[alike[1]].tobytes())
         if key not in self._narrow:
+            if len(self._narrow) > MOST_KEPT:
+                self._narrow.clear()
             self._narrow[key] = narrow(self.network, block, tensor, self.engine)
-        return self._narrow[key]
+        return safe(self._narrow[key], dearer)
+
+
+def _signature(network: Network, block: Block) -> tuple[bytes, Ints]:
+    """What is equal for blocks that differ in nothing but costs; and the tensors whose costs the widths depend on."""
+    number = np.full(len(network), -1)
+    number[block.nodes] = np.arange(len(block.nodes))
+    every = np.concatenate([block.entering, block.inner])
+    place = np.full(len(network.producer), -1)
+    place[every] = np.arange(len(every))
+    rows = (place[network.edge_tensor] >= 0) & (number[network.edge_node] >= 0)
+    facts = (
+        number[network.producer[every]],
+        place[network.edge_tensor[rows]],
+        number[network.edge_node[rows]],
+        np.isin(block.entering, block.owned),
+        np.array([number[block.exit], block.fed]),
+    )
+    return b"|".join(fact.tobytes() for fact in facts), np.concatenate([every, block.leaving])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,7 +175,7 @@ def test_a_block_that_is_called_safe_never_hides_the_optimum(
         graph = Network(graph.producer, graph.edge_tensor, graph.edge_node, graph.to_device, graph.to_server)
     device, server, tensor = graphs.random_load(rng, graph, clocks=1, integers=rng.random() < 0.5).prices(1, 2, 1, 0)
     server = server[:, 0] * tilt
-    whole = [b for b in blocks(graph) if safe(b, narrow(graph, b, tensor), device, server)]
+    whole = [b for b in blocks(graph) if safe(narrow(graph, b, tensor), (device - server)[b.nodes])]
     small = contract(graph, whole)
     cut = minimum(small.network, *small.costs(device, server), tensor[small.kept])
     best = minimum(graph, device, server, tensor)
@@ -182,6 +183,18 @@ def test_a_block_that_is_called_safe_never_hides_the_optimum(
     if layers == 1:
         parts = (cost_of(graph, np.array(p), device, server, tensor) for p in graphs.closed_parts(graph))
         assert best.cost == pytest.approx(min(parts), rel=1e-12, abs=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds)
+def test_contracting_some_blocks_and_not_others_at_each_clock_changes_no_answer(seed: int) -> None:
+    rng = random.Random(seed)
+    graph = layered(rng, 4)
+    load = graphs.random_load(rng, graph, clocks=3)
+    load = replace(load, server_s=load.server_s * np.resize([0.2] * 4 + [1.0] * 4 + [4.0] * 4, len(graph))[:, None])
+    whole, plain = (Splitter(graph, contracting=c).best(load, 1.0, 2.0, 1.0, 0.1) for c in (True, False))
+    assert whole.cost == pytest.approx(plain.cost, rel=1e-12)
+    assert whole.clock == plain.clock
 
 
 def test_safe_blocks_are_found_and_both_reasons_for_them_occur() -> None:
@@ -193,8 +206,8 @@ def test_safe_blocks_are_found_and_both_reasons_for_them_occur() -> None:
         device, server, tensor = load.prices(1, 2, 1, 0)
         for block in blocks(graph):
             widths = narrow(graph, block, tensor)
-            entering += safe(block, widths, device + 10, server[:, 0]) and widths.as_entering
-            leaving += safe(block, widths, device - 10, server[:, 0]) and widths.as_leaving
+            entering += safe(widths, (device + 10 - server[:, 0])[block.nodes]) and widths.as_entering
+            leaving += safe(widths, (device - 10 - server[:, 0])[block.nodes]) and widths.as_leaving
     assert entering > 10
     assert leaving > 10
 
