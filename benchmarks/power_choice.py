@@ -13,10 +13,10 @@ interval plus 40 times what lies outside of it) of new measurements at the 41 cl
 over sweeps of log(e1 + 0.02) + log(e2 + 0.02) + log(s1 + 0.02) + log(s2 + 0.02), over 4: 0.01 of it is one percent of an error or of a score.
 
 **Search.** It starts from priors that say nothing (all members alike, no ceiling, no growth, a plain power as likely as a chip with a floor, intervals as the
-kriged law gives them) and goes through the constants one after the other in the order of `GRIDS`. Each takes the value of least objective; values whose
-objective is larger by less than one standard error of the difference (paired, over sweeps) tie with it, and of those the one that
-stands first is taken: values stand from simple to complicated. This is repeated until a pass changes nothing, three passes at most; from the second
-pass on a value at hand that ties stays.
+kriged law gives them) and goes through the constants one after the other in the order of `GRIDS`. A number takes the value of least objective. Of lists (lengths,
+noise, growth), which cost more the longer they are, those whose objective is larger by less than one standard error of the difference (paired, over sweeps) tie
+with the best, and the first of them is taken, they stand from short to long; from the second pass on one at hand that ties stays. Passes are repeated until
+one changes nothing, three at most.
 
 **Intervals.** A value of `claim` only counts where at least 93 and at most 97 % of the new measurements and of the left-out points of the training sweeps are
 covered; where none does, the one whose worse of the two is nearest to 95 %.
@@ -73,7 +73,7 @@ def _decades(low: int, high: int) -> tuple[float, ...]:
     return tuple(10.0**k for k in range(low, high + 1))
 
 
-# Values stand from simple to complicated.
+# The first value of each is where the search starts; lists stand from short to long.
 GRIDS: dict[str, tuple[Any, ...]] = {
     "kriged.lengths": (
         (0.2, 0.8),
@@ -274,8 +274,11 @@ def look_at(constant: str, priors: Priors, judged: Callable[[Priors], Judged], s
         difference = one.objective - all_judged[best].objective
         error.append(float(difference.std(ddof=1) / math.sqrt(len(difference))))
     ties = [bool(a and o - objective[best] <= e) for a, o, e in zip(allowed, objective, error, strict=True)]
-    at_hand = GRIDS[constant].index(value_of(priors, constant))
-    return Step(constant, objective, error, covered, ties, at_hand if stays and ties[at_hand] else ties.index(True))
+    taken = best
+    if isinstance(GRIDS[constant][best], tuple):
+        at_hand = GRIDS[constant].index(value_of(priors, constant))
+        taken = at_hand if stays and ties[at_hand] else ties.index(True)
+    return Step(constant, objective, error, covered, ties, taken)
 
 
 def search(judged: Callable[[Priors], Judged], priors: Priors = START) -> Iterator[tuple[int, Step, Priors]]:

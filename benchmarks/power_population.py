@@ -14,14 +14,16 @@ Nothing here was read off a measured sweep. What went in, and from where:
 - Old chips, without a floor or with one voltage for all: a constant and a power of the clock of 1 to 3.5 (1 and 3 themselves half of the time).
 - Sweeps of 4 to 28 clocks, the lowest at 5 to 60 % of the highest; evenly spaced, by index of an uneven table, or denser to the top; in rising, falling or
   random order.
-- Sensors: readings of 5 to 300 W at the top; noise of 0.1 to 2 % of each mean; in half of the sweeps readings in steps of 0.1, 0.2 or 0.4 W (never above 2 % of
-  the lowest watts), a milliwatt otherwise; a drift over the sweep (ambient, fan, memory) of up to 0.5 %, a random walk in the order of visits.
+- What a mean scatters by: the load's own fluctuations, 0.1 to 2 % of the switching watts alone; the surroundings, whose temperature walks by up to 4 degrees over a
+  sweep, in the order of visits, and acts through leakage; the sensor's noise, 0.05 to 1 % of each reading.
+- Sensors: 5 to 300 W at the top; in half of the sweeps readings in steps of 0.1, 0.2 or 0.4 W (never above 2 % of the lowest watts), a milliwatt otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +35,17 @@ COUNTS = (4, 5, 6, 8, 10, 14, 20, 28)
 ASKED = 41  # clocks, evenly over the domain, at which a curve is asked
 
 
+class Chip(Protocol):
+    def __call__(self, x: Array, load: Array | float = 0.0, warmer: Array | float = 0.0) -> Array:
+        """Watts over those at the highest clock, for clocks x (m,) over the highest; the load switching by 1 + ``load`` of the usual, the
+        surroundings by ``warmer`` degrees."""
+        ...
+
+
 @dataclass(frozen=True)
 class MadeUp:
     """One sweep of one made-up chip: rows (n,) as measured, and the truth without noise at the rows and at ``asked_hz`` (ASKED,),
-    with one more measurement ``new_w`` (ASKED,) by the same sensor there."""
+    with one more measurement ``new_w`` (ASKED,) by the same sensor there. ``noise``: of load and sensor together, at most."""
 
     kind: str
     frequency_hz: Array
@@ -50,21 +59,22 @@ class MadeUp:
 
 def draw(kind: str, clocks: int, seed: int) -> MadeUp:
     """The sweep of this kind and number of clocks with this seed; the same whenever it is asked for."""
-    rng = np.random.default_rng([20, KINDS.index(kind), clocks, seed])
+    rng = np.random.default_rng([21, KINDS.index(kind), clocks, seed])
     curve = _plain(rng) if kind == "plain" else _chip(kind, rng)
     low = rng.uniform(0.05, 0.6)
     x = _clocks(low, clocks, rng)
     asked = np.linspace(x[0], 1.0, ASKED)
     top_w, top_hz = np.exp(rng.uniform(np.log(5), np.log(300))), rng.uniform(0.8e9, 3.2e9)
-    noise, drift = np.exp(rng.uniform(np.log(0.001), np.log(0.02))), rng.uniform(0, 0.005)
+    load, sensor = (np.exp(rng.uniform(np.log(low), np.log(high))) for low, high in ((0.001, 0.02), (0.0005, 0.01)))
+    drift = rng.uniform(0, 4)
     true_w, asked_w = top_w * curve(x), top_w * curve(asked)
     step_w = 1e-3
     if rng.random() < 0.5:
         step_w = max(1e-3, min(rng.choice([0.1, 0.2, 0.4]), 0.02 * true_w.min()))
 
-    def read(watts: Array, drifted: Array) -> Array:
-        seen = watts * (1 + noise * rng.standard_normal(len(watts))) * (1 + drifted)
-        return np.asarray(np.maximum(np.round(seen / step_w), 1) * step_w)
+    def read(x: Array, warmer: Array) -> Array:
+        watts = top_w * curve(x, load * rng.standard_normal(len(x)), warmer)
+        return np.asarray(np.maximum(np.round(watts * (1 + sensor * rng.standard_normal(len(x))) / step_w), 1) * step_w)
 
     order = [np.arange(clocks), np.arange(clocks)[::-1], rng.permutation(clocks)][rng.integers(3)]
     walk = np.empty(clocks)
@@ -72,12 +82,12 @@ def draw(kind: str, clocks: int, seed: int) -> MadeUp:
     return MadeUp(
         kind,
         x * top_hz,
-        read(true_w, walk),
+        read(x, walk),
         true_w,
         asked * top_hz,
         asked_w,
-        read(asked_w, drift * rng.standard_normal(ASKED) / np.sqrt(2)),
-        noise,
+        read(asked, drift * rng.standard_normal(ASKED) / np.sqrt(2)),
+        float(np.hypot(load, sensor)),
     )
 
 
@@ -93,14 +103,18 @@ def _clocks(low: float, count: int, rng: np.random.Generator) -> Array:
     return np.concatenate([[low], low + (1 - low) * np.cumsum(gaps) / gaps.sum()])
 
 
-def _plain(rng: np.random.Generator) -> Callable[[Array], Array]:
-    rest = rng.uniform(0.03, 0.6)
+def _plain(rng: np.random.Generator) -> Chip:
+    rest, leak, per_degree = rng.uniform(0.03, 0.6), rng.uniform(0.1, 0.6), rng.uniform(0.008, 0.02)
     exponent = rng.choice([1.0, 3.0]) if rng.random() < 0.5 else rng.uniform(1, 3.5)
-    return lambda x: np.asarray(rest + (1 - rest) * x**exponent)
+
+    def chip(x: Array, load: Array | float = 0.0, warmer: Array | float = 0.0) -> Array:
+        constant = rest * (1 - leak + leak * np.exp(per_degree * np.asarray(warmer)))
+        return np.asarray(constant + (1 - rest) * x**exponent * (1 + np.asarray(load)))
+
+    return chip
 
 
-def _chip(kind: str, rng: np.random.Generator) -> Callable[[Array], Array]:
-    """Watts over those at the highest clock, for clocks x over the highest."""
+def _chip(kind: str, rng: np.random.Generator) -> Chip:
     how = rng.choice(("ridge", "regulator", "operating points", "soft")) if kind == "memory" else kind
     volts, top_v = _voltage(str(how), rng)
     waits = rng.uniform(0.3, 0.9) if kind == "memory" else rng.uniform(0, 0.3)
@@ -111,21 +125,25 @@ def _chip(kind: str, rng: np.random.Generator) -> Callable[[Array], Array]:
     memory = rng.uniform(0, 0.15)
     switch = 1.0 - leak
 
-    def chip(x: Array) -> Array:
+    def watts(x: Array, load: Array | float, warmer: Array | float) -> Array:
         v = volts(x)
         step = (1 - waits) / x + waits  # time of a step over that at the highest clock
         busy = (1 - waits) / x / step
         active = (gated + (1 - gated) * busy) / (gated + (1 - gated) * (1 - waits))
-        dynamic = switch * x * v**2 * active
+        dynamic = switch * x * v**2 * active * (1 + load)
         total = dynamic + leak
         for _ in range(40):  # heat follows the watts, and leakage the heat
-            heat = degrees * (total - 1)
+            heat = degrees * (total - 1) + warmer
             total = dynamic + leak * v * np.exp(per_volt * top_v * (v - 1) + per_degree * heat)
-        watts = (1 - board) * ((1 - memory) * total + memory / step) + board
-        return np.asarray(watts + loss * watts**2)
+        whole = (1 - board) * ((1 - memory) * total + memory / step) + board
+        return np.asarray(whole + loss * whole**2)
 
-    top = float(chip(np.ones(1))[0])
-    return lambda x: chip(x) / top
+    top = float(watts(np.ones(1), 0.0, 0.0)[0])
+
+    def chip(x: Array, load: Array | float = 0.0, warmer: Array | float = 0.0) -> Array:
+        return watts(x, load, warmer) / top
+
+    return chip
 
 
 def _voltage(how: str, rng: np.random.Generator) -> tuple[Callable[[Array], Array], float]:

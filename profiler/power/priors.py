@@ -6,6 +6,7 @@ is written down there, and prints what it tried. docs/power.md says what came ou
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -18,11 +19,11 @@ class KrigedPriors:
     stops rising within the top tenth of the clocks. ``plain``: probability of a law without a voltage floor, a plain power of the clock.
     """
 
-    lengths: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8)
+    lengths: tuple[float, ...] = (0.2, 0.4, 0.8)
     noise: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-    rougher: tuple[float, ...] = (1.0, 3.0, 10.0)
+    rougher: tuple[float, ...] = (1.0, 3.0)
     ceiling: float = 0.1
-    plain: float = 0.1
+    plain: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class AveragePriors:
 
     kriged: float = 2.0
     monotone: float = 1.0
-    plain: float = 0.1
+    plain: float = 0.3
     sharpness: float = 1.0
 
 
@@ -41,7 +42,7 @@ class IntervalPriors:
     """How far an interval follows the errors found at clocks left out: the kriged law's claim counts for ``claim`` clocks (infinity:
     it is taken as it is), or for as much as all errors found together (None)."""
 
-    claim: float | None = None
+    claim: float | None = math.inf
 
 
 @dataclass(frozen=True)
