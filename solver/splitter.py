@@ -63,7 +63,7 @@ class Splitter:
     def __init__(self, network: Network, engine: Engine | None = None, contracting: bool = False) -> None:
         self.network, self.engine = network, engine
         self._blocks = blocks(network) if contracting else []
-        boundaries = network.boundaries()
+        self._boundaries = boundaries = network.boundaries()
         self._at = boundaries.astype(float), (~boundaries).astype(float), network.crossing(boundaries).astype(float)
         self._fixed, self._free = ~network.largest, network.largest & ~network.smallest
         self._alike = [_signature(network, block) for block in self._blocks]
@@ -71,7 +71,8 @@ class Splitter:
         self._contracted: dict[tuple[bool, ...], Contracted] = {}
 
     def best(self, load: Load, uplink_bps: float, downlink_bps: float, by_delay: float, by_energy: float) -> Best:
-        """The device part and clock at which by_delay D + by_energy E is least; of equals the smallest device part, then the lowest clock.
+        """The device part and clock at which by_delay D + by_energy E is least; of equals a layer boundary,
+        then the smallest device part, then the lowest clock.
 
         A clock is left out only where a bound proves it worse: going from clock j to k changes the cost of any split by at least the
         sum of what it changes for the vertices on the server for good, and of what it lowers for the others.
@@ -84,7 +85,8 @@ class Splitter:
         columns = np.array(list(alike.values()))  # of clocks that cost the same everywhere the lowest
         rows = rows[columns]
         on_device, on_server, crossing = self._at
-        seen = (on_server @ rows.T + (on_device @ device + crossing @ tensor)[:, None]).min(0)
+        known = on_server @ rows.T + (on_device @ device + crossing @ tensor)[:, None]
+        seen = known.min(0)
         floor = np.full(len(columns), -np.inf)
         found: list[tuple[float, int, int, Cut]] = []
         ceiling = float(seen.min())
@@ -103,7 +105,12 @@ class Splitter:
         # Costs that differ by rounding alone are equal.
         equal = [row for row in found if row[0] <= least[0] + 1e-14 * abs(least[0])]
         cost, _, k, cut = min(equal, key=lambda row: (row[1], row[2], row[0]))
-        return Best(cut.on_device, k, cost, cut.gap, len(found))
+        part = cut.on_device
+        if self.network.layer is not None:
+            equal_boundaries = np.flatnonzero(known[:, columns == k][:, 0] <= cost + 1e-12 * abs(cost))
+            if len(equal_boundaries):
+                part = self._boundaries[equal_boundaries[0]]
+        return Best(part, k, cost, cut.gap, len(found))
 
     def _cut(self, device: Floats, server: Floats, tensor: Floats) -> Cut:
         """The minimum at one clock, on the graph in which blocks are one vertex where that is safe."""

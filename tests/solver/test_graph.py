@@ -463,6 +463,19 @@ def test_where_inner_tensors_are_as_wide_as_the_stream_operators_change_nothing(
         assert "inside_layer" not in found.as_json()["decisions"][0]
 
 
+def test_of_equal_cuts_one_at_a_layer_boundary_is_taken() -> None:
+    """The last operator of a layer costs nothing and hands on what it reads, as an encoder's final norm does."""
+    block = operators(10**6)
+    rows = [o if o.segment != 3 or not o.name.endswith("2") else o.model_copy(update={"forward_flops": 0.0, "backward_flops": 0.0}) for o in block.operators]  # fmt: skip
+    tensors = [t.model_copy(update={"activation_bytes": 10**6, "gradient_bytes": 10**6}) for t in block.tensors]
+    free = block.model_copy(update={"operators": rows, "tensors": tensors})
+    for w in (0.05, 0.2, 0.5, 0.9):
+        options = SolveOptions(w=w, uplink_mbps=20.0, downlink_mbps=20.0, method="min-cut")
+        found = solve([*fleet(operators=free)], options)
+        assert "inside_layer" not in found.as_json()["decisions"][0]
+        assert found.decisions.cut.tolist() == solve(fleet(), replace(options, method="exact")).decisions.cut.tolist()
+
+
 def test_operators_that_do_not_agree_with_the_sizes_of_the_cuts_are_refused() -> None:
     block = operators(1000)
     tensors = [t.model_copy(update={"activation_bytes": 5}) for t in block.tensors]
