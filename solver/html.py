@@ -88,9 +88,10 @@ def _header(solution: Solution) -> Safe:
     problem, options = solution.problem, solution.problem.options
     count, rounds = len(problem.devices), len(problem.rates.rounds)
     summary = solution.summary()
+    energy = "Energy with the devices'" if options.device_energy else "Server's energy"
     facts: list[tuple[str, str, str]] = []
     mean = "mean of a round" if count * rounds > 1 else "a round"
-    for name, key, unit in (("Delay", "mean_delay_s", "s"), ("Server's energy", "mean_energy_j", "J")):
+    for name, key, unit in (("Delay", "mean_delay_s", "s"), (energy, "mean_energy_j", "J")):
         value = summary[key]
         facts.append((name, "not known" if value is None else quantity(value, unit, 4), mean))
     for name, key, other in (

@@ -146,6 +146,8 @@ class Reasons:
             halves.reverse()
         leading = ENERGY if decides == ENERGY else PARTS[f"{decides}_s"]
         rank = f"Next best is {cut}" if gap >= 0 else f"C{cut[1:]} would be better by these figures"
+        if self.solution.problem.options.objective.limit is not None:
+            return f"{rank}: it {', '.join(halves)}."  # only one figure counts: nothing is weighed
         return f"{rank}: it {', '.join(halves)}; {self._gap(gap)}, {leading} decides."
 
     def _ruled_out(self, i: int) -> str:
