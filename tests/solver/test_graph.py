@@ -466,7 +466,7 @@ def test_where_inner_tensors_are_as_wide_as_the_stream_operators_change_nothing(
 def test_of_equal_cuts_one_at_a_layer_boundary_is_taken() -> None:
     """The last operator of a layer costs nothing and hands on what it reads, as an encoder's final norm does."""
     block = operators(10**6)
-    rows = [o if o.segment != 3 or not o.name.endswith("2") else o.model_copy(update={"forward_flops": 0.0, "backward_flops": 0.0}) for o in block.operators]  # fmt: skip
+    rows = [o if o.segment != 4 or not o.name.endswith("2") else o.model_copy(update={"forward_flops": 0.0, "backward_flops": 0.0}) for o in block.operators]  # fmt: skip
     tensors = [t.model_copy(update={"activation_bytes": 10**6, "gradient_bytes": 10**6}) for t in block.tensors]
     free = block.model_copy(update={"operators": rows, "tensors": tensors})
     for w in (0.05, 0.2, 0.5, 0.9):
