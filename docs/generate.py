@@ -24,13 +24,15 @@ This page is written by `python docs/generate.py` from the code; edit the code, 
 def commands() -> str:
     """The page of options of both commands."""
     import cli
+    from profiler.commands import profile_app
+    from solver.commands import solve_app
 
     parts = [
         INTRO.format(title="Commands"),
         inspect.cleandoc(cli.__doc__ or "").partition("\n\n")[2].split("\n", 1)[1],
         "",
     ]
-    for name, app in (("card-profile", cli.profile_app), ("card-solve", cli.solve_app)):
+    for name, app in (("card-profile", profile_app), ("card-solve", solve_app)):
         command: Any = typer.main.get_command(app)
         members = getattr(command, "commands", {"": command})
         for sub, member in members.items():

@@ -47,3 +47,8 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number, number])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def names(by_comma: str | None) -> tuple[str, ...] | None:
+    """``"a, b"`` as ``("a", "b")``; None stays None."""
+    return None if by_comma is None else tuple(name.strip() for name in by_comma.split(",") if name.strip())

@@ -66,7 +66,7 @@ class _Box:
             return np.full(len(self.d_span_s), self.f_min_hz)
         if self.xi is None:
             raise ValueError("Eq. 16 needs xi unless w = 1")
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             q = np.cbrt(w * self.e_span_j / (2 * self.xi * (1 - w)) / self.d_span_s)
         # Without a range of delay its term counts 0, and the lowest clock is best.
         clock: Floats = np.clip(np.where(self.d_span_s > 0, q, 0.0), self.f_min_hz, self.f_max_hz)

@@ -275,7 +275,7 @@ class ServerClocks:
         return np.where(frequency_hz - low <= high - frequency_hz, low, high)
 
 
-def _prefix(profile: Profile, per_segment: Floats) -> Floats:
+def on_the_device(profile: Profile, per_segment: Floats) -> Floats:
     """(C, ...) sums over the segments that stand on the device at each cut: those with layer <= c."""
     layers = np.array([s.layer for s in profile.segments])
     upto = np.searchsorted(layers, np.arange(1, profile.workload.layers), side="right")
@@ -283,7 +283,7 @@ def _prefix(profile: Profile, per_segment: Floats) -> Floats:
     return totals
 
 
-def _suffix(profile: Profile, per_segment: Floats) -> Floats:
+def on_the_server(profile: Profile, per_segment: Floats) -> Floats:
     """(C, ...) sums over the segments that stand on the server: those with layer > c. Summed apart, so never negative."""
     layers = np.array([s.layer for s in profile.segments])
     upto = np.searchsorted(layers, np.arange(1, profile.workload.layers), side="right")
@@ -345,7 +345,7 @@ def _bits(
             8.0 * row.adapter_bytes if 1 <= segment.layer <= device.workload.layers else 0.0
             for segment, row in zip(device.segments, sizes.segments, strict=True)
         ]
-        adapters.append(_prefix(device, np.array(inside)))
+        adapters.append(on_the_device(device, np.array(inside)))
         listed += unmeasured(
             sizes,
             **{
@@ -364,7 +364,7 @@ def letter_model(
     compute = []
     for device in devices:
         per_cycle, more = flops_per_cycle(device)
-        compute.append(epochs * _prefix(device, _flops(device)) / (operating_hz(device) * per_cycle))
+        compute.append(epochs * on_the_device(device, _flops(device)) / (operating_hz(device) * per_cycle))
         listed += more
         listed += unmeasured(
             device.flops, **{f"{device.name}: FLOPs of a mini-batch (eta)": float(_flops(device).sum())}
@@ -379,7 +379,7 @@ def letter_model(
     per_cycle, more = flops_per_cycle(server)
     listed += more
     listed += unmeasured(server.flops, **{f"{server.name}: FLOPs of a mini-batch (eta)": float(_flops(server).sum())})
-    cycles = epochs * _suffix(server, _flops(server)) / per_cycle
+    cycles = epochs * on_the_server(server, _flops(server)) / per_cycle
     power = None
     if server.power_fit is not None:
         power = ServerPower.cubic(server.power_fit.xi_w_per_hz3)
@@ -422,9 +422,9 @@ def profile_model(
         hz, seconds = segment_seconds(device, leave_out)
         at = operating_hz(device)
         over_clock = seconds_over_clock(device, hz, seconds, leave_out)
-        compute.append(epochs * _prefix(device, over_clock.at(np.arange(len(seconds)), at)))
+        compute.append(epochs * on_the_device(device, over_clock.at(np.arange(len(seconds)), at)))
         widths = segment_half_widths(device, leave_out)
-        doubt.append(None if widths is None else epochs * _prefix(device, widths.at(np.array([at])))[:, 0])
+        doubt.append(None if widths is None else epochs * on_the_device(device, widths.at(np.array([at])))[:, 0])
         listed += [
             item
             for timing in device.timings
@@ -442,7 +442,7 @@ def profile_model(
     hz, seconds = segment_seconds(server, leave_out)
     pieces = seconds_over_clock(server, hz, seconds, leave_out)
     curve = ServerTime(
-        pieces.breaks_hz, epochs * _suffix(server, pieces.a_s), epochs * _suffix(server, pieces.b_cycles)
+        pieces.breaks_hz, epochs * on_the_server(server, pieces.a_s), epochs * on_the_server(server, pieces.b_cycles)
     )
     listed += [
         item
@@ -487,7 +487,7 @@ def profile_model(
         device_half_width_s=tuple(doubt),
         server_half_width_s=None
         if widths is None
-        else HalfWidths(widths.clocks_hz, epochs * _suffix(server, widths.seconds)),
+        else HalfWidths(widths.clocks_hz, epochs * on_the_server(server, widths.seconds)),
     )
     return model, listed
 

@@ -38,7 +38,7 @@ from solver.clocktimes import (
     segment_seconds,
     timed_hz,
 )
-from solver.costs import CostModel, Floats, ServerPower, _prefix, _suffix
+from solver.costs import CostModel, Floats, ServerPower, on_the_device, on_the_server
 from solver.problem import Problem
 
 LayerErrors = Literal["as-measured", "alike", "apart"]
@@ -258,7 +258,7 @@ class _Devices:
         machine = self.machine_sd * numbers.standard_normal(len(z))
         more = self.seconds * np.expm1(self.common * z + self.own * each + machine)
         factor = 1 + np.divide(more.sum(0), self.whole, out=np.zeros_like(self.whole), where=self.whole > 0)
-        return problem.options.local_epochs * _prefix(self.first, more).T, factor
+        return problem.options.local_epochs * on_the_device(self.first, more).T, factor
 
 
 class _Server:
@@ -306,7 +306,7 @@ class _Server:
             b_more = np.column_stack([b[:, 0] * excess[:, 0], slope, b[:, -1] * excess[:, -1]])
             inner = more[:, :-1] - slope * x[:-1]
             a_more = np.column_stack([a[:, 0] * excess[:, 0], inner, a[:, -1] * excess[:, -1]])
-        both = [self.epochs * _suffix(self.profile, part) for part in (a_more, b_more)]
+        both = [self.epochs * on_the_server(self.profile, part) for part in (a_more, b_more)]
         return ServerTime(self.pieces.breaks_hz, *both), factor
 
 

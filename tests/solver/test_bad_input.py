@@ -12,6 +12,7 @@ import pytest
 
 import cli
 from profiler.profile import Profile
+from solver.commands import solve_app
 from solver.plausible import check_units
 from solver.problem import SolveOptions
 from solver.scenario import solve
@@ -38,7 +39,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             text = document if isinstance(document, str) else json.dumps(document)
             (folder / f"{name}.json").write_text(text)
         monkeypatch.setattr(sys, "argv", ["card-solve", "--profiles", str(folder), *options])
-        code = cli._run(cli.solve_app, "card-solve")
+        code = cli._run(solve_app, "card-solve")
         out, err = capsys.readouterr()
         assert (code, out) == (2, "")
         assert len(err.splitlines()) == 1, err

@@ -133,13 +133,14 @@ def test_the_command_writes_all_three_files_and_says_so(
     pytest.importorskip("pyarrow")
     import cli
     from profiler.store import save
+    from solver.commands import solve_app
 
     for profile in fleet():
         save(profile, tmp_path / "fleet" / f"{profile.name}.json")
     files = [tmp_path / "out" / name for name in ("report.html", "decisions.csv", "decisions.parquet")]
     words = [part for path in files for part in (f"--{path.suffix[1:]}", str(path))]
     monkeypatch.setattr(sys, "argv", ["card-solve", "--profiles", str(tmp_path / "fleet"), "--json", *words])
-    assert cli._run(cli.solve_app, "card-solve") == 0
+    assert cli._run(solve_app, "card-solve") == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["decisions"][0]["device"] == "fast"
     assert err.splitlines() == [f"wrote {path}" for path in files]

@@ -188,9 +188,9 @@ def test_every_option_that_the_command_may_name_exists() -> None:
 
     import typer
 
-    import cli
+    from solver.commands import solve_app
 
-    member = typer.main.get_command(cli.solve_app).commands["decide"]  # type: ignore[attr-defined]
+    member = typer.main.get_command(solve_app).commands["decide"]  # type: ignore[attr-defined]
     known = {flag for p in member.params for flag in p.opts}
     changed = {
         "server": "srv", "evaluate": "letter", "compression": 0.5, "uplink_mbps": 3.0, "downlink_mbps": 4.0, "f_max_ghz": 1.5,
