@@ -382,9 +382,8 @@ def _figure(label: str, caption: str, draw: Callable[[Any], None], prefix: str) 
     svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.S)
     # Ids are the document's: two figures must not share one.
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    svg = re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?)\bheight="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?)\bwidth="[^"]*"', r"\1", svg, count=1)
+    opening = svg[: svg.index(">")]  # its size in points: the page gives it its own
+    svg = re.sub(r' (width|height)="[^"]*"', "", opening) + svg[len(opening) :]
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{cell(label)}" ', 1)
     return tag("figure", Safe(re.sub(r">\s+<", "><", svg)), tag("figcaption", caption))
 
