@@ -134,17 +134,6 @@ def least(terms: Floats, weights: Floats) -> tuple[Ints, Floats]:
     return rows[index], value
 
 
-def least_value(terms: Floats, weights: Floats) -> Floats:
-    """(R,) least value of each column of ``terms @ weights``."""
-    value: Floats = (terms[contenders(terms, weights)] @ weights).min(axis=0)
-    return value
-
-
-def greatest_value(terms: Floats, weights: Floats) -> Floats:
-    """(R,) greatest value of each column of ``terms @ weights``."""
-    return -least_value(-terms, weights)
-
-
 def lowest(cost: Floats) -> tuple[Ints, Floats]:
     """Of (C, R) the row (R,) with the least value in each column, the first of equals, and that value (R,).
 

@@ -20,7 +20,7 @@ from solver.costs import (
     ServerTime,
 )
 from solver.extremes import Extremes, ServerRange, box_extremes, piece_edges
-from solver.stream import greatest_value, least
+from solver.stream import least
 from tests.solver.reference import algorithm_1, algorithm_1_fleet
 
 GHZ = 1e9
@@ -183,7 +183,6 @@ def test_rows_left_out_of_a_product_are_never_its_least(seed: int) -> None:
     table = terms @ weights
     assert value == pytest.approx(table.min(axis=0), abs=1e-12)
     assert table[index, np.arange(50)] == pytest.approx(table.min(axis=0), abs=1e-12)
-    assert greatest_value(terms, weights) == pytest.approx(table.max(axis=0), abs=1e-12)
 
 
 @settings(max_examples=150, deadline=None)
