@@ -16,6 +16,8 @@ from solver.mincut import Engine, Floats, Mask, Network, cost_of, minimum
 
 MOST_SPLITS = 20_000
 """At most so many splits are tried one by one."""
+MOST_ENTRIES = 10_000_000
+"""And fewer where each has many vertices: the table of all splits stays this small."""
 MOST_PLANES = 60
 
 
@@ -43,8 +45,9 @@ class Held:
     bound: float
 
 
-def every_split(network: Network, most: int = MOST_SPLITS) -> Mask | None:
-    """(S, V) all splits, small device parts first, where there are at most ``most``; else None. A chain has as many as layers."""
+def every_split(network: Network) -> Mask | None:
+    """(S, V) all splits, small device parts first, where there are few enough; else None. A chain has as many as layers."""
+    most = min(MOST_SPLITS, MOST_ENTRIES // len(network))
     below: list[int] = [0] * len(network)
     for u, v in zip(*(ends.tolist() for ends in network.links), strict=True):
         below[v] |= 1 << u
@@ -59,7 +62,9 @@ def every_split(network: Network, most: int = MOST_SPLITS) -> Mask | None:
         if len(parts) > most:
             return None
     parts.sort(key=lambda part: bin(part).count("1"))
-    return np.array([[bool(part >> v & 1) for v in range(len(network))] for part in parts])
+    packed = b"".join(part.to_bytes(-(-len(network) // 8), "little") for part in parts)
+    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8).reshape(len(parts), -1), axis=1, bitorder="little")
+    return bits[:, : len(network)].astype(bool)
 
 
 def cheapest_within(

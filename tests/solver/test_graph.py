@@ -73,6 +73,25 @@ def test_the_example_is_cut_inside_its_branches_at_the_squeezed_tensor() -> None
     assert answer.split.cost == pytest.approx(100 * answer.split.delay_s + (answer.split.energy_j or 0))
 
 
+def test_the_page_about_graphs_says_what_comes_out() -> None:
+    text = (EXAMPLE.parents[1] / "graphs.md").read_text()
+    block = text.split("```json")[1].split("```")[0]
+    answer = solve_graph(Graph.model_validate_json(block, strict=True))
+    alone = {row.name: row.delay_s for row in answer.alternatives}
+    assert answer.device == ["image", "down", "narrow"]
+    assert (
+        f"The round takes {answer.split.delay_s:.4f} s and {answer.split.energy_j:.3f} J at {answer.split.frequency_hz / 1e9:g} GHz; "
+        f"the server alone would need {alone['all on the server']:.3f} s, the device alone {alone['all on the device']:.3f} s."
+        in text
+    )
+    shown = solve_graph(load(EXAMPLE))
+    costs = {row.name: row.cost for row in shown.alternatives}
+    assert (
+        f"{shown.split.cost:.1f} J at 100 J/s against {costs['all on the device']:.1f} J with all on the device and "
+        f"{costs['all on the server']:.0f} J with all on the server" in text
+    )
+
+
 def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def apply(data: dict[str, Any]) -> None:
         *above, last = path.split("/")
