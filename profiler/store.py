@@ -1,4 +1,4 @@
-"""Read and write profiles: whole or not at all, validated on the way in and on the way out."""
+"""Read and write documents, profiles above all: whole or not at all, validated on the way in and on the way out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import os
 import stat
 import tempfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from profiler.profile import FORMAT, BadInput, Profile
+
+D = TypeVar("D", bound=BaseModel)
 
 MAX_PROFILE_BYTES = 64 * 1024 * 1024
 """A profile is a few hundred kilobytes; anything far larger is refused unread."""
@@ -116,24 +118,38 @@ def read_json(path: Path) -> tuple[Any, bytes]:
         raise BadInput(f"{path}: not valid JSON: {error}") from None
 
 
-def load(path: Path) -> Profile:
-    """Read and validate one profile. Raises BadInput naming the file, the field and what was expected."""
+def read_document(path: Path, model: type[D], form: str) -> D:
+    """Read and validate a JSON document whose field ``format`` is ``form``. Raises BadInput naming the file, the field and what was expected."""
     data, raw = read_json(path)
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    if not isinstance(data, dict) or data.get("format") != form:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise BadInput(f'{path}: field format is {str(found)[:60]!r}, expected "{FORMAT}"')
+        raise BadInput(f'{path}: field format is {str(found)[:60]!r}, expected "{form}"')
     try:
         # strict: a string that looks like a number is not one
-        return Profile.model_validate_json(raw, strict=True)
+        return model.model_validate_json(raw, strict=True)
     except ValidationError as error:
         first, more = error.errors()[0], error.error_count() - 1
         where = ".".join(str(part) for part in first["loc"])
         tail = f" (and {more} more)" if more else ""
         said = first["msg"].removeprefix("Value error, ")  # ours name the field themselves where they span several
         found = first["input"]
-        if isinstance(found, (int, float, str)) and not isinstance(found, bool) and first["type"] != "missing":
+        if (
+            isinstance(found, (int, float, str))
+            and not isinstance(found, bool)
+            and first["type"] not in ("missing", "extra_forbidden")
+        ):
             where += f" is {str(found)[:60]!r}" if isinstance(found, str) else f" is {found:g}"
         raise BadInput(f"{path}: {f'field {where}: ' if where else ''}{said}{tail}") from None
+
+
+def document_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a document."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+
+
+def load(path: Path) -> Profile:
+    """Read and validate one profile. Raises BadInput naming the file, the field and what was expected."""
+    return read_document(path, Profile, FORMAT)
 
 
 def profile_paths(folder: Path) -> list[Path]:
@@ -161,4 +177,4 @@ def load_fleet(folder: Path | str) -> list[Profile]:
 
 def schema() -> dict[str, Any]:
     """The JSON schema that ``card-profile schema`` prints."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Profile.model_json_schema()}
+    return document_schema(Profile)

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from profiler.profile import BadInput, Document, Hertz, Name, Profile, printable
-from profiler.store import read_json
+from profiler.profile import BadInput, Document, Hertz, Name, Profile
+from profiler.store import document_schema, read_document
 from solver import nr
 from solver.assumptions import Assumption, assumed, distinct, unmeasured
 from solver.costs import Floats
@@ -206,19 +206,10 @@ class Channel(Station):
 
 def load_channel(path: Path) -> Channel:
     """Read a channel file. Raises BadInput naming the file, the field and what was expected."""
-    data, raw = read_json(path)
-    if not isinstance(data, dict) or data.get("format") != CHANNEL_FORMAT:
-        found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise BadInput(f'{path}: field format is {printable(str(found)[:60])!r}, expected "{CHANNEL_FORMAT}"')
+    channel = read_document(path, Channel, CHANNEL_FORMAT)
     try:
-        channel = Channel.model_validate_json(raw, strict=True)
         for name in ("", *channel.devices):  # a device may complete what is out of range only together
             _ = channel.station(name).mean_gain_db
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(printable(str(part)) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
-        raise BadInput(f"{path}: {f'field {where}: ' if where else 'field '}{said}") from None
     except BadInput as error:
         raise BadInput(f"{path}: field {error}") from None
     return channel
@@ -226,7 +217,7 @@ def load_channel(path: Path) -> Channel:
 
 def channel_schema() -> dict[str, Any]:
     """The JSON schema of a channel file."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Channel.model_json_schema()}
+    return document_schema(Channel)
 
 
 def channel_of(name: str) -> Channel | None:

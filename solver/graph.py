@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from profiler.profile import (
     MAX_CLOCKS,
-    BadInput,
     Block,
     Bytes,
     Compression,
@@ -27,7 +26,7 @@ from profiler.profile import (
     Text,
     Watts,
 )
-from profiler.store import read_json
+from profiler.store import document_schema, read_document
 from solver.mincut import Floats, Network
 
 FORMAT: Literal["card-graph/1"] = "card-graph/1"
@@ -266,20 +265,9 @@ class Graph(Document):
 
 def load(path: Path) -> Graph:
     """Read and check one graph. Raises BadInput, one line: the file, the field or node, and what was expected."""
-    data, raw = read_json(path)
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise BadInput(f'{path}: field format is {str(found)[:60]!r}, expected "{FORMAT}"')
-    try:
-        return Graph.model_validate_json(raw, strict=True)
-    except ValidationError as error:
-        first, more = error.errors()[0], error.error_count() - 1
-        where = ".".join(str(part) for part in first["loc"])
-        tail = f" (and {more} more)" if more else ""
-        said = first["msg"].removeprefix("Value error, ")
-        raise BadInput(f"{path}: {f'field {where}: ' if where else ''}{said}{tail}") from None
+    return read_document(path, Graph, FORMAT)
 
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a graph."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Graph.model_json_schema()}
+    return document_schema(Graph)

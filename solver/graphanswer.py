@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from profiler.profile import BadInput, Document, Provenance, printable
+from profiler.store import document_schema
 from solver.assumptions import Assumption, assumed, distinct, unmeasured
 from solver.extremes import Extremes
 from solver.graph import Graph
@@ -131,7 +132,7 @@ class Answer(Document):
 
 def answer_schema() -> dict[str, Any]:
     """The JSON schema of the answer."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Answer.model_json_schema()}
+    return document_schema(Answer)
 
 
 def solve_graph(graph: Graph, options: GraphOptions = GraphOptions()) -> Answer:
