@@ -2,7 +2,7 @@
 
     python -m benchmarks.letter [--rounds N] [--output DIR]
 
-The claims with their verdicts, the sets nearest to the headline pair and what it depends on come from `solver.letter.reproduce`, as
+The claims with their verdicts, the sets nearest to the headline pair and what it depends on come from `solver.letter.reproduce.reproduce`, as
 ``card-solve reproduce --search`` prints them. The rest is one line each.
 """
 
@@ -15,10 +15,10 @@ from pathlib import Path
 from rich.console import Console
 
 from profiler.profile import Profile
-from solver.letter import Reproduction, reproduce
-from solver.letterfigures import print_report, write_plots, write_tables
-from solver.letterfleet import AS_PUBLISHED, XI_W_PER_HZ3, profiles
-from solver.lettersets import CARD, CLOCK_RULES, DEVICE_ONLY, SERVER_ONLY, STATES
+from solver.letter.figures import print_report, write_plots, write_tables
+from solver.letter.fleet import AS_PUBLISHED, XI_W_PER_HZ3, profiles
+from solver.letter.reproduce import Reproduction, reproduce
+from solver.letter.sets import CARD, CLOCK_RULES, DEVICE_ONLY, SERVER_ONLY, STATES
 from solver.scenario import SolveOptions, solve
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.mincut [--no-model] [--rounds N]
 
-Times of `solver.mincut` on both of its engines beside networkx, igraph, scipy, ortools and PyMaxflow on the same graphs, building
+Times of `solver.graphs.mincut` on both of its engines beside networkx, igraph, scipy, ortools and PyMaxflow on the same graphs, building
 included, interleaved, medians. What is not installed is fetched by pip into a temporary folder: igraph and PyMaxflow are GPL and stay out of the toolkit.
 Then the operators of three models are cut over drawn rates and prices: times are ASSUMED (by FLOPs), shapes are real. Exit 1 where two
 libraries disagree.
@@ -27,8 +27,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from solver.mincut import Floats, Network, minimum
-from solver.splitter import Load, Splitter
+from solver.graphs.mincut import Floats, Network, minimum
+from solver.graphs.splitter import Load, Splitter
 
 PACKAGES = {
     "networkx": ["networkx"],
@@ -176,7 +176,7 @@ def by_pymaxflow(costs: Costs) -> float:
 
 
 def ours(engine: Any) -> Callable[[Costs], float]:
-    """`solver.mincut` as the toolkit calls it."""
+    """`solver.graphs.mincut` as the toolkit calls it."""
 
     def run(costs: Costs) -> float:
         network = costs[0]

@@ -27,8 +27,8 @@ from solver.clocktimes import seconds_over_clock
 from solver.costs import Choice, CostModel, Floats, ServerClocks, ServerPower
 from solver.extremes import box
 from solver.problem import Problem, SolveOptions, pose
-from solver.regret import Regret, regret
-from solver.regret_report import WORDS, write_plot
+from solver.regret.regret import Regret, regret
+from solver.regret.report import WORDS, write_plot
 
 LETTER = Path(__file__).resolve().parents[1] / "profiles" / "letter"
 WEIGHTS = tuple(round(0.1 * k, 1) for k in range(1, 10))

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from profiler.store import load_fleet
-from solver.html import write_html
 from solver.problem import SolveOptions
 from solver.scenario import solve
+from solver.show.html import write_html
 
 WIDTHS_PX = (375, 768, 1280)
 SCHEMES = ("light", "dark")

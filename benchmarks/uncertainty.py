@@ -32,11 +32,11 @@ from solver import card
 from solver.costs import Floats, Ints, ServerClocks, ServerPower
 from solver.extremes import ServerRange, box_extremes
 from solver.figures import COLOURS, new_figure, save
-from solver.letterfleet import ACTIVATION_BYTES, ADAPTER_BYTES, adapter_parameters, layer_flops
+from solver.letter.fleet import ACTIVATION_BYTES, ADAPTER_BYTES, adapter_parameters, layer_flops
 from solver.problem import Problem, SolveOptions, pose
 from solver.scenario import decide
-from solver.uncertainty import Certainty, how_sure
-from solver.worlds import Variation, Worlds
+from solver.uncertainty.certainty import Certainty, how_sure
+from solver.uncertainty.worlds import Variation, Worlds
 
 LETTER = Path(__file__).resolve().parents[1] / "profiles" / "letter"
 WEIGHTS = (0.2, 0.5, 0.8)

@@ -217,15 +217,15 @@ def decide_command(
     if tables is not None:
         written.append(solution.write_tables(tables, limit=tables_limit))
     if plot is not None:
-        from solver.plots import write_plots
+        from solver.show.plots import write_plots
 
         written += write_plots(solution, plot)
     if html is not None:
-        from solver.html import write_html
+        from solver.show.html import write_html
 
         written.append(write_html(solution, html, profiles=str(folder)))
     if csv_file is not None or parquet is not None:
-        from solver.frames import write_csv, write_parquet
+        from solver.show.frames import write_csv, write_parquet
 
         files = ((write_csv, csv_file), (write_parquet, parquet))
         written += [write(solution, path) for write, path in files if path is not None]
@@ -233,7 +233,7 @@ def decide_command(
     if json_output:
         solution.write_json(sys.stdout)
     else:
-        from solver.report import print_report
+        from solver.show.report import print_report
 
         print_report(solution, _console())
 
@@ -268,10 +268,10 @@ def regret_command(
     Example: card-solve regret --profiles profiles/ --plot regret.png
     """
     from profiler.store import load_fleet
-    from solver.beliefs import parse_letter
     from solver.problem import SolveOptions
-    from solver.regret import regret
-    from solver.regret_report import print_regret, write_csv, write_plot
+    from solver.regret.beliefs import parse_letter
+    from solver.regret.regret import regret
+    from solver.regret.report import print_regret, write_csv, write_plot
 
     letter = parse_letter(names(assume) or ())
     found = regret(load_fleet(folder), SolveOptions(**options), letter)
@@ -333,8 +333,8 @@ def uncertainty_command(
     """
     from profiler.store import load_fleet
     from solver.problem import SolveOptions, pose
-    from solver.uncertainty import how_sure
-    from solver.worlds import SOURCES, Variation
+    from solver.uncertainty.certainty import how_sure
+    from solver.uncertainty.worlds import SOURCES, Variation
 
     variation = Variation(
         draws=draws,
@@ -347,10 +347,10 @@ def uncertainty_command(
     )
     certainty = how_sure(pose(load_fleet(folder), SolveOptions(**options)), variation)
     if plot is not None:
-        from solver.uncertainty_report import write_plot
+        from solver.uncertainty.report import write_plot
 
         print(f"wrote {write_plot(certainty, plot)}", file=sys.stderr)
-    from solver.uncertainty_report import print_certainty
+    from solver.uncertainty.report import print_certainty
 
     _answer(json_output, certainty.as_json, lambda console: print_certainty(certainty, console))
 
@@ -383,9 +383,9 @@ def reproduce_command(
     Example: card-solve reproduce --output reproduction
     """
     from profiler.store import load_fleet
-    from solver.letter import reproduce
-    from solver.letterfigures import print_report, write_plots, write_tables
-    from solver.letterfleet import profiles as own_fleet
+    from solver.letter.figures import print_report, write_plots, write_tables
+    from solver.letter.fleet import profiles as own_fleet
+    from solver.letter.reproduce import reproduce
 
     fleet = own_fleet() if profiles is None else load_fleet(profiles)
     result = reproduce(fleet, rounds=rounds, seed=seed, full_search=full_search)
@@ -565,8 +565,8 @@ def graph_command(
 
     Example: card-solve graph docs/examples/branches.json
     """
-    from solver.graph import load
-    from solver.graphanswer import GraphOptions, print_answer, solve_graph
+    from solver.graphs.answer import GraphOptions, print_answer, solve_graph
+    from solver.graphs.graph import load
 
     options = GraphOptions(
         price_j_per_s=price_j_per_s,
@@ -591,8 +591,8 @@ def graph_schema_command(
     """Print the JSON schema of a graph, or of the answer that 'card-solve graph --json' gives."""
     import json
 
-    from solver.graph import schema
-    from solver.graphanswer import answer_schema
+    from solver.graphs.answer import answer_schema
+    from solver.graphs.graph import schema
 
     typer.echo(json.dumps(answer_schema() if answer else schema(), indent=1))
 

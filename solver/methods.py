@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from solver import card, fleetgraph
+from solver import card
 from solver.baselines import fixed_cut
 from solver.costs import Choice, CostModel, Floats, Mask, Places, ServerClocks
 from solver.extremes import Extremes, box
-from solver.fleetgraph import FleetGraph, Inside
+from solver.graphs.fleet import FleetGraph, Inside
+from solver.graphs.fleet import choose as choose_on_graph
 from solver.objective import Objective
 
 DECIDE_BY_PROFILE = ("exact", "min-cut")
@@ -86,7 +87,7 @@ def choose(task: Task, places: Places) -> Chosen:
         if task.graph is None:
             choice, met = task.objective.choose(task.decider, places, clocks, own)
         else:
-            found = fleetgraph.choose(task.graph, task.decider, places, clocks, *task.objective.factors(own))
+            found = choose_on_graph(task.graph, task.decider, places, clocks, *task.objective.factors(own))
             choice, inside = found.choice, found.inside
     elif (fixed := fixed_cut(task.method, task.layers)) is not None:
         choice = Choice(np.full(len(places), fixed - 1, dtype=np.intp), clocks.nearest(f_star))

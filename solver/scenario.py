@@ -18,7 +18,7 @@ from solver.assumptions import Assumption, distinct
 from solver.baselines import ALWAYS_REPORTED, DEVICE_ONLY, SERVER_ONLY, fixed_cut
 from solver.costs import Costs, Floats, Ints, Mask
 from solver.extremes import Extremes
-from solver.fleetgraph import FleetGraph, GraphChoice, costs_inside, further_keys
+from solver.graphs.fleet import FleetGraph, GraphChoice, costs_inside, further_keys
 from solver.methods import DECIDE_BY_PROFILE, Task, choose
 from solver.problem import Problem, SolveOptions, pose
 from solver.spread import spread
@@ -108,38 +108,38 @@ class Solution:
 
     def as_json(self) -> dict[str, Any]:
         """What ``card-solve --json`` prints. No NaN and no infinity: what is unknown is None."""
-        from solver.answer import as_json
+        from solver.show.answer import as_json
 
         return as_json(self)
 
     def write_json(self, out: TextIO) -> None:
         """Write what `as_json` holds, in pieces: a million decisions need no more memory than a few thousand."""
-        from solver.answer import pieces
+        from solver.show.answer import pieces
 
         for piece in pieces(self):
             out.write(piece)
 
     def to_frame(self, *, reasons: bool = False) -> pd.DataFrame:
-        """All decisions as a tidy pandas table, the baselines below them; ``reasons`` adds the next best cut (`solver.frames`)."""
-        from solver.frames import decisions_frame
+        """All decisions as a tidy pandas table, the baselines below them; ``reasons`` adds the next best cut (`solver.show.frames`)."""
+        from solver.show.frames import decisions_frame
 
         return decisions_frame(self, reasons=reasons)
 
     def cost_frame(self, device: str | int = 0, round: int | None = None) -> pd.DataFrame:
         """Every cut and clock of one decision as a pandas table: a device by name or place, a round by label (None: the first)."""
-        from solver.frames import cost_frame
+        from solver.show.frames import cost_frame
 
         return cost_frame(self, device, round)
 
     def summary_frame(self) -> pd.DataFrame:
         """The means of the method and of each baseline, and what is saved against it, as a pandas table."""
-        from solver.frames import summary_frame
+        from solver.show.frames import summary_frame
 
         return summary_frame(self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from solver.html import fragment
+        from solver.show.html import fragment
 
         return fragment(self)
 

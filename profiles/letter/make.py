@@ -2,7 +2,7 @@
 
     python profiles/letter/make.py [FOLDER]
 
-Every figure, with its source or the reason why it was assumed, stands in ``solver/letterfleet.py``: the toolkit makes the same
+Every figure, with its source or the reason why it was assumed, stands in ``solver/letter/fleet.py``: the toolkit makes the same
 fleet itself where this folder is not at hand.
 """
 
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from profiler.store import save
-from solver.letterfleet import profiles
+from solver.letter.fleet import profiles
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent

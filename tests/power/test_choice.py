@@ -57,24 +57,26 @@ def test_the_search_takes_what_is_better_by_more_than_its_error():
     assert with_value(won, "average.plain", START.average.plain) == START
 
 
-def test_of_values_that_tie_the_first_is_taken_and_one_at_hand_stays():
+def test_of_lists_that_tie_the_shortest_is_taken_and_one_at_hand_stays():
     rng = np.random.default_rng(1)
-    noisy = {value: judged(1.0).error_pct * np.exp(0.1 * rng.standard_normal((50, 2))) for value in (0.0, 0.1)}
+    noisy = {
+        value: judged(1.0).error_pct * np.exp(0.1 * rng.standard_normal((50, 2))) for value in ((1.0,), (1.0, 3.0))
+    }
 
     def judge(priors: Priors) -> Judged:
-        value = priors.kriged.ceiling
+        value = priors.kriged.rougher
         if value not in noisy:
             return judged(2.0)
         return Judged(noisy[value], noisy[value], np.full((50, 3), 0.95))
 
     gap = (
-        judge(with_value(START, "kriged.ceiling", 0.0)).objective
-        - judge(with_value(START, "kriged.ceiling", 0.1)).objective
+        judge(with_value(START, "kriged.rougher", (1.0,))).objective
+        - judge(with_value(START, "kriged.rougher", (1.0, 3.0))).objective
     )
-    noisy[0.0] = noisy[0.0] * math.exp(0.2 * gap.std() / math.sqrt(50) - gap.mean())
-    at_hand = with_value(START, "kriged.ceiling", 0.1)
-    assert look_at("kriged.ceiling", at_hand, judge, stays=False).taken == 0
-    assert look_at("kriged.ceiling", at_hand, judge, stays=True).taken == 1
+    noisy[(1.0,)] = noisy[(1.0,)] * math.exp(0.2 * gap.std() / math.sqrt(50) - gap.mean())
+    at_hand = with_value(START, "kriged.rougher", (1.0, 3.0))
+    assert look_at("kriged.rougher", at_hand, judge, stays=False).taken == 0
+    assert look_at("kriged.rougher", at_hand, judge, stays=True).taken == 1
 
 
 def test_an_interval_that_covers_too_little_is_not_taken_however_well_it_scores():

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from solver.mincut import Mask, Network
-from solver.splitter import Load
+from solver.graphs.mincut import Mask, Network
+from solver.graphs.splitter import Load
 
 
 def network(producers: list[int], consumers: list[list[int]], size: int, layer: list[int] | None = None) -> Network:

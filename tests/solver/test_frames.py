@@ -13,9 +13,9 @@ import pytest
 
 import solver
 from profiler.profile import BadInput, MissingHardware
-from solver.frames import write_csv, write_parquet
 from solver.problem import SolveOptions
 from solver.scenario import solve
+from solver.show.frames import write_csv, write_parquet
 from tests.solver.test_scenario import fleet, limited, read_table
 
 

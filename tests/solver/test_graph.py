@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.profile import BadInput, Operator, OperatorsBlock, OperatorTensor, Profile
-from solver import graph as graphs_json
-from solver.graph import Graph, load
-from solver.graphanswer import Answer, GraphOptions, answer_schema, solve_graph
-from solver.limits import Limit, cheapest_within, every_split
+from solver.graphs import graph as graphs_json
+from solver.graphs.answer import Answer, GraphOptions, answer_schema, solve_graph
+from solver.graphs.graph import Graph, load
+from solver.graphs.limits import Limit, cheapest_within, every_split
 from solver.problem import SolveOptions
 from solver.scenario import solve
 from tests.solver import graphs
@@ -259,7 +259,7 @@ def test_u_has_its_extremes_from_the_layer_boundaries_where_there_are_layers() -
 
 
 def _delay_and_energy(graph: Graph, part: list[bool], clock: int) -> tuple[float, float]:
-    from solver.graphanswer import _Posed
+    from solver.graphs.answer import _Posed
 
     posed = _Posed(graph, GraphOptions())
     return graphs.delay_and_energy(posed.network, posed.load, part, clock, posed.up_bps, posed.down_bps)
@@ -273,7 +273,7 @@ def test_a_random_document_is_split_as_trying_every_split_does(seed: int, w: flo
     graph = _as_document(rng, network)
     for options in (GraphOptions(w=w, count_idle=idle), GraphOptions(price_j_per_s=50 * w, count_idle=idle)):
         answer = solve_graph(graph, options)
-        from solver.graphanswer import _Posed
+        from solver.graphs.answer import _Posed
 
         posed = _Posed(graph, options)
         (x, y), extremes = posed.weights()

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from profiler.profile import BadInput, Profile
-from solver.html import MOST_DRAWN, command, fragment, page, write_html
-from solver.markup import Safe, cell, tag
 from solver.problem import SolveOptions
 from solver.scenario import Solution, solve
+from solver.show.html import MOST_DRAWN, command, fragment, page, write_html
+from solver.show.markup import Safe, cell, tag
 from tests.solver.test_scenario import fleet, letterlike, limited
 
 pytest.importorskip("matplotlib")
@@ -159,7 +159,7 @@ def test_text_is_escaped_unless_it_is_our_own_markup() -> None:
 
 
 def test_a_large_fleet_gets_figures_for_the_first_devices_and_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("solver.html.MOST_DRAWN", 2)
+    monkeypatch.setattr("solver.show.html.MOST_DRAWN", 2)
     text = page(solve(many(230), SolveOptions()))
     assert text.count("<svg ") == 6
     size = len(page(solve(many(2), SolveOptions())))

@@ -108,7 +108,7 @@ def test_a_tenfold_xi_changes_the_joules_and_nothing_else(fleet: list[Profile]) 
 def test_solving_it_needs_neither_torch_nor_pandas_nor_scipy_and_little_time() -> None:
     program = (
         "import sys; from pathlib import Path; from profiler.store import load_fleet; "
-        "from solver.scenario import SolveOptions, solve; import solver.report; "
+        "from solver.scenario import SolveOptions, solve; import solver.show.report; "
         f"solve(load_fleet(Path({str(LETTER)!r})), SolveOptions(method='card')).as_json(); "
         "print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib', 'transformers') if m in sys.modules])"
     )

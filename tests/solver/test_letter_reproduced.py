@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from profiler.profile import BadInput, Profile
-from solver import letterfleet
-from solver.letter import ASSUMING, CLAIMS, NOT, REPRODUCED, Reproduction, reproduce, verdict
-from solver.letterfigures import write_plots, write_tables
-from solver.lettersearch import PLAUSIBLE, draws, search, sensitivities
-from solver.lettersets import (
+from solver.letter import fleet as letterfleet
+from solver.letter.figures import write_plots, write_tables
+from solver.letter.reproduce import ASSUMING, CLAIMS, NOT, REPRODUCED, Reproduction, reproduce, verdict
+from solver.letter.search import PLAUSIBLE, draws, search, sensitivities
+from solver.letter.sets import (
     DEVICE_ONLY,
     LETTER_PCT,
     SERVER_ONLY,

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solver import mincut
-from solver.contraction import blocks, contract, narrow, safe
-from solver.mincut import Network, cost_of, minimum
-from solver.splitter import Load, Splitter
+from solver.graphs import mincut
+from solver.graphs.contraction import blocks, contract, narrow, safe
+from solver.graphs.mincut import Network, cost_of, minimum
+from solver.graphs.splitter import Load, Splitter
 from tests.solver import graphs
 
 ENGINES = ["scipy", *(["ortools"] if importlib.util.find_spec("ortools") else [])]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from solver.problem import SolveOptions
-from solver.reasons import PARTS, TERMS, explain
 from solver.scenario import Solution, solve
+from solver.show.reasons import PARTS, TERMS, explain
 from tests.solver.test_report import printed
 from tests.solver.test_scenario import METHODS, fleet, letterlike, limited, measured_continuous, read_table, recomputed
 
@@ -151,7 +151,7 @@ def test_the_terminal_says_why_once_for_each_device() -> None:
 
 
 def test_a_million_decisions_are_not_explained_where_only_a_few_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    from solver import report
+    from solver.show import report
 
     asked: list[int] = []
     monkeypatch.setattr(report, "explain", lambda solution, rows: asked.append(len(rows)) or explain(solution, rows))

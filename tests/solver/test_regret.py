@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from profiler.profile import BadInput, Link, PowerPrediction, Profile, SegmentFlops
 from profiler.store import load_fleet
-from solver.beliefs import Letter, parse_letter
 from solver.problem import SolveOptions
-from solver.regret import Regret, regret, shapley
-from solver.regret_report import print_regret, write_csv, write_plot
+from solver.regret.beliefs import Letter, parse_letter
+from solver.regret.regret import Regret, regret, shapley
+from solver.regret.report import print_regret, write_csv, write_plot
 from solver.scenario import solve
 from tests.solver.test_scenario import fleet, letterlike, limited
 from tests.synthetic import make_profile

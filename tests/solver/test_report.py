@@ -10,9 +10,9 @@ from rich.console import Console
 
 from profiler.profile import BadInput
 from profiler.units import ranges
-from solver.plots import write_plots
-from solver.report import print_report
 from solver.scenario import Solution, SolveOptions, solve
+from solver.show.plots import write_plots
+from solver.show.report import print_report
 from tests.solver.test_scenario import fleet, letterlike, limited
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report_browser import browser_path, faults, look
-from solver.html import write_html
 from solver.problem import SolveOptions
 from solver.scenario import solve
+from solver.show.html import write_html
 from tests.solver.test_html import hostile
 
 

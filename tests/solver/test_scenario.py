@@ -412,7 +412,7 @@ def test_the_same_seed_gives_the_same_answer_and_another_seed_another() -> None:
 
 
 def test_json_in_pieces_is_the_json_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("solver.answer.ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("solver.show.answer.ROWS_AT_ONCE", 4)
     for profiles in (letterlike(), fleet()):
         solution = solve(profiles, SolveOptions(channel="normal", rounds=5))
         out = io.StringIO()

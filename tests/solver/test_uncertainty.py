@@ -15,8 +15,8 @@ import pytest
 from profiler.profile import BadInput, PowerPrediction, Profile, Stat, TimeFit, TimeInterval, TimeLaw
 from profiler.profile import SegmentTimeFit as FitRow
 from solver.problem import Problem, SolveOptions, pose
-from solver.uncertainty import Certainty, how_sure, share
-from solver.worlds import SOURCES, Variation, Worlds
+from solver.uncertainty.certainty import Certainty, how_sure, share
+from solver.uncertainty.worlds import SOURCES, Variation, Worlds
 from tests.solver.test_scenario import fleet, letterlike, measured_continuous
 from tests.synthetic import make_profile
 
@@ -433,7 +433,7 @@ def test_what_makes_no_sense_is_refused_by_its_options_name(variation: Variation
 def test_the_report_says_in_words_how_often_the_cut_stays_best_and_the_json_says_the_same(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from solver.uncertainty_report import print_certainty, write_plot
+    from solver.uncertainty.report import print_certainty, write_plot
 
     sure = how_sure(posed(fleet(), w=0.4), Variation(draws=60, machine_variation_pct=30))
     console = Console(record=True, width=2000, file=(tmp_path / "out").open("w"))

@@ -16,11 +16,11 @@ from profiler.profile import BadInput, Document, Provenance, printable
 from profiler.store import document_schema
 from solver.assumptions import Assumption, assumed, distinct, unmeasured
 from solver.extremes import Extremes
-from solver.graph import Graph
-from solver.limits import Held, Limit, cheapest_within, every_split
-from solver.mincut import Engine, Floats, Mask, Network
+from solver.graphs.graph import Graph
+from solver.graphs.limits import Held, Limit, cheapest_within, every_split
+from solver.graphs.mincut import Engine, Floats, Mask, Network
+from solver.graphs.splitter import Load, Splitter
 from solver.objective import Objective
-from solver.splitter import Load, Splitter
 
 if TYPE_CHECKING:
     from rich.console import Console

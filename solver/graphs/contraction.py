@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solver.mincut import Engine, Floats, Ints, Network, minimum
+from solver.graphs.mincut import Engine, Floats, Ints, Network, minimum
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from solver.costs import Choice, CostModel, Costs, Floats, Ints, Mask, Places
 from solver.extremes import Extremes, ServerRange, box, box_extremes
 from solver.problem import Problem
 from solver.scenario import Solution, decide
-from solver.worlds import Doubt, Variation, Worlds
+from solver.uncertainty.worlds import Doubt, Variation, Worlds
 
 MOST_POINTS = 4_000_000
 """Worlds x decisions: the arrays that are kept have this many numbers each."""

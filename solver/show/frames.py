@@ -13,7 +13,7 @@ from profiler import __version__
 from profiler.profile import BadInput, MissingHardware
 from profiler.store import write_atomically
 from solver.costs import Ints
-from solver.reasons import PARTS, explain, of_rows
+from solver.show.reasons import PARTS, explain, of_rows
 
 if TYPE_CHECKING:
     import pandas as pd

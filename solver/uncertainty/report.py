@@ -11,7 +11,7 @@ from profiler.profile import printable
 from profiler.units import quantity
 from solver.costs import Ints, Mask
 from solver.figures import COLOURS, new_figure, save
-from solver.uncertainty import Certainty, Pick, share
+from solver.uncertainty.certainty import Certainty, Pick, share
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

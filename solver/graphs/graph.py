@@ -27,7 +27,7 @@ from profiler.profile import (
     Watts,
 )
 from profiler.store import document_schema, read_document
-from solver.mincut import Floats, Network
+from solver.graphs.mincut import Floats, Network
 
 FORMAT: Literal["card-graph/1"] = "card-graph/1"
 MAX_NODES = 100_000

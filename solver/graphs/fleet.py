@@ -18,8 +18,8 @@ from solver import exact
 from solver.assumptions import Assumption, assumed
 from solver.costs import Choice, CostModel, Costs, Floats, Ints, Mask, Places, ServerClocks
 from solver.extremes import piece_edges, stationary
-from solver.mincut import Network
-from solver.splitter import Load, Splitter
+from solver.graphs.mincut import Network
+from solver.graphs.splitter import Load, Splitter
 
 MOST_FLOWS = 20_000
 """Distinct decisions (device, rates, weights) for which flows are run; each takes milliseconds."""

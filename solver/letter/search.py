@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from solver.costs import Floats
-from solver.lettersets import (
+from solver.letter.sets import (
     PLAUSIBLE,
     STATES,
     WIDE,

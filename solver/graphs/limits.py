@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from solver.mincut import Engine, Floats, Mask, Network, cost_of, minimum
+from solver.graphs.mincut import Engine, Floats, Mask, Network, cost_of, minimum
 
 MOST_SPLITS = 20_000
 """At most so many splits are tried one by one."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from solver.reasons import explain
+from solver.show.reasons import explain
 
 if TYPE_CHECKING:
     from solver.scenario import Decisions, Solution

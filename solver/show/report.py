@@ -13,8 +13,8 @@ from profiler.profile import printable
 from profiler.units import data_size, quantity, ranges
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY
 from solver.costs import Floats
-from solver.reasons import explain
 from solver.scenario import Decisions, Solution
+from solver.show.reasons import explain
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -14,8 +14,8 @@ import numpy as np
 from profiler.store import write_atomically
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY
 from solver.figures import COLOURS, new_figure, save
-from solver.letter import SWEEPS, Reproduction
-from solver.lettersets import CARD, LETTER_PCT, METHODS, STATES
+from solver.letter.reproduce import SWEEPS, Reproduction
+from solver.letter.sets import CARD, LETTER_PCT, METHODS, STATES
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -21,10 +21,10 @@ from profiler.profile import MissingHardware, Profile
 from profiler.store import write_atomically
 from profiler.units import data_size, quantity, ranges
 from solver.figures import COLOURS, as_svg, new_figure
-from solver.markup import FRAGMENT_STYLE, Safe, cell, document, join, table, tag
-from solver.plots import View, composition, cost_map, plane
-from solver.reasons import PARTS, Points, Reasons, explain
-from solver.report import cells, columns, groups, typical_rows
+from solver.show.markup import FRAGMENT_STYLE, Safe, cell, document, join, table, tag
+from solver.show.plots import View, composition, cost_map, plane
+from solver.show.reasons import PARTS, Points, Reasons, explain
+from solver.show.report import cells, columns, groups, typical_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable

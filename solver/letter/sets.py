@@ -17,7 +17,7 @@ import numpy as np
 from profiler.profile import BadInput, Link, Profile
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY
 from solver.costs import Floats, Ints, Mask
-from solver.letterfleet import AS_PRINTED, AS_PUBLISHED, layer_flops
+from solver.letter.fleet import AS_PRINTED, AS_PUBLISHED, layer_flops
 from solver.problem import Problem
 
 CARD = "card"

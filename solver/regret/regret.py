@@ -20,10 +20,10 @@ import numpy as np
 from profiler.profile import BadInput, Profile
 from solver import card, exact
 from solver.assumptions import Assumption, distinct
-from solver.beliefs import Letter, Parameter, describe, premises_hold, sides
 from solver.costs import Choice, CostModel, Floats, Ints, Places
 from solver.extremes import Extremes, box
 from solver.problem import Problem, SolveOptions, pose
+from solver.regret.beliefs import Letter, Parameter, describe, premises_hold, sides
 
 BLOCK = 8192
 """Decisions taken at a time, so that memory does not grow with their number."""

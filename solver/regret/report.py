@@ -15,7 +15,7 @@ from profiler.store import write_atomically
 from profiler.units import quantity
 from solver.costs import Floats
 from solver.figures import COLOURS, new_figure, save
-from solver.regret import Regret
+from solver.regret.regret import Regret
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

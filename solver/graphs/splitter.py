@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solver.contraction import Block, Contracted, Narrow, blocks, contract, narrow, safe
-from solver.mincut import Cut, Engine, Floats, Ints, Mask, Network, cost_of, minimum
+from solver.graphs.contraction import Block, Contracted, Narrow, blocks, contract, narrow, safe
+from solver.graphs.mincut import Cut, Engine, Floats, Ints, Mask, Network, cost_of, minimum
 
 MOST_KEPT = 10_000
 """Widths of blocks are kept for so many rates and weights at most."""
@@ -56,7 +56,7 @@ class Best:
 class Splitter:
     """Cheapest splits of one network for any load, rates and weights. What does not depend on them is kept between calls.
 
-    ``contracting`` makes blocks one vertex wherever a decision proves it safe (`solver.contraction`). The answer is the same; with the flow
+    ``contracting`` makes blocks one vertex wherever a decision proves it safe (`solver.graphs.contraction`). The answer is the same; with the flow
     libraries of today the proofs cost what they save (benchmarks/mincut.py), so it is off unless asked for.
     """
 

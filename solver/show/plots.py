@@ -13,7 +13,7 @@ import numpy as np
 
 from solver.costs import Costs, Floats, Ints, Mask
 from solver.figures import COLOURS, new_figure, save
-from solver.reasons import of_rows
+from solver.show.reasons import of_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,8 +16,8 @@ import numpy as np
 from profiler.profile import BadInput, Profile
 from solver.baselines import DEVICE_ONLY
 from solver.costs import Floats, Mask
-from solver.lettersearch import Found, Sensitivity, draws, search, sensitivities
-from solver.lettersets import (
+from solver.letter.search import Found, Sensitivity, draws, search, sensitivities
+from solver.letter.sets import (
     CARD,
     CLOCK_RULES,
     LETTER_PCT,
@@ -397,7 +397,7 @@ def _joules(costs: Any) -> Floats:
 def reproduce(
     fleet: Sequence[Profile], *, rounds: int = 100, seed: int = 0, full_search: bool = False, draw: int = DRAWS
 ) -> Reproduction:
-    """Run the simulation of Section V on a fleet (the letter's: `letterfleet.profiles`) and test the letter's claims.
+    """Run the simulation of Section V on a fleet (the letter's: `solver.letter.fleet.profiles`) and test the letter's claims.
 
     Three channel states x ``rounds`` x devices, Algorithm 1 in the letter's model, w and T at their Table II values. ``full_search`` adds the other readings
     of the benchmarks, wide ranges, the sensitivities, the attainable region and the conditions of Fig. 3. ``draw``: how many sets with links

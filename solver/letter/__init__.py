@@ -1,0 +1,1 @@
+"""The letter's simulation run again, and each of its claims tested."""

@@ -1,0 +1,1 @@
+"""What trusting the letter's parameters costs."""
