@@ -35,6 +35,11 @@ def spread(task: Task, places: Places, address: str) -> Chosen:
             "--scheduler: Dask is not installed, expected it there: pip install 'card-profile[dask]'"
         ) from None
     security = Security(require_encryption=True) if address.startswith("tls://") else None
+    if security is not None and security.get_connection_args("client")["ssl_context"] is None:
+        raise BadInput(
+            f"--scheduler {address}: no certificates for TLS, expected ca-file, client.cert and client.key below "
+            "distributed.comm.tls in Dask's configuration"
+        )
     try:
         client = Client(address, security=security, timeout=_TIMEOUT_S, set_as_default=False)
     except (OSError, TimeoutError, ValueError, TypeError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -62,4 +64,46 @@ def test_a_scheduler_that_does_not_answer_is_said_in_one_line(monkeypatch: pytes
     monkeypatch.setattr(spreading, "_TIMEOUT_S", 1)
     with pytest.raises(BadInput, match=r"--scheduler tcp://127\.0\.0\.1:9: no Dask scheduler answers there") as error:
         solve(fleet(), SolveOptions(scheduler="tcp://127.0.0.1:9"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A certificate that is its own authority, as Dask's configuration names one."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed: no certificate to speak TLS with")
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = str(folder / "key.pem"), str(folder / "cert.pem")
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*made, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return {"cert": certificate, "key": key}
+
+
+def test_tls_with_the_certificates_of_dasks_configuration_gives_the_local_answer(certificate: dict[str, str]) -> None:
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    import dask
+
+    tls = {"distributed.comm.tls.ca-file": certificate["cert"]}
+    for part in ("client", "scheduler", "worker"):
+        tls |= {f"distributed.comm.tls.{part}.{what}": certificate[what] for what in ("cert", "key")}
+    with (
+        dask.config.set(tls),
+        distributed.LocalCluster(
+            n_workers=1,
+            processes=False,
+            dashboard_address=None,
+            protocol="tls",
+            host="127.0.0.1",
+            security=distributed.Security(require_encryption=True),
+        ) as cluster,
+    ):
+        assert cluster.scheduler_address.startswith("tls://")
+        here, there = (solve(fleet(), SolveOptions(scheduler=at)) for at in (None, cluster.scheduler_address))
+        assert (here.decisions.cost == there.decisions.cost).all()
+
+
+def test_tls_without_certificates_is_said_in_one_line() -> None:
+    pytest.importorskip("distributed", reason="Dask is not installed")
+    with pytest.raises(BadInput, match=r"no certificates for TLS, expected ca-file, client\.cert") as error:
+        solve(fleet(), SolveOptions(scheduler="tls://127.0.0.1:9"))
     assert "\n" not in str(error.value)
