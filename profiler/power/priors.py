@@ -22,7 +22,7 @@ class KrigedPriors:
     lengths: tuple[float, ...] = (0.2, 0.4, 0.8)
     noise: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
     rougher: tuple[float, ...] = (1.0, 3.0)
-    ceiling: float = 0.1
+    ceiling: float = 0.5
     plain: float = 0.5
 
 
@@ -33,8 +33,8 @@ class AveragePriors:
 
     kriged: float = 2.0
     monotone: float = 1.0
-    plain: float = 0.3
-    sharpness: float = 1.0
+    plain: float = 0.03
+    sharpness: float = 2.0
 
 
 @dataclass(frozen=True)
