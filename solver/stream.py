@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import cache
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -74,6 +75,11 @@ def over_blocks(places: Places, work: Callable[[Block], None], points: int = BLO
         for part in parts:
             one(part)
 
+    with _one_thread_a_product():
+        _run(several, places, points)
+
+
+def _run(several: Callable[[list[tuple[int, Rows, Ints]]], None], places: Places, points: int) -> None:
     workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
     if len(places) * places.feasible.shape[1] <= points or workers == 1:
         for parts in _parts(places, points):
@@ -82,6 +88,18 @@ def over_blocks(places: Places, work: Callable[[Block], None], points: int = BLO
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(several, _parts(places, points)):
             pass
+
+
+def _one_thread_a_product() -> Any:
+    """Blocks keep all cores busy: a BLAS that spread each small product over the same cores would be many times slower."""
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+@cache
+def _libraries() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _parts(places: Places, points: int) -> Iterator[list[tuple[int, Rows, Ints]]]:
