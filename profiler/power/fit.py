@@ -3,8 +3,8 @@
 The errors reported for every law are leave-one-clock-out: all rows of a clock are left out together, the law is fitted to the
 rest, and its prediction is held against what was measured. For ``auto`` the weights are made anew each time (nested).
 
-The interval is the kriged law's own: what a new measurement may be, averaged over every shape that the points allow. It is
-stretched by how the chosen law errs at clocks left out, against what the kriged law expects there. See docs/power.md.
+The interval is the kriged law's own: what a new measurement may be, averaged over every shape that the points allow. For a law that was
+asked for by name it is stretched by how that law errs at clocks left out, against what the kriged law expects there. See docs/power.md.
 """
 
 from __future__ import annotations
@@ -204,7 +204,9 @@ def fit_sweep(
     models |= {key: ModelFit({}, {}, None, None, None) for key in _ALWAYS if key not in models}
     models = {key: models[key] for key in MODELS if key in models}
     chosen = fits[name]
-    intervals = Intervals(curve, chosen, fits.get("kriged"), fits["cubic"])
+    # A law that somebody asked for may not fit at all, and its interval has to say so.
+    claim = PRIORS.interval if name in ("auto", "kriged") else IntervalPriors(claim=None)
+    intervals = Intervals(curve, chosen, fits.get("kriged"), fits["cubic"], claim)
     low, high = intervals.at(at, bare[name])
     low, high = cap.interval(at, low, high)
     power = curves[name]
@@ -439,7 +441,8 @@ def _t_quantile(freedom: Array) -> Array:
 
 
 class Intervals:
-    """The kriged law's interval, scaled by how the chosen law errs at clocks left out against what the kriged law expects there."""
+    """The kriged law's interval, scaled as far as the priors say by how the chosen law errs at clocks left out against what the kriged law
+    expects there."""
 
     def __init__(
         self,

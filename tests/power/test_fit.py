@@ -634,3 +634,11 @@ def test_on_measured_jetson_sweeps_auto_is_below_a_percent_where_the_cubic_law_i
     assert auto <= 1.0
     assert np.median([f.models["cubic"].loo_mape_pct for f in fits]) > 50
     assert auto <= 1.1 * np.median([f.models["ridge"].loo_mape_pct for f in fits])
+
+
+def test_a_law_asked_for_that_does_not_fit_has_a_wider_interval_than_the_average():
+    f = np.linspace(0.4e9, 2e9, 9)
+    watts = 20 + 10 * f / 1e9 * (1 + np.maximum(0, f / 1e9 - 1.2)) ** 2
+    wide, usual = (fit_sweep(f, watts, model=name) for name in ("affine-cubic", "auto"))
+    at = np.searchsorted(usual.frequency_hz, f)
+    assert np.median((wide.high_w - wide.low_w)[at]) > 3 * np.median((usual.high_w - usual.low_w)[at])
