@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from solver.costs import Choice, CostModel, Floats, Ints, Places, ServerClocks
-from solver.stream import Block, least, over_blocks
+from solver.stream import Block, least, least_value, over_blocks
 
 
 def optimal_clock(
@@ -53,12 +53,8 @@ class _Box:
         self.f_min_hz, self.f_max_hz, self.xi, self.block = low, high, xi_w_per_hz3, block
         self.terms = block.waiting_terms(letter)
         self.cycles = letter.server_time.b_cycles[block.cuts, 0]  # (C',)
-        # The product finds the cut, and its delay is then taken as `CostModel.at` has it: f* must not depend on how places are cut into blocks.
-        last, _ = least(-block.waiting_terms(letter, self.cycles / low), block.per_bit)
-        first, _ = least(block.waiting_terms(letter, self.cycles / high), block.per_bit)
-        self.d_span_s = block.delay_s(letter, last, self.cycles / low) - block.delay_s(
-            letter, first, self.cycles / high
-        )
+        longest = -least_value(-block.waiting_terms(letter, self.cycles / low), block.per_bit)
+        self.d_span_s = longest - least_value(block.waiting_terms(letter, self.cycles / high), block.per_bit)
         xi = 0.0 if xi_w_per_hz3 is None else xi_w_per_hz3
         self.e_span_j = float((xi * high * high * self.cycles).max() - (xi * low * low * self.cycles).min())
 
@@ -85,5 +81,7 @@ class _Box:
                 raise ValueError("Eq. 11 needs xi unless w = 1")
             by_energy = (1 - w) / self.e_span_j if self.e_span_j > 0 else 0.0
             by_cycles += by_energy * self.xi * clock_hz * clock_hz
-        weights = np.vstack([by_delay * self.block.per_bit, by_cycles])
+        weights = np.empty((4, len(clock_hz)))
+        np.multiply(by_delay, self.block.per_bit, out=weights[:3])
+        weights[3] = by_cycles
         return least(np.column_stack([self.terms, self.cycles]), weights)[0]

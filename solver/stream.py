@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from solver.costs import CostModel, Floats, Ints, Places
+from solver.costs import CostModel, Floats, Ints, Mask, Places
 
 BLOCK_POINTS = 1 << 18
 """Cuts x decisions in a block: two megabytes for an array of it, which a core's cache holds."""
@@ -130,6 +130,10 @@ def _spans(count: int, size: int) -> Iterator[tuple[int, int]]:
 # ------------------------------------------------------------------------------------------------ the least of a product
 
 
+FEW = 6
+"""Up to so many rows are added up one by one; more are a product of matrices."""
+
+
 def contenders(terms: Floats, weights: Floats) -> Ints:
     """Rows of ``terms`` (C, k) that may be the least of ``terms @ weights`` in some column; ``weights`` (k, R) are not negative.
 
@@ -137,19 +141,56 @@ def contenders(terms: Floats, weights: Floats) -> Ints:
     in the box below another is greatest over it at a corner, so the comparison is exact (rounding apart).
     """
     low, high = weights.min(axis=1), weights.max(axis=1)
-    corners = np.array(list(itertools.product(*zip(low, high, strict=True)))).T
-    rivals = np.unique((terms @ corners).argmin(axis=0))
+    which = _corners(len(low))
+    rivals = np.unique((terms @ np.where(which, high[:, None], low[:, None])).argmin(axis=0))
     ahead = terms[rivals, None, :] - terms[None, :, :]
-    furthest = np.where(ahead > 0, ahead * high, ahead * low).sum(axis=2)  # of rival - row over the box
+    furthest = (np.maximum(ahead, 0.0) @ high) + (np.minimum(ahead, 0.0) @ low)  # of rival - row over the box
     beaten = (furthest < 0) | ((furthest == 0) & (rivals[:, None] < np.arange(len(terms))))
     return np.flatnonzero(~beaten.any(axis=0))
 
 
+@cache
+def _corners(dimensions: int) -> Mask:
+    """(k, 2^k): which end of each side a corner of a box has."""
+    ends: Mask = np.array(list(itertools.product((False, True), repeat=dimensions))).T
+    return ends
+
+
 def least(terms: Floats, weights: Floats) -> tuple[Ints, Floats]:
-    """The row (R,) that is least in each column of ``terms @ weights``, the first of equals, and its value (R,)."""
+    """The row (R,) that is least in each column of ``terms @ weights``, the first of equals, and its value (R,).
+
+    A value is the same to the bit whatever columns stand beside it.
+    """
     rows = contenders(terms, weights)
-    index, value = lowest(terms[rows] @ weights)
-    return rows[index], value
+    if len(rows) > FEW:
+        index = rows[lowest(terms[rows] @ weights)[0]]
+        return index, _sum(terms.T[:, index], weights)
+    index, value = np.full(weights.shape[1], rows[0]), _sum(terms[rows[0]], weights)
+    for row in rows[1:]:
+        other = _sum(terms[row], weights)
+        less = other < value
+        np.copyto(value, other, where=less)
+        np.copyto(index, row, where=less)
+    return index, value
+
+
+def least_value(terms: Floats, weights: Floats) -> Floats:
+    """(R,) the least value of each column of ``terms @ weights``, as `least` has it."""
+    rows = contenders(terms, weights)
+    if len(rows) > FEW:
+        return least(terms[rows], weights)[1]
+    value = _sum(terms[rows[0]], weights)
+    for row in rows[1:]:
+        np.minimum(value, _sum(terms[row], weights), out=value)
+    return value
+
+
+def _sum(terms: Floats, weights: Floats) -> Floats:
+    """(R,) terms[0] weights[0] + terms[1] weights[1] + ..., in this order; ``terms`` is (k,) or (k, R)."""
+    total: Floats = terms[0] * weights[0]
+    for term, weight in zip(terms[1:], weights[1:], strict=True):
+        total += term * weight
+    return total
 
 
 def lowest(cost: Floats) -> tuple[Ints, Floats]:
