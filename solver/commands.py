@@ -38,20 +38,24 @@ solve_app = typer.Typer(
 
 def _fleet_options(
     profiles: Annotated[Path, typer.Option(help="A folder of profiles: one server and its devices.", metavar="DIR")],
-    server: Annotated[str | None, typer.Option(help="The server's profile by name, where there are several.")] = None,
+    server: Annotated[
+        str | None, typer.Option(help="The server's profile by name, where there are several.", metavar="NAME")
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
             help="exact: best cut and supported clock together. card: Algorithm 1 with Eq. 16 as printed, in the letter's "
             "model. min-cut: the same optimum over the graph of operators where the server's profile holds one. server-only, "
-            "device-only, static:C: the benchmarks."
+            "device-only: the letter's benchmarks. static:C: always cut C.",
+            metavar="METHOD",
         ),
     ] = "exact",
     evaluate: Annotated[
         str | None,
         typer.Option(
             help="Which model the reported delay, energy and cost come from: letter, or profile (the measured tables; the "
-            "default where they exist)."
+            "default where they exist).",
+            metavar="MODEL",
         ),
     ] = None,
     w: Annotated[
@@ -263,7 +267,8 @@ def regret_command(
     """What trusting the letter's parameters loses on this fleet, by parameter.
 
     Algorithm 1 decides with the letter's parameters; its decisions are priced by what the profiles hold and compared with the
-    joint optimum there. docs/regret.md says what each parameter is and how the loss is shared among them.
+    joint optimum there. docs/regret.md says what each parameter is and how the loss is shared among them. It weighs by --w; --method,
+    a price and limits are refused.
 
     Example: card-solve regret --profiles profiles/ --plot regret.png
     """
@@ -327,7 +332,7 @@ def uncertainty_command(
     plot: Annotated[Path | None, typer.Option(help="Write a plot into this folder.", metavar="DIR")] = None,
 ) -> None:
     """How sure is the decision? In how many worlds that the profiles' intervals leave possible it stays best, what it loses in
-    the others, and which choice has the least worst-case loss.
+    the others, and which choice has the least worst-case loss. docs/uncertainty.md says what is drawn.
 
     Example: card-solve uncertainty --profiles profiles/letter --rate-variation 20 --without-interval 10
     """
@@ -378,7 +383,8 @@ def reproduce_command(
     json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
 ) -> None:
     """Run the letter's simulation again (Fig. 3 and 4) and test each of its claims: reproduced, reproduced under these assumptions,
-    or not reproducible; with the parameters, among those it does not give, that come nearest to its 70.8 % and 53.1 %.
+    or not reproducible; with the parameters, among those it does not give, that come nearest to its 70.8 % and 53.1 %. docs/letter.md
+    says what came out.
 
     Example: card-solve reproduce --output reproduction
     """
@@ -598,7 +604,19 @@ def graph_schema_command(
 
 
 # 'card-solve --help' shows the help of what it does without a command; the others must not be hidden by that.
+_OTHERS = {
+    "regret": "what trusting the letter's parameters loses",
+    "front": "all trade-offs, and where w flips the decision",
+    "uncertainty": "how sure the decision is",
+    "follow": "a channel that moves inside a round",
+    "channel": "how a radio channel's rates come about",
+    "reproduce": "the letter's simulation and its claims",
+    "graph": "split any model graph",
+    "graph-schema": "the JSON schema of such a graph",
+}
+assert set(_OTHERS) == {other.name for other in solve_app.registered_commands[1:]}
+# \b keeps the lines below it as they are.
 solve_app.registered_commands[0].epilog = (
-    f"'card-solve OPTIONS' is short for 'card-solve {DECIDE} OPTIONS'. Other commands, each with --help: "
-    f"{', '.join(f'card-solve {other.name}' for other in solve_app.registered_commands[1:])}."
+    f"'card-solve OPTIONS' is short for 'card-solve {DECIDE} OPTIONS'. Other commands, each with --help:\n\n\b\n"
+    + "\n".join(f"  card-solve {name:<13} {what}" for name, what in _OTHERS.items())
 )

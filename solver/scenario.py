@@ -219,6 +219,11 @@ def decide(problem: Problem) -> Solution:
     options, places, goal = problem.options, problem.places, problem.options.objective
     model, warnings = problem.evaluated, list(problem.warnings)
     graph = FleetGraph.of(problem.server) if options.method == "min-cut" else None
+    if graph is not None and problem.server.operators is None:
+        warnings.append(
+            f"{problem.server.name}: no field operators, so its chain of layers is cut, as exact does; "
+            "'card-profile run --measure layers,power,graph' stores them"
+        )
     task = Task(
         options.method,
         goal,

@@ -79,7 +79,7 @@ def _by_round(solution: Solution) -> bool:
 def columns(solution: Solution) -> list[str]:
     """Headings of the table, one for each of `cells`."""
     goal = solution.problem.options.objective
-    cost = goal.cost_name if goal.kind == "w" else f"{goal.cost_name} ({goal.cost_unit})"
+    cost = goal.cost_name if goal.kind == "w" else f"cost ({goal.cost_unit})"
     return [
         "device",
         *(["round"] if _by_round(solution) else []),
@@ -182,7 +182,8 @@ def _summary(solution: Solution) -> RenderableType:
     delay, energy = summary["mean_delay_s"], summary["mean_energy_j"]
     text = Text("mean of a round: ", style="bold")
     text.append("delay " + ("?" if delay is None else quantity(delay, "s", 4)))
-    text.append(", server's energy " + ("?" if energy is None else quantity(energy, "J", 4)))
+    whose = "energy, the devices' counted too, " if solution.problem.options.device_energy else "server's energy "
+    text.append(f", {whose}" + ("?" if energy is None else quantity(energy, "J", 4)))
     against_device = summary["delay_reduction_vs_device_only_pct"]
     against_server = summary["energy_reduction_vs_server_only_pct"]
     if against_device is not None:
