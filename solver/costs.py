@@ -302,6 +302,8 @@ def flops_per_cycle(profile: Profile) -> tuple[float, list[Assumption]]:
     else cores x FLOPs per core and cycle of the hardware block. Raises BadInput where neither is there.
     """
     name, hardware = profile.name, profile.hardware
+    if not _flops(profile).sum() > 0:
+        raise BadInput(f"profile {name}: field flops adds up to 0 FLOPs, expected those of a mini-batch")
     if profile.timings:
         known = [t for t in profile.timings if t.frequency_hz is not None] or profile.timings[:1]
         if profile.role == "server":

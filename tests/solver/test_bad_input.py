@@ -217,6 +217,16 @@ def test_times_of_zero_are_refused(documents: Documents, refused: Run) -> None:
     assert "profile fast: flops and timings add up to 1.2e+10 FLOPs in 0 s" in refused(documents)
 
 
+@pytest.mark.parametrize("timed", [True, False], ids=["with layer times", "without"])
+def test_flops_of_zero_are_refused_with_and_without_layer_times(
+    timed: bool, documents: Documents, refused: Run
+) -> None:
+    documents["fast"]["flops"] = scaled(documents["fast"]["flops"], 0.0, "_flops")
+    if not timed:
+        documents["fast"]["timings"] = []
+    assert "profile fast: field flops adds up to 0 FLOPs" in refused(documents)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
