@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -18,8 +18,8 @@ import numpy as np
 
 from solver.costs import CostModel, Floats, Ints, Mask, Places
 
-BLOCK_POINTS = 1 << 18
-"""Cuts x decisions in a block: two megabytes for an array of it, which a core's cache holds."""
+BLOCK_POINTS = 1 << 19
+"""Cuts x decisions in a block: at most four megabytes for an array of it, which a core's cache holds."""
 
 Rows: TypeAlias = "slice | Ints"
 
@@ -164,7 +164,7 @@ def least(terms: Floats, weights: Floats) -> tuple[Ints, Floats]:
     rows = contenders(terms, weights)
     if len(rows) > FEW:
         index = rows[lowest(terms[rows] @ weights)[0]]
-        return index, _sum(terms.T[:, index], weights)
+        return index, _sum([np.take(column, index) for column in np.ascontiguousarray(terms.T)], weights)
     index, value = np.full(weights.shape[1], rows[0]), _sum(terms[rows[0]], weights)
     for row in rows[1:]:
         other = _sum(terms[row], weights)
@@ -185,8 +185,8 @@ def least_value(terms: Floats, weights: Floats) -> Floats:
     return value
 
 
-def _sum(terms: Floats, weights: Floats) -> Floats:
-    """(R,) terms[0] weights[0] + terms[1] weights[1] + ..., in this order; ``terms`` is (k,) or (k, R)."""
+def _sum(terms: Sequence[Floats] | Floats, weights: Floats) -> Floats:
+    """(R,) terms[0] weights[0] + terms[1] weights[1] + ..., in this order; ``terms`` are k numbers or (R,) arrays."""
     total: Floats = terms[0] * weights[0]
     for term, weight in zip(terms[1:], weights[1:], strict=True):
         total += term * weight

@@ -31,7 +31,7 @@ class AveragePriors:
     """Weights of the members of ``auto`` before their errors are seen (the ridge law's is 1, ``plain`` is that of the affine cubic and the power
     law each). A member's weight falls as its mean squared error to the power ``sharpness``."""
 
-    kriged: float = 2.0
+    kriged: float = 4.0
     monotone: float = 1.0
     plain: float = 0.03
     sharpness: float = 2.0
