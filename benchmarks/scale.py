@@ -26,6 +26,8 @@ from solver import card, exact
 from solver.clocktimes import ServerTime
 from solver.costs import CostModel, Places, ServerClocks, ServerPower
 from solver.extremes import box
+from solver.letter.fleet import profiles as own_fleet
+from solver.problem import SolveOptions, pose
 from tests.solver.reference import algorithm_1_fleet
 
 XI, W, F_MIN_HZ, F_MAX_HZ = 1e-25, 0.2, 0.7e9, 2.46e9
@@ -93,10 +95,16 @@ def row(decisions: int, cuts: int, clocks: int) -> str:
     )
 
 
-def beside_the_loop(decisions: int) -> str:
+def letters_fleet(decisions: int) -> tuple[CostModel, Places, ServerClocks]:
+    """The letter's five devices and server in its state normal, fading, without the server's listed clocks."""
+    rounds = decisions // 5
+    problem = pose(own_fleet(), SolveOptions(method="card", channel="normal", rounds=rounds))
+    return problem.letter, problem.places, ServerClocks(F_MIN_HZ, F_MAX_HZ, np.empty(0))
+
+
+def beside_the_loop(name: str, model: CostModel, places: Places, clocks: ServerClocks) -> str:
     """Arrays and loop in turns: how many times faster, and whether every decision is the same."""
-    model, places, clocks = fleet(decisions, 31, 0)
-    terms = [[tuple(line) for line in model.waiting_terms(m).tolist()] for m in range(DEVICES)]
+    terms = [[tuple(line) for line in model.waiting_terms(m).tolist()] for m in range(len(places.feasible))]
     cycles = model.server_time.b_cycles[:, 0].tolist()
     places_list = list(
         zip(places.device.tolist(), places.uplink_bps.tolist(), places.downlink_bps.tolist(), strict=True)
@@ -112,8 +120,8 @@ def beside_the_loop(decisions: int) -> str:
         fast.append(seconds(lambda: card.choose(model, places, clocks, W, XI)))
     same = answers[0].cut_index.tolist() == [cut for cut, _ in answers[1]]
     return (
-        f"plain loop {median(slow):.2f} s, arrays {median(fast):.3f} s: {median(slow) / median(fast):.0f} times as fast; "
-        f"all {decisions} cuts {'the same' if same else 'NOT THE SAME'}"
+        f"{name}: plain loop {median(slow):.2f} s, arrays {median(fast):.3f} s: {median(slow) / median(fast):.0f} times as fast; "
+        f"all {len(places)} cuts {'the same' if same else 'NOT THE SAME'}"
     )
 
 
@@ -184,7 +192,8 @@ def main() -> int:
             stdout=subprocess.PIPE,
         )
         print(done.stdout, end="", flush=True)
-    print(beside_the_loop(n))
+    print(beside_the_loop("made-up fleet", *fleet(n, 31, 0)))
+    print(beside_the_loop("the letter's fleet", *letters_fleet(n)))
     print(against_brute_force())
     if options.dask:
         print(over_dask(n))

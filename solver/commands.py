@@ -295,7 +295,7 @@ def uncertainty_command(
     rate_variation: Annotated[
         float,
         typer.Option(
-            help="Also vary the rates: lognormal with this standard deviation in percent, up and down apart.",
+            help="Also vary the rates: their logarithm by a normal with this standard deviation in percent, median kept, up and down apart.",
             metavar="PCT",
         ),
     ] = 0.0,

@@ -245,6 +245,12 @@ def _server_clocks(server: Profile, options: SolveOptions) -> tuple[ServerClocks
                     f"{option}: {bound / 1e9:g} GHz is beyond the clocks of {server.name}; the box ends at its own"
                 )
         f_min, f_max = max(f_min, lowest), min(f_max, highest)
+    else:
+        for option, value in (("--f-min-ghz", low), ("--f-max-ghz", high)):
+            if value is not None and not lowest * (1 - 1e-12) <= value * 1e9 <= highest * (1 + 1e-12):
+                warnings.append(
+                    f"{option}: {value:g} GHz is beyond the {lowest / 1e9:g} to {highest / 1e9:g} GHz of {server.name}; taken as given"
+                )
     listed: list[Assumption] = []
     if block is not None:
         given = {f"{server.name}: F_min in Hz": (low, f_min), f"{server.name}: F_max in Hz": (high, f_max)}

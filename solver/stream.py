@@ -18,8 +18,8 @@ import numpy as np
 
 from solver.costs import CostModel, Floats, Ints, Mask, Places
 
-BLOCK_POINTS = 1 << 19
-"""Cuts x decisions in a block: at most four megabytes for an array of it, which a core's cache holds."""
+BLOCK_POINTS = 1 << 20
+"""Cuts x decisions in a block: at most eight megabytes for an array of it, and long enough for threads to pay."""
 
 Rows: TypeAlias = "slice | Ints"
 

@@ -419,3 +419,12 @@ def test_json_in_pieces_is_the_json_of_the_whole(monkeypatch: pytest.MonkeyPatch
         solution.write_json(out)
         assert json.loads(out.getvalue()) == json.loads(json.dumps(solution.as_json()))
         assert len(json.loads(out.getvalue())["decisions"]) == 5 * len(solution.problem.devices)
+
+
+def test_a_limit_beyond_a_server_without_listed_clocks_is_taken_as_given_with_a_warning() -> None:
+    clocks = next(p.hardware.clocks for p in letterlike() if p.role == "server")
+    assert clocks is not None
+    top = clocks.max_hz
+    solution = solve(letterlike(), SolveOptions(f_max_ghz=2 * top / 1e9))
+    assert solution.problem.clocks.f_max_hz == 2 * top
+    assert any("--f-max-ghz" in line and "taken as given" in line for line in solution.warnings)
