@@ -435,7 +435,9 @@ def losses(problem: Problem, hz: Floats, make: Callable[..., Floats], seed: int,
     model = replace(problem.decider, server_power=ServerPower.table(hz.tolist(), watts.tolist()))
     span = box_extremes(model, places, ServerRange.over(model, hz))
     x, y = span.weights(w)
-    waiting = model.waiting_s(places)
+    waiting = model.waiting_of(
+        places.device[:, None], np.arange(model.cuts), places.uplink_bps[:, None], places.downlink_bps[:, None]
+    )
     cost = (
         (x[:, None] * waiting)[:, :, None] + x[:, None, None] * model.server_s(hz) + y[:, None, None] * model.busy_j(hz)
     )

@@ -31,8 +31,15 @@ def optimal_clock(
 
 
 def choose(letter: CostModel, places: Places, clocks: ServerClocks, w: float, xi_w_per_hz3: float | None) -> Choice:
-    """Algorithm 1: f* by Eq. 16, then the feasible cut with the least U at f*, the lowest of equals. The clock to request is the
-    supported one nearest to f*."""
+    """Algorithm 1; the clock to request is the supported one nearest to f*."""
+    cut, clock = algorithm_1(letter, places, clocks, w, xi_w_per_hz3)
+    return Choice(cut, clocks.nearest(clock))
+
+
+def algorithm_1(
+    letter: CostModel, places: Places, clocks: ServerClocks, w: float, xi_w_per_hz3: float | None
+) -> tuple[Ints, Floats]:
+    """The feasible cut with the least U at f*, 0-based, the lowest of equals; and f* of Eq. 16 in Hz, as `optimal_clock` has it. (N,) each."""
     cut, clock = np.empty(len(places), dtype=np.intp), np.empty(len(places))
 
     def work(block: Block) -> None:
@@ -42,7 +49,7 @@ def choose(letter: CostModel, places: Places, clocks: ServerClocks, w: float, xi
         cut[block.rows] = block.cuts[box.best(w, f)]
 
     over_blocks(places, work)
-    return Choice(cut, clocks.nearest(clock))
+    return cut, clock
 
 
 class _Box:

@@ -211,11 +211,6 @@ class CostModel:
             held = own if held is None else held + own
         return held
 
-    def waiting_s(self, places: Places) -> Floats:
-        """(N, C) of `waiting_of` for a handful of places; `solver.stream` goes through many."""
-        every = np.arange(self.cuts)[None, :]
-        return self.waiting_of(places.device[:, None], every, places.uplink_bps[:, None], places.downlink_bps[:, None])
-
     def waiting_terms(self, device: int) -> Floats:
         """(C, 3): `waiting_of` as a product with (1, 1/R^D, 1/R^S). The same but for rounding."""
         trip = self.round_trip_s[device] / 2

@@ -8,7 +8,7 @@ import numpy as np
 
 from solver import card
 from solver.baselines import fixed_cut
-from solver.costs import Choice, CostModel, Floats, Mask, Places, ServerClocks
+from solver.costs import Choice, CostModel, Floats, Ints, Mask, Places, ServerClocks
 from solver.extremes import Extremes, box
 from solver.graphs.fleet import FleetGraph, Inside
 from solver.graphs.fleet import choose as choose_on_graph
@@ -79,18 +79,23 @@ def choose(task: Task, places: Places) -> Chosen:
     """Cut and clock of every place."""
     w, clocks = task.objective.w, task.clocks
     met = np.ones(len(places), dtype=np.bool_)
-    f_star = card.optimal_clock(task.letter, places, clocks, w, task.xi_w_per_hz3)
+    in_the_letters_model = (task.letter, places, clocks, w, task.xi_w_per_hz3)
+    cut: Ints | None = None
+    if task.method == "card":
+        cut, f_star = card.algorithm_1(*in_the_letters_model)
+    else:
+        f_star = card.optimal_clock(*in_the_letters_model)
+        if (fixed := fixed_cut(task.method, task.layers)) is not None:
+            cut = np.full(len(places), fixed - 1, dtype=np.intp)
     extremes, extra = box(task.evaluated, places, clocks, f_star)
     inside: dict[int, Inside] = {}
-    if task.method in DECIDE_BY_PROFILE:
+    if cut is not None:
+        choice = Choice(cut, clocks.nearest(f_star))
+    else:
         own = extremes if task.decider is task.evaluated else box(task.decider, places, clocks, f_star)[0]
         if task.graph is None:
             choice, met = task.objective.choose(task.decider, places, clocks, own)
         else:
             found = choose_on_graph(task.graph, task.decider, places, clocks, *task.objective.factors(own))
             choice, inside = found.choice, found.inside
-    elif (fixed := fixed_cut(task.method, task.layers)) is not None:
-        choice = Choice(np.full(len(places), fixed - 1, dtype=np.intp), clocks.nearest(f_star))
-    else:
-        choice = card.choose(task.letter, places, clocks, w, task.xi_w_per_hz3)
     return Chosen(choice, met, f_star, extremes, extra, inside)

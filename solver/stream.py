@@ -62,32 +62,24 @@ class Block:
 def over_blocks(places: Places, work: Callable[[Block], None], points: int = BLOCK_POINTS) -> None:
     """Call ``work`` on every block, on all cores: numpy computes outside of Python's lock. ``work`` writes to its own rows."""
 
-    def one(part: tuple[int, Rows, Ints]) -> None:
-        device, rows, cuts = part
-        uplink, downlink = places.uplink_bps[rows], places.downlink_bps[rows]
-        per_bit = np.empty((3, len(uplink)))
-        per_bit[0] = 1.0
-        np.divide(1.0, uplink, out=per_bit[1])
-        np.divide(1.0, downlink, out=per_bit[2])
-        work(Block(device, rows, cuts, uplink, downlink, per_bit))
-
     def several(parts: list[tuple[int, Rows, Ints]]) -> None:
-        for part in parts:
-            one(part)
+        for device, rows, cuts in parts:
+            uplink, downlink = places.uplink_bps[rows], places.downlink_bps[rows]
+            per_bit = np.empty((3, len(uplink)))
+            per_bit[0] = 1.0
+            np.divide(1.0, uplink, out=per_bit[1])
+            np.divide(1.0, downlink, out=per_bit[2])
+            work(Block(device, rows, cuts, uplink, downlink, per_bit))
 
-    with _one_thread_a_product():
-        _run(several, places, points)
-
-
-def _run(several: Callable[[list[tuple[int, Rows, Ints]]], None], places: Places, points: int) -> None:
     workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
-    if len(places) * places.feasible.shape[1] <= points or workers == 1:
-        for parts in _parts(places, points):
-            several(parts)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(several, _parts(places, points)):
-            pass
+    with _one_thread_a_product():
+        if len(places) * places.feasible.shape[1] <= points or workers == 1:
+            for parts in _parts(places, points):
+                several(parts)
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                for _ in pool.map(several, _parts(places, points)):
+                    pass
 
 
 def _one_thread_a_product() -> Any:
