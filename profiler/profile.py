@@ -35,10 +35,12 @@ Bytes = Annotated[int, Field(ge=0, le=2**60)]
 Flops = Annotated[float, Field(ge=0, le=1e24)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Text = Annotated[str, StringConstraints(max_length=4000)]
+Codec = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+-]{0,39}$")]
 
 MAX_SEGMENTS = 10_000
 MAX_CLOCKS = 10_000
 MAX_OPERATORS = 100_000
+MAX_CODECS = 100
 
 
 class BadInput(Exception):
@@ -448,11 +450,59 @@ class Link(Block):
     round_trip_s: Seconds | None = None
 
 
+class CodecCut(Document):
+    """What one codec does at one cut. phi: encoded over raw bytes at the activation dtype; times of one mini-batch on this machine."""
+
+    cut: int = Field(ge=1, le=MAX_SEGMENTS)
+    smashed_phi: float = Field(gt=0, le=2)
+    gradient_phi: float = Field(gt=0, le=2)
+    smashed_encode_s: Stat
+    smashed_decode_s: Stat
+    gradient_encode_s: Stat
+    gradient_decode_s: Stat
+    loss_increase: float | None = Field(
+        default=None,
+        description="Held-out loss with the smashed data compressed minus without, nats a token; gradients do not change it",
+    )
+    loss_increase_se: float | None = Field(
+        default=None, ge=0, description="Standard error of `loss_increase` over the sequences of the text, paired"
+    )
+
+
+class CodecFigures(Document):
+    """One codec at every cut that was measured, in order."""
+
+    codec: Codec
+    cuts: list[CodecCut] = Field(min_length=1, max_length=MAX_SEGMENTS)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> CodecFigures:
+        cuts = [row.cut for row in self.cuts]
+        if sorted(set(cuts)) != cuts:
+            raise ValueError("cuts must be ascending without repeats")
+        return self
+
+
 class Compression(Block):
-    """phi of Eq. 9: compressed over raw bytes at the activation dtype."""
+    """phi of Eq. 9: compressed over raw bytes at the activation dtype. ``codec`` is the one whose phi it is.
+
+    ``codecs`` holds what was measured for every codec and cut; ``text`` says on which text, ``base_loss`` is the held-out loss
+    there without compression, in nats a token.
+    """
 
     phi: float = Field(gt=0, le=1)
     codec: Text | None = None
+    base_loss: float | None = Field(default=None, ge=0)
+    text: Text | None = None
+    tokens: int | None = Field(default=None, ge=1, description="Predicted tokens that the losses are means over")
+    codecs: list[CodecFigures] = Field(default_factory=list, max_length=MAX_CODECS)
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Compression:
+        names = [figures.codec for figures in self.codecs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"codecs: {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+        return self
 
 
 class Operator(Document):
@@ -538,6 +588,9 @@ class Profile(Document):
                 raise ValueError(
                     f"operators: expected some in each of the {count} segments, reading from their own or earlier ones"
                 )
+        for figures in self.compression.codecs if self.compression is not None else []:
+            if figures.cuts[-1].cut >= layers:
+                raise ValueError(f"compression.codecs: {figures.codec}: expected cuts among 1..{layers - 1}")
         cut_lists = [("sizes.cuts", [c.cut for c in self.sizes.cuts])]
         if self.memory is not None:
             cut_lists.append(("memory.cuts", [c.cut for c in self.memory.cuts]))
