@@ -221,7 +221,8 @@ class StepTimes(BaseModel):
 
 
 class Adapters(Body):
-    """Device to server: stage 5. Tensors as in Round. ``energy_j`` is the device's own over the round, where a sensor is there."""
+    """Device to server: stage 5. Tensors as in Round. ``energy_j`` is the device's own while it computed, where a sensor is there;
+    ``round_received_s`` is when Round had arrived whole, ``loaded_s`` how long the new cut and the adapters took to be put in place."""
 
     kind: Literal["adapters"] = "adapters"
     carries: ClassVar[bool] = True
@@ -230,6 +231,9 @@ class Adapters(Body):
     steps: Annotated[list[StepTimes], Field(max_length=MAX_EPOCHS), FailFast()]
     energy_j: Joules | None = None
     optimizer_steps: Count = 0
+    round_received_s: Clock
+    loaded_s: Seconds
+    sent_s: Clock
 
 
 class Merged(Body):
