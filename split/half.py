@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from profiler.profile import BadInput, Role
+from profiler.profile import BadInput
 from profiler.workload.cuts import Batch, SplitModel, State
 from profiler.workload.gates import ENCODER, HIDDEN
 from profiler.workload.model import WorkloadSpec, build
@@ -152,15 +152,14 @@ class Half:
         self._forget()
         self.cut = cut
 
-    def adapters(self, side: Role | None = None, cut: int | None = None) -> dict[str, Tensor]:
+    def adapters(self, side: Side | None = None, cut: int | None = None) -> dict[str, Tensor]:
         """Copies of the adapters of ``side`` at ``cut`` (default: of this half), float32 on the CPU, by PEFT's names in order of layers."""
         return {n: self._copy(self._named[n].detach()) for n in self.adapter_names(side, cut)}
 
-    def adapter_names(self, side: Role | None = None, cut: int | None = None) -> tuple[str, ...]:
-        """Names of the adapters of ``side`` at ``cut`` (default: of this half; of a whole model all)."""
-        at = self.cut if cut is None else cut
-        chosen = side or (self.side if self.side != "whole" else None)
-        if chosen is None:
+    def adapter_names(self, side: Side | None = None, cut: int | None = None) -> tuple[str, ...]:
+        """Names of the adapters of ``side`` at ``cut`` (default: of this half at its cut). ``whole``: all of them."""
+        chosen, at = side or self.side, self.cut if cut is None else cut
+        if chosen == "whole":
             return tuple(self._named)
         if at is None:
             raise Unfit("no cut was set yet: call cut_at first, or name a cut")
@@ -176,7 +175,7 @@ class Half:
             for name, value in adapters.items():
                 self._named[name].copy_(value)
 
-    def moments(self, side: Role | None = None, cut: int | None = None) -> dict[str, Tensor]:
+    def moments(self, side: Side | None = None, cut: int | None = None) -> dict[str, Tensor]:
         """Copies of AdamW's moments of those adapters, as ``m.NAME`` and ``v.NAME``, float32 on the CPU; of SGD, and before the first
         step, none."""
         found: dict[str, Tensor] = {}
@@ -187,7 +186,7 @@ class Half:
                 found[SECOND_MOMENT + name] = self._copy(state["exp_avg_sq"])
         return found
 
-    def optimizer_steps(self, side: Role | None = None, cut: int | None = None) -> int:
+    def optimizer_steps(self, side: Side | None = None, cut: int | None = None) -> int:
         """Steps that those moments have seen (for AdamW's bias correction); 0 of SGD. Raises Unfit where adapters differ in it."""
         states = [self._optimizer.state.get(self._named[n], {}) for n in self.adapter_names(side, cut)]
         steps = {int(s["step"]) if "step" in s else 0 for s in states}
@@ -224,7 +223,7 @@ class Half:
                 "exp_avg_sq": second[name].detach().to(parameter.device, copy=True),
             }
 
-    def reset_optimizer(self, side: Role | None = None, cut: int | None = None) -> None:
+    def reset_optimizer(self, side: Side | None = None, cut: int | None = None) -> None:
         """Forget the moments of those adapters, as if no step had been taken."""
         for name in self.adapter_names(side, cut):
             self._optimizer.state.pop(self._named[name], None)
