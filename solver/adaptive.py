@@ -398,6 +398,8 @@ def follow(
         raise BadInput(f"--method {options.method}: expected exact, policies differ in what they know of the channel")
     if options.objective.limit is not None:
         raise BadInput(f"--{options.objective.kind}: expected --w or --price, a limit is no sum over mini-batches")
+    if options.codec is not None:
+        raise BadInput("--codec: policies within a round know one phi, expected --compression here")
     if threshold is None:
         threshold = DEFAULT_THRESHOLD_U if options.objective.kind == "w" else 0.0
     for option, value, least in (("--threshold", threshold, 0.0), ("--moving", moving, 1.0)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from solver.costs import Choice, CostModel, Floats, Ints, Places, ServerClocks
-from solver.stream import Block, least, least_value, over_blocks
+from solver.stream import Block, least, least_value, lowest, over_blocks
 
 
 def optimal_clock(
@@ -58,10 +58,15 @@ class _Box:
     def __init__(self, letter: CostModel, block: Block, clocks: ServerClocks, xi_w_per_hz3: float | None) -> None:
         low, high = clocks.f_min_hz, clocks.f_max_hz
         self.f_min_hz, self.f_max_hz, self.xi, self.block = low, high, xi_w_per_hz3, block
-        self.terms = block.waiting_terms(letter)
         self.cycles = letter.server_time.b_cycles[block.cuts, 0]  # (C',)
-        longest = -least_value(-block.waiting_terms(letter, self.cycles / low), block.per_bit)
-        self.d_span_s = longest - least_value(block.waiting_terms(letter, self.cycles / high), block.per_bit)
+        self.waiting_s = None if letter.codecs is None else block.waiting_s(letter)  # (C', R)
+        if self.waiting_s is None:
+            self.terms = block.waiting_terms(letter)
+            longest = -least_value(-block.waiting_terms(letter, self.cycles / low), block.per_bit)
+            self.d_span_s = longest - least_value(block.waiting_terms(letter, self.cycles / high), block.per_bit)
+        else:
+            longest = (self.waiting_s + (self.cycles / low)[:, None]).max(axis=0)
+            self.d_span_s = longest - (self.waiting_s + (self.cycles / high)[:, None]).min(axis=0)
         xi = 0.0 if xi_w_per_hz3 is None else xi_w_per_hz3
         self.e_span_j = float((xi * high * high * self.cycles).max() - (xi * low * low * self.cycles).min())
 
@@ -88,6 +93,8 @@ class _Box:
                 raise ValueError("Eq. 11 needs xi unless w = 1")
             by_energy = (1 - w) / self.e_span_j if self.e_span_j > 0 else 0.0
             by_cycles += by_energy * self.xi * clock_hz * clock_hz
+        if self.waiting_s is not None:
+            return lowest(by_delay * self.waiting_s + np.outer(self.cycles, by_cycles))[0]
         weights = np.empty((4, len(clock_hz)))
         np.multiply(by_delay, self.block.per_bit, out=weights[:3])
         weights[3] = by_cycles

@@ -77,6 +77,21 @@ def _fleet_options(
         float | None,
         typer.Option(help="phi of Eq. 9, 0 < PHI <= 1. Default: the profile's measured one, else 1.", metavar="PHI"),
     ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="A codec of smashed data and gradients with the figures that the profiles measured of it at every cut; auto: for each "
+            "device, cut and rates the fastest within --max-loss-increase. In place of --compression.",
+            metavar="NAME|auto",
+        ),
+    ] = None,
+    max_loss_increase: Annotated[
+        float | None,
+        typer.Option(
+            help="With --codec auto: most that a codec may add to the held-out loss, in nats a token. Default: 0.002.",
+            metavar="X",
+        ),
+    ] = None,
     uplink_mbps: Annotated[float | None, typer.Option(help="R^D in Mbit/s, device to server.", metavar="X")] = None,
     downlink_mbps: Annotated[float | None, typer.Option(help="R^S in Mbit/s, server to device.", metavar="Y")] = None,
     channel: Annotated[

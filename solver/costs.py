@@ -37,6 +37,7 @@ from solver.clocktimes import (
     segment_seconds,
     timed_hz,
 )
+from solver.codecs import CodecTables
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
@@ -88,7 +89,11 @@ class ServerPower:
 
 @dataclass(frozen=True)
 class Costs:
-    """Delay and energy of some points, and what they are made of. All arrays have one shape; ``energy_j`` is None without power."""
+    """Delay and energy of some points, and what they are made of. All arrays have one shape; ``energy_j`` is None without power.
+
+    ``codec`` is the index of the codec in `CostModel.codecs`, None where no codec was asked for; ``uplink_s`` and ``downlink_s`` then hold
+    encoding and decoding too.
+    """
 
     delay_s: Floats
     energy_j: Floats | None
@@ -97,6 +102,7 @@ class Costs:
     uplink_s: Floats
     downlink_s: Floats
     adapters_s: Floats
+    codec: Ints | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,9 @@ class CostModel:
     """(C,) for each device: how far its part of the delay may be off, by the 95 % interval of its times. None: not known."""
     server_half_width_s: HalfWidths | None = None
     """The same for the server, (C,) rows over its clocks."""
+    codecs: CodecTables | None = None
+    """What may be sent in place of ``uplink_bits`` and ``downlink_bits``: at every point the codec with the least waiting time is taken,
+    which is the best for every objective (`solver.codecs`)."""
 
     @property
     def cuts(self) -> int:
@@ -156,7 +165,7 @@ class CostModel:
 
         Delay is Eq. 10, energy Eq. 11 (in the profile model P(f) in place of xi f^3).
         """
-        compute, up, down, adapters = self._waiting_parts(device, uplink_bps, downlink_bps, cut_index)
+        compute, up, down, adapters, codec = self._waiting_parts(device, uplink_bps, downlink_bps, cut_index)
         f = self.clock_map.reached(requested_hz)
         server = self.server_time.at(cut_index, f)
         energy = None
@@ -171,7 +180,9 @@ class CostModel:
         delay = compute + up + down + adapters + server
         if energy is not None:
             energy = np.broadcast_to(energy, delay.shape)
-        return Costs(delay, energy, compute, server, up, down, adapters)
+        if codec is not None:
+            codec = np.broadcast_to(codec, delay.shape)
+        return Costs(delay, energy, compute, server, up, down, adapters, codec)
 
     def compute_half_width_s(self, device: Ints, cut_index: Ints, frequency_hz: Floats) -> Floats:
         """How far device and server compute together may be off, in seconds (95 %), of points (R,); NaN where one has no fit of its times.
@@ -191,7 +202,7 @@ class CostModel:
 
     def waiting_of(self, device: Any, cut_index: Any, uplink_bps: Any, downlink_bps: Any) -> Floats:
         """The part of Eq. 10 that does not depend on the server's clock; arguments broadcast, as in `at`."""
-        compute, up, down, adapters = self._waiting_parts(device, uplink_bps, downlink_bps, cut_index)
+        compute, up, down, adapters, _ = self._waiting_parts(device, uplink_bps, downlink_bps, cut_index)
         waiting: Floats = compute + up + down + adapters
         return waiting
 
@@ -211,25 +222,45 @@ class CostModel:
             held = own if held is None else held + own
         return held
 
-    def waiting_terms(self, device: int) -> Floats:
-        """(C, 3): `waiting_of` as a product with (1, 1/R^D, 1/R^S). The same but for rounding."""
+    def waiting_terms(self, device: int, codec: int | None = None) -> Floats:
+        """(C, 3): `waiting_of` as a product with (1, 1/R^D, 1/R^S). The same but for rounding. With ``codec`` (an index): of that codec."""
         trip = self.round_trip_s[device] / 2
         fixed = self.device_compute_s[device] + (2 * self.epochs + 2) * trip
         adapters = self.adapter_bits[device]
-        return np.column_stack([fixed, self.uplink_bits[device] + adapters, self.downlink_bits[device] + adapters])
+        up, down = self.uplink_bits[device], self.downlink_bits[device]
+        if codec is not None:
+            assert self.codecs is not None
+            up, down = self.codecs.uplink_bits[device, codec], self.codecs.downlink_bits[device, codec]
+            fixed = fixed + self.codecs.uplink_s[device, codec] + self.codecs.downlink_s[device, codec]
+        return np.column_stack([fixed, up + adapters, down + adapters])
 
     def _waiting_parts(
         self, device: Any, uplink_bps: Any, downlink_bps: Any, cut_index: Any
-    ) -> tuple[Floats, Floats, Floats, Floats]:
-        """What the server waits for: the device's compute, smashed data up, gradients down, adapters both ways; in seconds."""
+    ) -> tuple[Floats, Floats, Floats, Floats, Ints | None]:
+        """What the server waits for: the device's compute, smashed data up, gradients down, adapters both ways; in seconds. And the codec."""
         trip = self.round_trip_s[device] / 2
         bits = self.adapter_bits[device, cut_index]
-        return (
-            self.device_compute_s[device, cut_index],
-            self.uplink_bits[device, cut_index] / uplink_bps + self.epochs * trip,
-            self.downlink_bits[device, cut_index] / downlink_bps + self.epochs * trip,
-            bits / uplink_bps + bits / downlink_bps + 2 * trip,
-        )
+        compute = self.device_compute_s[device, cut_index]
+        adapters = bits / uplink_bps + bits / downlink_bps + 2 * trip
+        if self.codecs is None:
+            up = self.uplink_bits[device, cut_index] / uplink_bps + self.epochs * trip
+            down = self.downlink_bits[device, cut_index] / downlink_bps + self.epochs * trip
+            return compute, up, down, adapters, None
+        codec: Ints | None = None
+        least = up = down = np.empty(0)
+        for k in range(len(self.codecs.names)):
+            ways = self.codecs.ways(k, device, cut_index, uplink_bps, downlink_bps)
+            more_up, more_down = (way + self.epochs * trip for way in ways)
+            waiting = compute + more_up + more_down + adapters
+            if codec is None:
+                least, up, down, codec = waiting, more_up, more_down, np.zeros(np.shape(waiting), dtype=np.intp)
+                continue
+            better = waiting < least  # of equals the first
+            least, up, down = (
+                np.where(better, new, old) for new, old in ((waiting, least), (more_up, up), (more_down, down))
+            )
+            codec = np.where(better, k, codec)
+        return compute, up, down, adapters, codec
 
     def server_s(self, requested_hz: Floats) -> Floats:
         """(C, K): seconds that the server is busy at clocks (K,)."""
@@ -354,9 +385,14 @@ def _bits(
 
 
 def letter_model(
-    server: Profile, devices: Sequence[Profile], *, epochs: int, phi: Sequence[float]
+    server: Profile,
+    devices: Sequence[Profile],
+    *,
+    epochs: int,
+    phi: Sequence[float],
+    codecs: CodecTables | None = None,
 ) -> tuple[CostModel, list[Assumption]]:
-    """Eq. 7-11 as printed. ``phi`` (M,). Returns the model and what it rests on that was not measured; raises BadInput."""
+    """Eq. 7-11 as printed. ``phi`` (M,), or ``codecs`` in its place, whose seconds then count. Returns the model and what it rests on that was not measured; raises BadInput."""
     up, down, adapters, listed = _bits(devices, epochs, phi)
     compute = []
     for device in devices:
@@ -391,6 +427,7 @@ def letter_model(
         round_trip_s=np.zeros(len(devices)),
         server_time=ServerTime(np.empty(0), np.zeros((len(cycles), 1)), cycles[:, None]),
         server_power=power,
+        codecs=codecs,
     )
     return model, listed
 
@@ -402,12 +439,14 @@ def profile_model(
     *,
     epochs: int,
     phi: Sequence[float],
+    codecs: CodecTables | None = None,
     round_trip_s: Floats,
     leave_out: frozenset[str] = frozenset(),
     count_idle: bool = False,
     device_energy: float = 0.0,
 ) -> tuple[CostModel, list[Assumption]]:
-    """The measured tables. ``phi`` and ``round_trip_s`` are (M,). Returns the model and what it rests on that was not measured.
+    """The measured tables. ``phi`` (or ``codecs`` in its place) and ``round_trip_s`` are (M,). Returns the model and what it rests on
+    that was not measured.
 
     ``device_energy`` is what a joule of a device counts beside one of the server. Every profile must have timings. Raises BadInput
     where ``count_idle`` or ``device_energy`` asks for watts that a profile lacks.
@@ -485,6 +524,7 @@ def profile_model(
         server_half_width_s=None
         if widths is None
         else HalfWidths(widths.clocks_hz, epochs * on_the_server(server, widths.seconds)),
+        codecs=codecs,
     )
     return model, listed
 

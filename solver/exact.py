@@ -94,8 +94,7 @@ def _listed(
     mix = np.divide(by_energy, both, out=np.zeros_like(both), where=both > 0)
     order = np.argsort(mix)
     mix, x, y = mix[order], by_delay[order], by_energy[order]
-    terms, weights = _held(model, block, by_delay, by_energy)
-    cost = terms @ weights[:, order]
+    cost = _still(model, block, by_delay, by_energy, order)
     runs = [hulls[c].vertices(mix) for c in block.cuts]
     for row, c in enumerate(block.cuts):
         cost[row] += x * np.repeat(hulls[c].seconds, runs[row]) + y * np.repeat(hulls[c].joules, runs[row])
@@ -128,14 +127,30 @@ def _proportional(
         better = rate < best
         np.copyto(best, rate, where=better)
         np.copyto(where, at, where=better)
-    terms, weights = _held(model, block, by_delay, by_energy)
     cycles = model.server_time.b_cycles[block.cuts, 0]
+    if model.codecs is not None:
+        row, _ = lowest(_still(model, block, by_delay, by_energy) + np.outer(cycles, best))
+        return block.cuts[row], where
+    terms, weights = _held(model, block, by_delay, by_energy)
     row, _ = least(np.column_stack([terms, cycles]), np.vstack([weights, best]))
     return block.cuts[row], where
 
 
+def _still(
+    model: CostModel, block: Block, by_delay: Floats, by_energy: Floats, order: Ints | slice = slice(None)
+) -> Floats:
+    """(C', R) what a cut costs at any clock of the server, decisions in ``order``."""
+    if model.codecs is None:
+        terms, weights = _held(model, block, by_delay, by_energy)
+        return terms @ weights[:, order]
+    cost = block.waiting_s(model) * (by_delay + by_energy * model.idle_w)
+    if model.device_j is not None:
+        cost += np.outer(model.device_j[block.device, block.cuts], by_energy)
+    return cost[:, order]
+
+
 def _held(model: CostModel, block: Block, by_delay: Floats, by_energy: Floats) -> tuple[Floats, Floats]:
-    """(C', k) and (k, R), whose product is what a cut costs at any clock of the server."""
+    """(C', k) and (k, R), whose product is what a cut costs at any clock of the server; without codecs."""
     terms, weights = block.waiting_terms(model), (by_delay + by_energy * model.idle_w) * block.per_bit
     if model.device_j is not None:
         terms = np.column_stack([terms, model.device_j[block.device, block.cuts]])
@@ -148,8 +163,7 @@ def _continuous(
 ) -> tuple[Ints, Floats]:
     """Time and power are one formula each on every piece of the range; the cost is least at an end of a piece or where its derivative is
     zero inside one (`extremes.stationary`)."""
-    terms, weights = _held(model, block, by_delay, by_energy)
-    still = terms @ weights
+    still = _still(model, block, by_delay, by_energy)
     best, where = np.full(still.shape, np.inf), np.empty(still.shape)
     inner = (stationary(model, block.cuts, low, high, by_delay, by_energy) for low, high in itertools.pairwise(edges))
     for at in itertools.chain((np.broadcast_to(edge, still.shape) for edge in edges), inner):

@@ -110,7 +110,7 @@ def box_extremes(model: CostModel, places: Places, span: ServerRange, extra_hz: 
     def work(block: Block) -> None:
         cuts, rows = block.cuts, block.rows
         s_min, s_max, e_min, e_max = (part[cuts] for part in (span.s_min, span.s_max, span.e_min, span.e_max))
-        if extra_hz is None and not model.holds_energy:
+        if extra_hz is None and not model.holds_energy and model.codecs is None:
             # The product finds the cut, and its delay is then taken as `CostModel.at` has it: an extreme point must cost exactly 0 or 1.
             shortest_at, _ = least(block.waiting_terms(model, s_min), block.per_bit)
             longest_at, _ = least(-block.waiting_terms(model, s_max), block.per_bit)

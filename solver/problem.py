@@ -18,6 +18,7 @@ from solver.assumptions import Assumption, assumed, unmeasured
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY, fixed_cut
 from solver.channel import Channel, Rates, rates
 from solver.clocktimes import UNKNOWN_CLOCK_HZ
+from solver.codecs import check_options, codec_tables
 from solver.costs import (
     TERMS,
     CostModel,
@@ -40,7 +41,8 @@ class SolveOptions:
 
     ``rounds`` None: as many as a channel trace has, else 1. ``leave_out`` names terms (`costs.TERMS`) that the profile model
     shall not count; ``count_idle`` adds the energy of the server that waits and ``device_energy``, a weight, that of the devices
-    while they compute; the letter leaves both out. At most one of
+    while they compute; the letter leaves both out. ``codec`` names a codec of smashed data and gradients with measured figures, or is
+    ``auto``: the fastest whose loss stays within ``max_loss_increase``, in nats a token (`solver.codecs`). At most one of
     ``price_j_per_s``, ``max_delay_s`` and ``max_energy_j`` takes the place of U and its ``w`` (`solver.objective`).
     """
 
@@ -53,6 +55,8 @@ class SolveOptions:
     max_energy_j: float | None = None
     local_epochs: int = 5
     compression: float | None = None
+    codec: str | None = None
+    max_loss_increase: float | None = None
     uplink_mbps: float | None = None
     downlink_mbps: float | None = None
     channel: str | Channel | None = None
@@ -148,6 +152,7 @@ def _check(options: SolveOptions) -> None:
         raise BadInput(f"--local-epochs {options.local_epochs}: expected a whole number from 1 to 1000000000")
     if options.compression is not None and not 0 < options.compression <= 1:
         raise BadInput(f"--compression {options.compression:g}: expected a number above 0 and at most 1")
+    check_options(options.codec, options.max_loss_increase, options.compression, options.method)
     if options.rounds is not None and not 1 <= options.rounds <= MAX_DECISIONS:
         raise BadInput(f"--rounds {options.rounds}: expected a whole number from 1 to {MAX_DECISIONS}")
     if not 0 <= options.seed < 2**63:
@@ -337,7 +342,18 @@ def pose(profiles: Sequence[Profile], options: SolveOptions) -> Problem:
     listed += link.assumptions
     feasible, needs, exclusions, more = _memory(server, devices)
     listed += more
-    phi, more = _phi(server, devices, options)
+    codecs = None
+    if options.codec is None:
+        phi, more = _phi(server, devices, options)
+    else:
+        phi = [1.0] * len(devices)
+        codecs, more = codec_tables(
+            server,
+            devices,
+            epochs=options.local_epochs,
+            codec=options.codec,
+            max_loss_increase=options.max_loss_increase,
+        )
     listed += more
     if not clocks.known:  # watts against a clock that cannot be read say nothing
         server = server.model_copy(update={"power_fit": None})
@@ -359,7 +375,7 @@ def pose(profiles: Sequence[Profile], options: SolveOptions) -> Problem:
     if untimed and len(untimed) <= len(devices):
         warnings.append(f"no layer times in {', '.join(untimed)}: the letter's model is used for the whole fleet")
     evaluate = options.evaluate or ("letter" if untimed else "profile")
-    letter, rests_on_letter = letter_model(server, devices, epochs=options.local_epochs, phi=phi)
+    letter, rests_on_letter = letter_model(server, devices, epochs=options.local_epochs, phi=phi, codecs=codecs)
     tables: CostModel | None = None
     rests_on_tables: list[Assumption] = []
     if not untimed:
@@ -369,6 +385,7 @@ def pose(profiles: Sequence[Profile], options: SolveOptions) -> Problem:
             clocks,
             epochs=options.local_epochs,
             phi=phi,
+            codecs=codecs,
             round_trip_s=link.round_trip_s,
             leave_out=frozenset(options.leave_out),
             count_idle=options.count_idle,

@@ -81,6 +81,12 @@ class Solution:
     assumptions: list[Assumption]
     warnings: list[str]
 
+    @property
+    def codec_names(self) -> tuple[str, ...] | None:
+        """What the indices `Costs.codec` stand for; None where no codec was asked for."""
+        codecs = self.problem.evaluated.codecs
+        return None if codecs is None else codecs.names
+
     def places(self) -> Iterator[tuple[int, int, int]]:
         """(n, round's label, device's index) of every decision in order."""
         for n in range(len(self.decisions.cut)):
@@ -170,7 +176,8 @@ class Solution:
             )
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(TABLE_COLUMNS)
+        names = self.codec_names
+        writer.writerow(TABLE_COLUMNS if names is None else (*TABLE_COLUMNS, "codec"))
         every = np.arange(self.problem.evaluated.cuts)[:, None]
         up, down = self.problem.rates.uplink_bps.ravel(), self.problem.rates.downlink_bps.ravel()
         for n, label, m in self.places():
@@ -186,6 +193,7 @@ class Solution:
                 costs.adapters_s,
             )
             columns = [part.tolist() for part in parts]
+            codecs = None if costs.codec is None else costs.codec.tolist()
             memory = self.problem.device_memory_bytes[m]
             hz = clocks.tolist()
             for c in range(self.problem.evaluated.cuts):
@@ -193,7 +201,8 @@ class Solution:
                 for k, frequency in enumerate(hz):
                     figures = ["" if math.isnan(column[c][k]) else repr(column[c][k]) for column in columns]
                     clock = repr(frequency) if self.problem.clocks.known else ""
-                    writer.writerow([self.problem.devices[m].name, label, c + 1, clock, *figures, *tail])
+                    codec = [] if names is None or codecs is None else [names[codecs[c][k]]]
+                    writer.writerow([self.problem.devices[m].name, label, c + 1, clock, *figures, *tail, *codec])
         path = folder / "costs.csv"
         write_atomically(path, out.getvalue().encode())
         return path

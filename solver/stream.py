@@ -40,14 +40,29 @@ class Block:
         return len(self.uplink_bps)
 
     def waiting_terms(self, model: CostModel, plus_s: Floats | float = 0.0) -> Floats:
-        """(C', 3): times ``per_bit`` the part of Eq. 10 that does not depend on the server's clock, plus ``plus_s`` (C',)."""
+        """(C', 3): times ``per_bit`` the part of Eq. 10 that does not depend on the server's clock, plus ``plus_s`` (C',).
+
+        Only without codecs: the best of several is no product (`waiting_s`).
+        """
+        assert model.codecs is None
         terms = model.waiting_terms(self.device)[self.cuts]
         terms[:, 0] += plus_s
         return terms
 
     def waiting_s(self, model: CostModel) -> Floats:
-        """(C', R): the part of Eq. 10 that does not depend on the server's clock."""
-        return self.waiting_terms(model) @ self.per_bit
+        """(C', R): the part of Eq. 10 that does not depend on the server's clock; with codecs that of the best one at each point."""
+        if model.codecs is None:
+            return self.waiting_terms(model) @ self.per_bit
+        total: Floats | None = None
+        for k in range(len(model.codecs.names)):
+            terms = model.waiting_terms(self.device, k)[self.cuts]
+            barred = ~np.isfinite(terms[:, 0])
+            terms[barred] = 0.0  # 0 x infinity would be no number
+            waiting = terms @ self.per_bit
+            waiting[barred] = np.inf
+            total = waiting if total is None else np.minimum(total, waiting, out=total)
+        assert total is not None
+        return total
 
     def delay_s(self, model: CostModel, place: Ints, server_s: Floats) -> Floats:
         """(R,): Eq. 10 at one cut a decision, given by its place (R,) in ``cuts``; ``server_s`` (C',) for each cut. Bit for bit as `at` has it."""

@@ -276,6 +276,8 @@ def regret(profiles: Sequence[Profile], options: SolveOptions, letter: Letter | 
     ):
         if value is not None:
             raise BadInput(f"{option}: Algorithm 1 minimises U of Eq. 12, expected --w and no other objective")
+    if options.codec is not None:
+        raise BadInput("--codec: the letter has one phi for every cut, expected --compression here")
     if options.evaluate == "letter":
         raise BadInput("--evaluate letter: regret is priced by what the profiles hold, expected no --evaluate")
     return of_problem(pose(profiles, options), letter or Letter())

@@ -116,6 +116,9 @@ def _rows(solution: Solution, chosen: Decisions, part: range) -> list[dict[str, 
     for k, doubt in enumerate(doubt_s):
         if not math.isnan(doubt):
             rows[k]["compute_half_width_s"] = doubt
+    if chosen.costs.codec is not None and solution.codec_names is not None:
+        for row, k in zip(rows, chosen.costs.codec[at].tolist(), strict=True):
+            row["codec"] = solution.codec_names[k]
     for k, n in enumerate(part):
         if n in chosen.further:
             rows[k] |= chosen.further[n]

@@ -82,6 +82,8 @@ def _rows(solution: Solution, chosen: Decisions) -> pd.DataFrame:
             "feasible": chosen.feasible,
         }
     )
+    if costs.codec is not None and solution.codec_names is not None:
+        frame["codec"] = _category(costs.codec, list(solution.codec_names))
     return frame
 
 
@@ -160,6 +162,8 @@ def cost_frame(solution: Solution, device: str | int = 0, round: int | None = No
     if memory is not None:
         columns["device_memory_bytes"] = np.repeat(np.asarray(memory), len(clocks))
     columns["feasible"] = np.repeat(problem.feasible[m], len(clocks))
+    if costs.codec is not None and solution.codec_names is not None:
+        columns["codec"] = _category(costs.codec.ravel(), list(solution.codec_names))
     columns["chosen"] = (columns["cut"] == solution.decisions.cut[n]) & (
         np.tile(clocks, len(every)) == solution.decisions.frequency_hz[n]
     )

@@ -85,6 +85,7 @@ def columns(solution: Solution) -> list[str]:
         *(["round"] if _by_round(solution) else []),
         f"cut of {solution.problem.server.workload.layers}",
         "server clock (GHz)",
+        *([] if solution.codec_names is None else ["codec"]),
         "delay",
         "energy",
         cost,
@@ -145,16 +146,25 @@ def cells(solution: Solution, group: Sequence[int]) -> list[str]:
     row = [solution.problem.devices[m].name]
     if _by_round(solution):
         row.append(str(solution.problem.rates.rounds[round_index]))
-    counts = Counter(ours.cut[rows].tolist()).most_common(3)
-    several = len(set(ours.cut[rows].tolist())) > 1
-    row.append(", ".join(f"{cut} ({100 * times / len(group):.0f} %)" if several else str(cut) for cut, times in counts))
+    row.append(_shares(ours.cut[rows].tolist()))
     row.append(_span(ours.frequency_hz[rows] / 1e9) if solution.problem.clocks.known else "?")
+    if solution.codec_names is not None and ours.costs.codec is not None:
+        row.append(_shares([solution.codec_names[k] for k in ours.costs.codec[rows].tolist()]))
     row.append(quantity(float(ours.costs.delay_s[rows].mean()), "s", 4))
     row.append("?" if ours.costs.energy_j is None else quantity(float(ours.costs.energy_j[rows].mean()), "J", 4))
     row.append(f"{float(ours.cost[rows].mean()):.3f}")
     row.append(_saving(ours.costs.delay_s, solution.baselines[DEVICE_ONLY], "delay", rows))
     row.append(_saving(ours.costs.energy_j, solution.baselines[SERVER_ONLY], "energy", rows))
     return row
+
+
+def _shares(values: Sequence[int] | Sequence[str]) -> str:
+    """What stands there most often, with how often where it is not always the same."""
+    counts = Counter(values).most_common(3)
+    several = len(set(values)) > 1
+    return ", ".join(
+        f"{value} ({100 * times / len(values):.0f} %)" if several else str(value) for value, times in counts
+    )
 
 
 def _saving(ours: Floats | None, baseline: Decisions, figure: str, rows: Floats) -> str:
