@@ -137,21 +137,30 @@ def _fleet_options(
     return folder, options
 
 
-def _about_a_fleet(command: Callable[..., None]) -> Callable[..., None]:
-    """Give ``command(folder, options, ...)`` the options of `_fleet_options` in place of its first two parameters."""
-    shared = inspect.signature(_fleet_options, eval_str=True).parameters
-    own = dict(list(inspect.signature(command, eval_str=True).parameters.items())[2:])
+def taking(
+    options: Callable[..., tuple[Any, ...]], parameters: int
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of the function ``options`` in place of its first ``parameters``, which get what that function returns."""
+    shared = inspect.signature(options, eval_str=True).parameters
 
-    @functools.wraps(command)
-    def merged(**given: Any) -> None:
-        folder, options = _fleet_options(**{name: given.pop(name) for name in shared if name in given})
-        command(folder, options, **given)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = dict(list(inspect.signature(command, eval_str=True).parameters.items())[parameters:])
 
-    # Options without a default come first, as Python wants them.
-    both = sorted([*shared.values(), *own.values()], key=lambda p: p.default is not inspect.Parameter.empty)
-    merged.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
-    merged.__annotations__ = {p.name: p.annotation for p in both}
-    return merged
+        @functools.wraps(command)
+        def merged(**given: Any) -> None:
+            found = options(**{name: given.pop(name) for name in shared if name in given})
+            command(*found, **given)
+
+        # Options without a default come first, as Python wants them.
+        both = sorted([*shared.values(), *own.values()], key=lambda p: p.default is not inspect.Parameter.empty)
+        merged.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
+        merged.__annotations__ = {p.name: p.annotation for p in both}
+        return merged
+
+    return decorate
+
+
+_about_a_fleet = taking(_fleet_options, 2)
 
 
 def _console() -> Console:
