@@ -118,6 +118,22 @@ class Half:
         the same base model, whatever layers each of them has loaded."""
         return self._fingerprint
 
+    def peft_config(self) -> dict[str, Any]:
+        """The content of ``adapter_config.json`` in a PEFT checkpoint of these adapters."""
+        made = self._split.built.model.peft_config["default"]
+        return {
+            "peft_type": "LORA",
+            "task_type": "SEQ_2_SEQ_LM" if self.encoder_decoder else "CAUSAL_LM",
+            "base_model_name_or_path": self.spec.model,
+            "r": made.r,
+            "lora_alpha": made.lora_alpha,
+            "lora_dropout": 0.0,
+            "target_modules": sorted(made.target_modules),
+            "fan_in_fan_out": made.fan_in_fan_out,
+            "bias": "none",
+            "inference_mode": True,
+        }
+
     def crossing(self, cut: int, sequences: int | None = None) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor that goes up at ``cut``: what the server expects, and what the gradients that come back look
         like. ``sequences``: of a mini-batch that is smaller than the usual one."""

@@ -144,7 +144,9 @@ def test_adamw_that_is_reset_equals_a_reference_that_begins_anew_each_round() ->
             assert pair.round(cut, data, reset=True) == [plain.train(*batch) for batch in data]
             assert_same(pair, plain)
             travelling.round(cut, data)
-        assert any(not torch.equal(a, b) for a, b in zip(pair.adapters().values(), travelling.adapters().values(), strict=True))
+        assert any(
+            not torch.equal(a, b) for a, b in zip(pair.adapters().values(), travelling.adapters().values(), strict=True)
+        )
 
 
 def test_two_learning_rates_equal_plain_training_with_two_groups() -> None:
