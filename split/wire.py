@@ -89,7 +89,8 @@ Layer = Annotated[int, Field(ge=1, le=10_000)]
 Seconds = Annotated[float, Field(ge=0, le=1e7)]
 Clock = Annotated[float, Field(ge=0, le=1e12)]
 Joules = Annotated[float, Field(ge=0, le=1e9)]
-Line = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
+LINE_CHARACTERS = 500
+Line = Annotated[str, StringConstraints(max_length=LINE_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]*$")]
 CodecName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9+.-]{1,60}$")]
 TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,200}$")]
 
@@ -293,11 +294,28 @@ class _Header(BaseModel):
 _HEADER: TypeAdapter[_Header] = TypeAdapter(_Header)
 
 
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+
+
+def is_name(text: str) -> bool:
+    """Whether a device may bear this name."""
+    try:
+        _NAME.validate_python(text, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
 # ------------------------------------------------------------------------------------------------------ bytes and back
 
 
 def pack(body: Body, tensors: Mapping[str, Packed] | None = None) -> bytes:
-    """The message as bytes. Payloads are copied once, into the message.
+    """The message as bytes: ``parts``, joined."""
+    return b"".join(parts(body, tensors))
+
+
+def parts(body: Body, tensors: Mapping[str, Packed] | None = None) -> list[bytes | memoryview]:
+    """The message as bytes in parts, in order: prefix and header, then the tensors' own payloads, not copied.
 
     Raises ValueError where ``body`` and ``tensors`` are not a message that the other side could take: tensors where none belong, a
     header of more than HEADER_BYTES.
@@ -312,7 +330,7 @@ def pack(body: Body, tensors: Mapping[str, Packed] | None = None) -> bytes:
     if len(header) > HEADER_BYTES:
         raise ValueError(f"a header of {len(header)} bytes, at most {HEADER_BYTES} can be sent")
     prefix = _PREFIX.pack(_MAGIC, WIRE_VERSION, 0, len(header), zlib.crc32(header))
-    return b"".join([prefix, header, *(p.payload for p in tensors.values())])
+    return [prefix + header, *(p.payload for p in tensors.values())]
 
 
 def unpack(data: bytes | memoryview, limits: Limits) -> tuple[AnyBody, dict[str, Packed]]:
