@@ -1,6 +1,6 @@
-"""The two commands, ``card-profile`` and ``card-solve``: their start, their exit codes, and what a signal does.
+"""The commands ``card-profile``, ``card-solve`` and ``card-train``: their start, their exit codes, and what a signal does.
 
-What each command takes stands in ``profiler/commands.py`` and ``solver/commands.py``. Nothing heavy is imported at the top: ``--help`` answers at once, and ``card-solve`` never loads torch.
+What each command takes stands in ``profiler/commands.py``, ``solver/commands.py`` and ``split/commands.py``. Nothing heavy is imported at the top: ``--help`` answers at once, and ``card-solve`` never loads torch.
 Exit codes: 0 done, 1 a fault of ours, 2 bad input or usage, 3 hardware or a permission is missing, 130 stopped by a signal.
 """
 
@@ -146,3 +146,12 @@ def solve_main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     sys.exit(_main(solve_app, "card-solve"))
+
+
+def train_main() -> None:
+    """Entry point of ``card-train``."""
+    from split.commands import train_app
+
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+    sys.exit(_main(train_app, "card-train"))

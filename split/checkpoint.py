@@ -47,14 +47,27 @@ class RunState(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     run: Annotated[str, StringConstraints(min_length=1, max_length=100)]
-    round: Count = Field(default=0, description="Rounds merged so far; the round to begin with is one more")
-    attempts: Count = Field(
-        default=0, description="Attempts at rounds so far, the failed ones too: numbers are never used twice"
-    )
-    steps: Count = Field(default=0, description="Mini-batches merged so far: the number of the next one")
-    optimizer_steps: Count = Field(default=0, description="Steps that the moments have seen")
+    round: Count = Field(default=1, description="The round under way, from 1")
     next_device: Count = Field(default=0, description="Whose turn it is, an index into the devices in their order")
+    trained: bool = Field(default=False, description="Whether a turn of this round was merged")
+    turns: Count = Field(default=0, description="Turns merged so far")
+    lost: Count = Field(default=0, description="Turns lost so far, as the last merged turn knew")
+    attempts: Count = Field(
+        default=0, description="Attempts at turns so far, the lost ones too: numbers are never used twice"
+    )
+    steps: dict[str, Count] = Field(
+        default_factory=dict, description="Mini-batches that each device has drawn in merged turns"
+    )
+    optimizer_steps: Count = Field(default=0, description="Steps that the moments have seen")
+    first_loss: float | None = None
+    last_loss: float | None = None
+    held_out_before: float | None = None
+    held_out_after: float | None = None
     finished: bool = False
+    held_out_before: float | None = Field(
+        default=None, description="Loss on the held-out sequences before the first round"
+    )
+    held_out_after: float | None = Field(default=None, description="The same after the last round")
     settings: dict[str, JsonValue] = Field(
         default_factory=dict, description="What was asked for, to refuse a resume with other options"
     )

@@ -23,7 +23,9 @@ def open_hardware(name: str, option: str = "--hardware") -> Device:
     from profiler.hardware import open_device
 
     if name.startswith("emulated:"):
-        raise BadInput(f"{option} {name}: an emulated machine has no wall clock; expected a real one (auto, cpu, nvml:INDEX)")
+        raise BadInput(
+            f"{option} {name}: an emulated machine has no wall clock; expected a real one (auto, cpu, nvml:INDEX)"
+        )
     return open_device(name)
 
 
