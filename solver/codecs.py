@@ -38,8 +38,9 @@ MAX_LOSS_INCREASE = 0.002
 class CodecTables:
     """K codecs over a whole round; all arrays (M, K, C).
 
-    ``uplink_s`` and ``downlink_s`` are the seconds of encoding and decoding on the way up and on the way down. Where a codec may not be
-    used at a cut ``uplink_s`` is infinite; at every cut at least one may.
+    ``uplink_s`` and ``downlink_s`` are the seconds of encoding and decoding on the way up and on the way down, ``ends_s`` (4, M, K, C) those of
+    each of the four: encoding up (device) and decoding (server), encoding down (server) and decoding (device). Where a codec may not be used
+    at a cut ``uplink_s`` is infinite; at every cut at least one may.
     """
 
     names: tuple[str, ...]
@@ -47,6 +48,7 @@ class CodecTables:
     downlink_bits: Floats
     uplink_s: Floats
     downlink_s: Floats
+    ends_s: Floats
 
     def ways(self, k: int, device: Any, cut_index: Any, uplink_bps: Any, downlink_bps: Any) -> tuple[Floats, Floats]:
         """Seconds up and down with codec ``k``, both ends counted, without the link's latency; arguments broadcast."""
@@ -89,7 +91,9 @@ def codec_tables(
     limit = MAX_LOSS_INCREASE if max_loss_increase is None else max_loss_increase
     names = _all_names(server, devices) if codec == AUTO else (codec,)
     shape = (len(devices), len(names), server.workload.layers - 1)
-    tables = CodecTables(names, np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape))
+    tables = CodecTables(
+        names, np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros((4, *shape))
+    )
     listed: list[Assumption] = []
     for m, device in enumerate(devices):
         rests_on = _RestsOn(server, device)
@@ -112,12 +116,15 @@ def codec_tables(
                 tables.downlink_bits[m, k, c] = epochs * down * 8.0 * sizes.gradient_bytes
                 if phi is not None:
                     here, there = own or phi, servers or phi
-                    tables.uplink_s[m, k, c] = epochs * (
-                        here.smashed_encode_s.median_s + there.smashed_decode_s.median_s
+                    ends = (
+                        here.smashed_encode_s,
+                        there.smashed_decode_s,
+                        there.gradient_encode_s,
+                        here.gradient_decode_s,
                     )
-                    tables.downlink_s[m, k, c] = epochs * (
-                        there.gradient_encode_s.median_s + here.gradient_decode_s.median_s
-                    )
+                    tables.ends_s[:, m, k, c] = [epochs * end.median_s for end in ends]
+                    tables.uplink_s[m, k, c] = tables.ends_s[:2, m, k, c].sum()
+                    tables.downlink_s[m, k, c] = tables.ends_s[2:, m, k, c].sum()
                     rests_on.note(name, own is not None, servers is not None)
         listed += rests_on.assumptions()
     return tables, listed

@@ -504,7 +504,7 @@ def profile_model(
         listed += unmeasured(server.power, **{f"{server.name}: idle power in W": idle_w})
     device_j = None
     if device_energy:
-        drawn = [_device_w(device) for device in devices]
+        drawn = [device_w(device) for device in devices]
         device_j = device_energy * np.array([watts for watts, _ in drawn])[:, None] * np.array(compute)
         listed += [item for _, rests_on in drawn for item in rests_on]
     model = CostModel(
@@ -529,7 +529,7 @@ def profile_model(
     return model, listed
 
 
-def _device_w(device: Profile) -> tuple[float, list[Assumption]]:
+def device_w(device: Profile) -> tuple[float, list[Assumption]]:
     """Watts of a device while it computes, at its operating clock: by its fitted curve, else by the point measured there."""
     at = operating_hz(device)
     curve, listed = _power(device, at, at)

@@ -1,4 +1,4 @@
-"""What a round is made of: the parts that are predicted and measured, and the two clocks that they are read on.
+r"""What a round is made of: the parts that are predicted and measured, and the two clocks that they are read on.
 
     server clock   Round sent                      received .. sent                          Adapters received
                        \                            /          \                              /
@@ -43,7 +43,7 @@ STAGES: tuple[str, ...] = (
     "adapters",
     "other",
 )
-"""Every second of a round is in one of these. ``other`` is what was measured between the parts; nothing of it is predicted."""
+"""Every second of a round is in one of these. ``other`` is what was measured between the parts, less what ran at the same time."""
 
 DRIFT = 15e-6
 """How fast two clocks may part, in seconds a second (RFC 5905 assumes as much)."""
@@ -82,8 +82,9 @@ def by_stage(parts: dict[str, float]) -> dict[str, float]:
 class Predicted:
     """A round as the profiles predict it: seconds of each part (keys of `PARTS`), joules where they are known.
 
-    ``delay_s`` is Eq. 10 of the solver for this point, with the bytes that the messages really have. ``parts`` add up to it.
-    ``uplink_bytes`` and ``downlink_bytes`` are those of the T mini-batches, ``adapters_*_bytes`` those of stages 2 and 5.
+    ``delay_s`` is Eq. 10 of the solver for this point, with the bytes that the messages really have, less ``hidden_s``: what runs while
+    something else does, where compute and transfer overlap. ``parts`` add up to both together. ``uplink_bytes`` and ``downlink_bytes`` are
+    those of the T mini-batches, ``adapters_*_bytes`` those of stages 2 and 5. ``server_energy_j`` is that of the busy server.
     """
 
     parts: dict[str, float]
@@ -94,10 +95,11 @@ class Predicted:
     downlink_bytes: float
     adapters_down_bytes: float
     adapters_up_bytes: float
+    hidden_s: float = 0.0
 
     def stages(self) -> dict[str, float]:
-        """Seconds of every stage; nothing is predicted of ``other``."""
-        return {**by_stage(self.parts), "other": 0.0}
+        """Seconds of every stage. They add up to ``delay_s``; ``other`` is what overlaps, less than nothing."""
+        return {**by_stage(self.parts), "other": -self.hidden_s}
 
 
 # ------------------------------------------------------------------------------------------------------------ measured
