@@ -26,8 +26,9 @@ class Kriged:
     it a table of voltages acts that nobody knows: rest and noise may be larger there by a factor.
 
     P0 and c are integrated out (universal kriging; the restricted likelihood of Harville, 1974), and so are, on a grid, ridge,
-    rise, ceiling, exponent, that factor, correlation length and noise, each weighted by its restricted likelihood given the
-    points that are kept: no single shape has to be right. What a new measurement may be is then a mixture of Student's t, and its 2.5 %
+    rise and its bend, ceiling, exponent, that factor, correlation length and noise, each weighted by its restricted likelihood given the
+    points that are kept: no single shape has to be right. What means scatter by is believed to be near a usual figure (an inverse gamma
+    prior of the noise's variance), and a shape counts for as much as P0 and c are likely to be positive under it. What a new measurement may be is then a mixture of Student's t, and its 2.5 %
     and 97.5 % quantiles are the interval. A left-out clock is removed in closed form: with Q the
     precision matrix after the trend is projected out, its residual is (Q y)_S solved by Q_SS.
     """
@@ -96,11 +97,12 @@ _SHAPE_NAMES = ("ridge_hz", "ceiling_hz", "voltage_rise", "plain_power_share")
 
 @dataclass(frozen=True)
 class _Shapes:
-    """Shapes of the trend, one a row (s,): ``exponent`` 0 means ridge, rise and ceiling."""
+    """Shapes of the trend, one a row (s,): ``exponent`` 0 means ridge, rise with its bend, and ceiling."""
 
     ridge: Array
     ceiling: Array
     rise: Array
+    bend: Array
     exponent: Array
     rougher: Array
     log_prior: Array
@@ -111,34 +113,38 @@ class _Shapes:
         if priors.ceiling > 0:
             ceilings += [(ceiling, priors.ceiling / len(_CEILINGS)) for ceiling in _CEILINGS]
         ridges = [
-            (ridge, ceiling, rise, 0.0, rougher, prior)
+            (ridge, ceiling, rise, bend, 0.0, rougher, prior)
             for ceiling, prior in ceilings
             for ridge in _RIDGES
             for rise in _RISES
             if ridge < ceiling - 0.02
+            for bend in priors.bends
             for rougher in priors.rougher
         ]
-        plain = [(0.0, 1.0, 0.0, exponent, 1.0, 1.0) for exponent in _EXPONENTS]
+        plain = [(0.0, 1.0, 0.0, 1.0, exponent, 1.0, 1.0) for exponent in _EXPONENTS]
         table = np.array(ridges + plain)
-        prior = table[:, 5]
+        prior = table[:, 6]
         prior[: len(ridges)] *= (1 - priors.plain) / prior[: len(ridges)].sum()
         prior[len(ridges) :] *= priors.plain / prior[len(ridges) :].sum()
-        ridge, ceiling, rise, exponent, rougher = table[:, :5].T
-        return cls(ridge, ceiling, rise, exponent, rougher, np.log(prior))
+        ridge, ceiling, rise, bend, exponent, rougher = table[:, :6].T
+        return cls(ridge, ceiling, rise, bend, exponent, rougher, np.log(prior))
 
     def trend(self, u: Array, low: float) -> Array:
         """(s, m) at places u (m,) in the domain, scaled to rise from 0 to 1 over it; ``low`` is its lowest clock over its highest."""
+        ends = self._raw(np.array([0.0, 1.0]), low)
+        return np.asarray((self._raw(u, low) - ends[:, :1]) / (ends[:, 1:] - ends[:, :1]))
 
-        def raw(u: Array) -> Array:
-            volts = 1 + self.rise[:, None] * (
-                np.clip(u[None, :], self.ridge[:, None], self.ceiling[:, None]) - self.ridge[:, None]
-            )
-            x = (low + u * (1 - low))[None, :]
-            exponent = self.exponent[:, None]
-            return np.asarray(np.where(exponent > 0, np.maximum(x, 0.0) ** np.maximum(exponent, 1.0), x * volts**2))
+    def at_rest(self, low: float) -> Array:
+        """``trend`` at a clock of zero, (s,): negative."""
+        ends = self._raw(np.array([0.0, 1.0]), low)
+        return np.asarray(-ends[:, 0] / (ends[:, 1] - ends[:, 0]))
 
-        ends = raw(np.array([0.0, 1.0]))
-        return np.asarray((raw(u) - ends[:, :1]) / (ends[:, 1:] - ends[:, :1]))
+    def _raw(self, u: Array, low: float) -> Array:
+        above = np.clip(u[None, :], self.ridge[:, None], self.ceiling[:, None]) - self.ridge[:, None]
+        volts = 1 + self.rise[:, None] * above ** self.bend[:, None]
+        x = (low + u * (1 - low))[None, :]
+        exponent = self.exponent[:, None]
+        return np.asarray(np.where(exponent > 0, np.maximum(x, 0.0) ** np.maximum(exponent, 1.0), x * volts**2))
 
     def scale(self, u: Array) -> Array:
         """(s, m): how much larger rest and noise are at u (m,): 1 up to the ridge, growing in a line to ``rougher`` at the top."""
@@ -154,7 +160,7 @@ class _KrigingPass:
     ) -> None:
         """``without_two`` becomes the watts (2, b) at clocks i (b,) and j (b,), left out together, and what a measurement there
         scatters by (2, b)."""
-        self.curve, self.level_w = curve, level_w
+        self.curve, self.priors, self.level_w = curve, priors, level_w
         self._said: dict[bytes, tuple[Array, Array]] = {}
         self.shapes = _Shapes.grid(priors)
         self.low = curve.low_hz / curve.high_hz
@@ -176,6 +182,12 @@ class _KrigingPass:
         self.log_base = np.empty((len(self.hyper), count))
         self.q_diagonal, self.qy = np.empty((2, len(self.hyper), count, n))
         self.within, self.log_within = np.zeros((2, len(self.hyper), count, n))
+        # What is believed of the noise, as squares that were seen before any point, in the unit of the rest.
+        ratios = np.array([ratio for _, ratio in self.hyper])
+        noise_sd, worth = priors.scatter
+        self.squares_before = worth * (noise_sd * level_w) ** 2 / ratios
+        self.at_rest = self.shapes.at_rest(self.low)
+        self.factors: list[tuple[Array, Array, Array]] = []
         pairs = _Streamed(len(i))
         for h, (length, ratio) in enumerate(self.hyper):
             kernel = _matern(self.u[:, None] - self.u[None, :], length) if length else 0.0
@@ -183,11 +195,17 @@ class _KrigingPass:
             self.inverse[h] = inverse = (inverse + inverse.T) / 2
             weighted = inverse @ trend
             gram = trend.transpose(0, 2, 1) @ weighted
-            q = inverse - weighted @ np.linalg.solve(gram, weighted.transpose(0, 2, 1))
+            pull = np.linalg.solve(gram, weighted.transpose(0, 2, 1))
+            q = inverse - weighted @ pull
             q /= scale[:, :, None] * scale[:, None, :]
             half_log_det = (np.linalg.slogdet(gram)[1] - np.linalg.slogdet(inverse)[1]) / 2 + log_scale
             self.log_base[h] = self.shapes.log_prior - half_log_det
+            if worth:
+                self.log_base[h] += worth / 2 * np.log(self.squares_before[h])
             self.q_diagonal[h], self.qy[h] = np.einsum("sii->si", q), q @ y
+            if priors.positive:
+                pull = pull / scale[:, None, :]
+                self.factors.append((pull @ y, pull.transpose(0, 2, 1), np.linalg.inv(gram)))
             if self.repeats.any():
                 unit = ratio * row_noise * scale**2
                 self.within[h], self.log_within[h] = curve.scatter / unit, self.repeats * np.log(unit) / 2
@@ -200,17 +218,38 @@ class _KrigingPass:
     def _place(self, frequency_hz: Array) -> Array:
         return (frequency_hz - self.curve.low_hz) / (self.curve.high_hz - self.curve.low_hz)
 
-    def _log_likely(self, rss: Array, freedom: NDArray[np.int64]) -> Array:
+    def _log_likely(self, rss: Array, freedom: Array, before: Array) -> Array:
         # Rounding leaves a floor in rss that must not decide between shapes that all fit exactly.
         floor = 1e-20 * float(self.y @ self.y)
-        return np.asarray(-freedom / 2 * np.log(np.maximum(rss, floor) + floor))
+        return np.asarray(-freedom / 2 * np.log(np.maximum(rss, floor) + floor + before))
 
-    def _freedom(self, *without: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows kept, less the two of the trend."""
+    def _rate(self, rss: Array, freedom: Array, before: Array) -> Array:
+        """Variance in the unit of the rest, given the squares left over and those believed before."""
+        return np.asarray((rss + before) / np.maximum(freedom, 1.0))
+
+    def _log_positive(self, h: int, rate: Array, gone: Array | None = None) -> Array:
+        """Log probability that P0 and c are positive, (s,) or (s, b): each for itself, as if normal, with scale ``rate``. ``gone`` (s, b, 2) is what P0 (at
+        the lowest clock) and c lose with the clocks left out."""
+        from scipy.special import log_ndtr
+
+        factors, _, spread = self.factors[h]
+        low, rise, zero = factors[:, 0], factors[:, 1], self.at_rest
+        var_rise = spread[:, 1, 1]
+        var_rest = spread[:, 0, 0] + 2 * zero * spread[:, 0, 1] + zero**2 * var_rise
+        if gone is not None:
+            low, rise = low[:, None] - gone[..., 0], rise[:, None] - gone[..., 1]
+            zero, var_rise, var_rest = zero[:, None], var_rise[:, None], var_rest[:, None]
+        rate = rate + 1e-300
+        return np.asarray(
+            log_ndtr((low + zero * rise) / np.sqrt(rate * var_rest)) + log_ndtr(rise / np.sqrt(rate * var_rise))
+        )
+
+    def _freedom(self, *without: NDArray[np.int64]) -> Array:
+        """Rows kept, less the two of the trend, and what the belief of the noise is worth."""
         freedom = np.asarray(len(self.y) - 2 + self.repeats.sum())
         for clocks in without:
             freedom = freedom - 1 - self.repeats[clocks]
-        return freedom
+        return np.asarray(freedom + self.priors.scatter[1], dtype=np.float64)
 
     def _two(self, h: int, q: Array, i: NDArray[np.int64], j: NDArray[np.int64]) -> tuple[Array, Array, Array]:
         """Log weights (s, b), and residuals and variances (2, s, b) at clocks i and j without both."""
@@ -225,14 +264,25 @@ class _KrigingPass:
             within, log_within = self.within[h], self.log_within[h]
             rss = rss + within.sum(1)[:, None] - within[:, i] - within[:, j]
             log = log - (log_within.sum(1)[:, None] - log_within[:, i] - log_within[:, j])
-        freedom = self._freedom(i, j)
-        variance = np.stack([d, a]) / det * (rss / np.maximum(freedom, 1))
-        return log + self._log_likely(rss, freedom), residual, variance
+        freedom, before = self._freedom(i, j), self.squares_before[h]
+        rate = self._rate(rss, freedom, before)
+        log = log + self._log_likely(rss, freedom, before)
+        if self.priors.positive:
+            pull = self.factors[h][1]
+            log = log + self._log_positive(
+                h, rate, pull[:, i] * residual[0, ..., None] + pull[:, j] * residual[1, ..., None]
+            )
+        return log, residual, np.stack([d, a]) / det * rate
 
     def _all(self) -> tuple[Array, Array]:
-        """Log weights (h, s) of every shape given all clocks, and what is left of the squares."""
+        """Log weights (h, s) of every shape given all clocks, and variances in the unit of the rest."""
         rss = self.rss + self.within.sum(axis=2)
-        return self.log_base - self.log_within.sum(axis=2) + self._log_likely(rss, self._freedom()), rss
+        freedom, before = self._freedom(), self.squares_before[:, None]
+        log, rate = self.log_base - self.log_within.sum(axis=2), self._rate(rss, freedom, before)
+        log = log + self._log_likely(rss, freedom, before)
+        if self.priors.positive:
+            log += np.stack([self._log_positive(h, rate[h]) for h in range(len(rate))])
+        return log, rate
 
     def without_one(self, i: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
         """At clocks i, each left out alone: watts (b,), what a measurement there scatters by (b,), its 95 % interval (2, b), and the
@@ -244,10 +294,14 @@ class _KrigingPass:
         if self.repeats.any():
             rss = rss + self.within.sum(axis=2)[:, :, None] - self.within[:, :, i]
             log = log - (self.log_within.sum(axis=2)[:, :, None] - self.log_within[:, :, i])
-        freedom = self._freedom(i)
-        log = log + self._log_likely(rss, freedom)
+        freedom, before = self._freedom(i), self.squares_before[:, None, None]
+        rate = self._rate(rss, freedom, before)
+        log = log + self._log_likely(rss, freedom, before)
+        if self.priors.positive:
+            for h, (_, pull, _) in enumerate(self.factors):
+                log[h] += self._log_positive(h, rate[h], pull[:, i] * residual[h, ..., None])
         watts = self.y[i] - residual
-        width = np.sqrt(rss / np.maximum(freedom, 1) / q)
+        width = np.sqrt(rate / q)
         flat = (-1, len(i))
         weights = _normalised(log)
         mean = np.einsum("hsb,hsb->b", weights, watts)
@@ -296,8 +350,7 @@ class _KrigingPass:
         """Mean watts (m,) of all shapes, and watts and widths (_ATOMS, m) of atoms. With ``covariance`` (m, m) the atoms' mean
         covariance is added to it, and the mean watts are the atoms'."""
         u = self._place(frequency_hz)
-        log, rss = self._all()
-        freedom = self._freedom()
+        log, rates = self._all()
         weights = _normalised(log[:, :, None])[:, :, 0]
         drawn = np.bincount(_atoms(weights.reshape(-1, 1))[:, 0], minlength=log.size).reshape(log.shape)
         # Most shapes have no weight to speak of and are not worth their algebra.
@@ -329,7 +382,7 @@ class _KrigingPass:
                 variance = (1.0 if length else 0.0) - np.einsum("mn,mn->m", plain, cross)
                 variance = variance + np.einsum("smk,smk->sm", projected[some], off[some])
                 noise = ratio * (full[some] / self.level_w) ** 2
-                rate = rss[h, matter[some]] / np.maximum(freedom, 1)
+                rate = rates[h, matter[some]]
                 width = np.sqrt(rate[:, None] * (np.maximum(variance, 0) + noise)) * here[some]
                 times = drawn[h, matter[some]]
                 if covariance is not None:
@@ -431,11 +484,11 @@ def _atoms(weights: Array) -> NDArray[np.int64]:
     return np.stack(columns, axis=1) if columns else np.zeros((_ATOMS, 0), dtype=np.int64)
 
 
-def _interval(watts: Array, width: Array, freedom: NDArray[np.int64]) -> Array:
+def _interval(watts: Array, width: Array, freedom: Array) -> Array:
     """2.5 % and 97.5 % quantiles (2, b) of an even mixture (k, b) of Student's t around ``watts`` with scale ``width``."""
     from scipy.special import gammaln, stdtr, stdtrit
 
-    freedom = np.maximum(freedom, 1).astype(float)
+    freedom = np.maximum(freedom, 1.0)
     width = width + 1e-9 * np.abs(watts) + 1e-300
     reach = stdtrit(freedom, 0.975)
     peak = np.exp(gammaln((freedom + 1) / 2) - gammaln(freedom / 2)) / np.sqrt(freedom * np.pi)
