@@ -186,8 +186,10 @@ class _KrigingPass:
         ratios = np.array([ratio for _, ratio in self.hyper])
         noise_sd, worth = priors.scatter
         self.squares_before = worth * (noise_sd * level_w) ** 2 / ratios
-        self.at_rest = self.shapes.at_rest(self.low)
-        self.factors: list[tuple[Array, Array, Array]] = []
+        at_rest = self.shapes.at_rest(self.low)
+        self.positive: list[
+            tuple[Array, Array, Array]
+        ] = []  # P0 and c (s, 2), what each point adds (s, n, 2), variances (s, 2)
         pairs = _Streamed(len(i))
         for h, (length, ratio) in enumerate(self.hyper):
             kernel = _matern(self.u[:, None] - self.u[None, :], length) if length else 0.0
@@ -204,8 +206,11 @@ class _KrigingPass:
                 self.log_base[h] += worth / 2 * np.log(self.squares_before[h])
             self.q_diagonal[h], self.qy[h] = np.einsum("sii->si", q), q @ y
             if priors.positive:
-                pull = pull / scale[:, None, :]
-                self.factors.append((pull @ y, pull.transpose(0, 2, 1), np.linalg.inv(gram)))
+                # From the trend's two factors to P0 and c: P0 is what the trend says at a clock of zero.
+                turn = np.stack([np.ones(count), at_rest, np.zeros(count), np.ones(count)], 1).reshape(-1, 2, 2)
+                pull = turn @ pull / scale[:, None, :]
+                spread = turn @ np.linalg.inv(gram) @ turn.transpose(0, 2, 1)
+                self.positive.append((pull @ y, pull.transpose(0, 2, 1), np.einsum("skk->sk", spread)))
             if self.repeats.any():
                 unit = ratio * row_noise * scale**2
                 self.within[h], self.log_within[h] = curve.scatter / unit, self.repeats * np.log(unit) / 2
@@ -227,22 +232,12 @@ class _KrigingPass:
         """Variance in the unit of the rest, given the squares left over and those believed before."""
         return np.asarray((rss + before) / np.maximum(freedom, 1.0))
 
-    def _log_positive(self, h: int, rate: Array, gone: Array | None = None) -> Array:
-        """Log probability that P0 and c are positive, (s,) or (s, b): each for itself, as if normal, with scale ``rate``. ``gone`` (s, b, 2) is what P0 (at
-        the lowest clock) and c lose with the clocks left out."""
+    @staticmethod
+    def _log_positive(value: Array, variance: Array, rate: Array) -> Array:
+        """Log probability (...) that P0 and c (..., 2) are positive: each for itself, as if normal, ``rate`` (...) the variances' unit."""
         from scipy.special import log_ndtr
 
-        factors, _, spread = self.factors[h]
-        low, rise, zero = factors[:, 0], factors[:, 1], self.at_rest
-        var_rise = spread[:, 1, 1]
-        var_rest = spread[:, 0, 0] + 2 * zero * spread[:, 0, 1] + zero**2 * var_rise
-        if gone is not None:
-            low, rise = low[:, None] - gone[..., 0], rise[:, None] - gone[..., 1]
-            zero, var_rise, var_rest = zero[:, None], var_rise[:, None], var_rest[:, None]
-        rate = rate + 1e-300
-        return np.asarray(
-            log_ndtr((low + zero * rise) / np.sqrt(rate * var_rest)) + log_ndtr(rise / np.sqrt(rate * var_rise))
-        )
+        return np.asarray(log_ndtr(value / np.sqrt((rate[..., None] + 1e-300) * variance)).sum(axis=-1))
 
     def _freedom(self, *without: NDArray[np.int64]) -> Array:
         """Rows kept, less the two of the trend, and what the belief of the noise is worth."""
@@ -268,10 +263,11 @@ class _KrigingPass:
         rate = self._rate(rss, freedom, before)
         log = log + self._log_likely(rss, freedom, before)
         if self.priors.positive:
-            pull = self.factors[h][1]
-            log = log + self._log_positive(
-                h, rate, pull[:, i] * residual[0, ..., None] + pull[:, j] * residual[1, ..., None]
-            )
+            value, pull, variance = self.positive[h]
+            at_i, at_j = pull[:, i], pull[:, j]
+            more = at_i**2 * d[..., None] - 2 * at_i * at_j * b[..., None] + at_j**2 * a[..., None]
+            gone = at_i * residual[0, ..., None] + at_j * residual[1, ..., None]
+            log = log + self._log_positive(value[:, None] - gone, variance[:, None] + more / det[..., None], rate)
         return log, residual, np.stack([d, a]) / det * rate
 
     def _all(self) -> tuple[Array, Array]:
@@ -281,7 +277,8 @@ class _KrigingPass:
         log, rate = self.log_base - self.log_within.sum(axis=2), self._rate(rss, freedom, before)
         log = log + self._log_likely(rss, freedom, before)
         if self.priors.positive:
-            log += np.stack([self._log_positive(h, rate[h]) for h in range(len(rate))])
+            for h, (value, _, variance) in enumerate(self.positive):
+                log[h] += self._log_positive(value, variance, rate[h])
         return log, rate
 
     def without_one(self, i: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
@@ -298,8 +295,10 @@ class _KrigingPass:
         rate = self._rate(rss, freedom, before)
         log = log + self._log_likely(rss, freedom, before)
         if self.priors.positive:
-            for h, (_, pull, _) in enumerate(self.factors):
-                log[h] += self._log_positive(h, rate[h], pull[:, i] * residual[h, ..., None])
+            for h, (value, pull, variance) in enumerate(self.positive):
+                more = pull[:, i] ** 2 / q[h, ..., None]
+                gone = pull[:, i] * residual[h, ..., None]
+                log[h] += self._log_positive(value[:, None] - gone, variance[:, None] + more, rate[h])
         watts = self.y[i] - residual
         width = np.sqrt(rate / q)
         flat = (-1, len(i))

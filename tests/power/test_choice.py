@@ -7,8 +7,20 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks import power_choice
-from benchmarks.power_choice import GRIDS, START, Judged, look_at, search, value_of, with_value
+from benchmarks import power_choice, power_synthetic
+from benchmarks.power_choice import (
+    GRIDS,
+    START,
+    STRUCTURE,
+    Judged,
+    adopted,
+    look_at,
+    search,
+    search_structure,
+    value_of,
+    with_value,
+    without_structure,
+)
 from benchmarks.power_population import COUNTS, KINDS, draw
 from profiler.power.curve import Curve
 from profiler.power.kriged import Kriged
@@ -35,13 +47,19 @@ def test_made_up_watts_are_positive_rise_with_the_clock_and_are_drawn_again_alik
 
 
 def test_choice_and_validation_share_no_sweep():
-    training = {seed for block in power_choice.TRAINING for seed in block}
-    validation = {seed for block in power_choice.VALIDATION for seed in block}
-    assert not training & validation
+    rounds = (
+        power_choice.TRAINING,
+        power_choice.VALIDATION,
+        power_choice.STRUCTURE_TRAINING,
+        power_choice.STRUCTURE_VALIDATION,
+        (power_synthetic.SEEDS,),
+    )
+    seeds = [seed for blocks in rounds for block in blocks for seed in block]
+    assert len(seeds) == len(set(seeds))
 
 
 def test_every_constant_of_the_package_lies_on_the_grid_it_was_chosen_from():
-    for constant, values in GRIDS.items():
+    for constant, values in {**GRIDS, **STRUCTURE}.items():
         assert value_of(PRIORS, constant) in values
         assert value_of(START, constant) == values[0]
 
@@ -105,3 +123,93 @@ def test_priors_reach_the_laws():
     assert np.allclose(shares.loo_w, MODELS["kriged"].cross_fit(curve).loo_w, rtol=1e-3)
     sharp = average_of(AveragePriors(sharpness=20.0)).cross_fit(curve).parameters
     assert max(values[0] for values in sharp.values()) > 0.9
+
+
+def test_of_beliefs_that_are_not_told_apart_the_weakest_is_taken_and_a_law_that_gains_nothing_stays_as_it_was():
+    weak, strong = STRUCTURE["kriged.scatter"][2], STRUCTURE["kriged.scatter"][-1]
+    rng = np.random.default_rng(2)
+    noise = np.exp(0.1 * rng.standard_normal((50, 2)))
+
+    def judge(priors: Priors) -> Judged:
+        if priors.kriged.scatter == strong:
+            return judged(1.0)
+        if priors.kriged.scatter == weak:  # worse by a fifth of its standard error
+            level = judged(1.0).error_pct * noise
+            gap = (np.log(level + power_choice.FLOOR_PCT) - 1.0).mean(axis=1)
+            level = level * math.exp(0.2 * gap.std() / math.sqrt(50) - gap.mean())
+            return Judged(level, level, np.full((50, 3), 0.95))
+        return judged(1.5)
+
+    *_, (_, _, won) = search_structure(judge, PRIORS)
+    assert won == with_value(without_structure(PRIORS), "kriged.scatter", weak)
+    *_, (_, _, nothing) = search_structure(lambda priors: judged(1.0), PRIORS)
+    assert nothing == without_structure(PRIORS)
+
+
+def test_the_law_changes_only_if_it_is_clearly_better_and_honest():
+    rng = np.random.default_rng(3)
+    noise = np.exp(0.1 * rng.standard_normal((200, 2)))
+
+    def found(factor: float) -> Judged:
+        return Judged(present.error_pct * noise * factor, present.score_pct * noise * factor, present.held)
+
+    present = judged(0.0, sweeps=200)
+    assert adopted(present, found(0.9), judged(0.0, covered=0.94))
+    assert not adopted(present, found(0.9), judged(0.0, covered=0.92))
+    assert not adopted(present, found(0.9), judged(0.0, covered=0.98))
+    assert not adopted(present, found(1.0), judged(0.0))
+    assert not adopted(present, found(1.1), judged(0.0))
+
+
+ADDED = KrigedPriors(scatter=(0.005, 3.0), bends=(1.0, 1.6), positive=True)
+
+
+def bent(count: int, seed: int, noise: float = 0.005) -> tuple[np.ndarray, np.ndarray]:
+    f = np.linspace(0.4e9, 1.6e9, count)
+    volts = 1 + 0.6 * np.maximum(f / 1.6e9 - 0.5, 0) ** 1.4
+    watts = (8 + 60 * f / 1.6e9 * volts**2) * (1 + noise * np.random.default_rng(seed).standard_normal(count))
+    return f, watts
+
+
+def test_with_every_addition_what_is_said_of_a_clock_left_out_is_what_a_fit_without_it_says():
+    f, watts = bent(8, 4)
+    domain = (float(f[0]), float(f[-1]))
+    whole = Kriged(ADDED).cross_fit(Curve.of(f, watts, domain))
+    for i, j in ((0, 3), (4, 7), (2, 5)):
+        one, two = (Curve.of(np.delete(f, gone), np.delete(watts, gone), domain) for gone in ((i,), (i, j)))
+        without = Kriged(ADDED).cross_fit(one)
+        assert without.curve(f[[i]])[0] == pytest.approx(whole.loo_w[i], rel=1e-6)
+        assert without.predictive is not None
+        assert whole.predictive is not None
+        low, high = without.predictive.at(f[[i]])
+        said = whole.predictive.left_out_w[:, i]
+        # Noise is proportional to the watts predicted, or measured: that alone is not the same.
+        assert [low[0], high[0]] == pytest.approx(said.tolist(), abs=0.05 * (said[1] - said[0]))
+        assert Kriged(ADDED).cross_fit(two).curve(f[[j]])[0] == pytest.approx(whole.pair_w[i, j], rel=1e-6)
+
+
+def test_a_belief_in_the_scatter_speaks_where_points_are_few_and_is_overruled_where_they_are_many():
+    def width(count: int, noise: float, scatter: tuple[float, float]) -> float:
+        f, watts = bent(count, 5, noise)
+        said = Kriged(KrigedPriors(scatter=scatter)).cross_fit(Curve.of(f, watts, (f[0], f[-1]))).predictive
+        assert said is not None
+        low, high = said.at(f[[count // 2]])
+        return float((high - low)[0])
+
+    none, some = (0.005, 0.0), (0.005, 3.0)
+    assert width(4, 0.002, some) < 0.7 * width(4, 0.002, none)
+    assert width(24, 0.03, some) > 0.75 * width(24, 0.03, none)
+
+
+def test_idle_power_is_not_negative():
+    """Nine clocks at the upper end that follow the cube of the clock without a constant: what a fit says of the lowest clocks."""
+    f = np.linspace(1.0e9, 1.6e9, 9)
+    watts = 60 * (f / 1.6e9) ** 3 * (1 + 0.01 * np.random.default_rng(7).standard_normal(9))
+    curve = Curve.of(f, watts, (0.1e9, 1.6e9))
+    free, bound = (Kriged(KrigedPriors(positive=positive)).cross_fit(curve) for positive in (False, True))
+    assert free.predictive is not None
+    assert bound.predictive is not None
+    at = np.array([0.1e9])
+    assert bound.predictive.at(at)[0, 0] > free.predictive.at(at)[0, 0]
+    assert bound.curve(at)[0] >= free.curve(at)[0]
+    assert bound.parameters["plain_power_share"][0] != pytest.approx(free.parameters["plain_power_share"][0])
