@@ -65,8 +65,8 @@ def _handshake_fault(host: str, port: int, credentials: Credentials, timeout_s: 
             try:
                 with context.wrap_socket(plain, server_hostname=host) as secured:
                     # With TLS 1.3 the server judges our certificate after our handshake: its verdict is the first thing to read.
-                    secured.recv(1)
-                    return None
+                    # A server that lets us in speaks first.
+                    return None if secured.recv(1) else _alert("")
             except ssl.SSLCertVerificationError as error:
                 return "the server is not who it should be: " + _VERIFY.get(error.verify_code, _UNKNOWN)
             except ssl.SSLError as error:
@@ -87,8 +87,8 @@ def _alert(reason: str) -> str:
             "the server says that this device's certificate has expired: make a new one with 'card-train certificates'"
         )
     return (
-        "the server does not take this device's certificate: it must be made by the server's authority, for a device "
-        "(copy this device's files from the folder where the server's were made)"
+        "the server does not take this device's certificate: it must be made by the server's authority, for a device, and be "
+        "valid by the server's clock (copy this device's files from the folder where the server's were made)"
     )
 
 
