@@ -61,8 +61,6 @@ class RunState(BaseModel):
     optimizer_steps: Count = Field(default=0, description="Steps that the moments have seen")
     first_loss: float | None = None
     last_loss: float | None = None
-    held_out_before: float | None = None
-    held_out_after: float | None = None
     finished: bool = False
     held_out_before: float | None = Field(
         default=None, description="Loss on the held-out sequences before the first round"

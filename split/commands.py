@@ -343,6 +343,12 @@ def _tell(outcome: Outcome, as_json: bool) -> None:
 
         print(json.dumps(outcome.as_json(), indent=1, allow_nan=False))
         return
+    if outcome.report is not None:
+        from rich.console import Console
+
+        from split.report import Report
+
+        Console().print(Report(outcome.output / "report").table())
     print(f"{outcome.turns} turns in {outcome.rounds} rounds, {outcome.lost} lost")
     if outcome.first_loss is not None and outcome.last_loss is not None:
         print(f"training loss {outcome.first_loss:.4f} -> {outcome.last_loss:.4f}")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from profiler.hardware.device import Device
     from profiler.progress import Reporter
     from split.half import Half
+    from split.report import Report
     from split.shaping import Shape
     from split.transport import Received
 
@@ -195,7 +196,6 @@ class _Run(contextlib.ExitStack):
     def __enter__(self) -> _Run:
         from split.certificates import ALLOWED, SERVER, Credentials
         from split.checkpoint import RunFolder
-        from split.report import Report
         from split.transport import Lobby
 
         super().__enter__()
@@ -203,7 +203,7 @@ class _Run(contextlib.ExitStack):
             options = self.options
             self.folder = self.enter_context(RunFolder(options.output, self.half.peft_config(), self.say.note))
             self._begin_or_resume()
-            self.report = Report(options.output / "report")
+            self.report = self._report()
             self.clock = self._clock()
             names: Path | tuple[str, ...] = options.devices
             credentials = None
@@ -219,6 +219,13 @@ class _Run(contextlib.ExitStack):
             self.close()
             raise
         return self
+
+    def _report(self) -> Report | None:
+        if not self.options.report:
+            return None
+        from split.report import Report
+
+        return Report(self.options.output / "report")
 
     def _begin_or_resume(self) -> None:
         """The state that the folder holds, taken over; in an empty one the run begins, and its first state is written."""
@@ -310,7 +317,7 @@ class _Run(contextlib.ExitStack):
             state.finished = True
             self._save()
         self.sessions.finish()
-        written = self.report.write() if options.report else None
+        written = self.report.write() if self.report is not None else None
         return Outcome(
             output=options.output,
             rounds=state.round - 1,
@@ -367,7 +374,8 @@ class _Run(contextlib.ExitStack):
         with contextlib.suppress(Gone):  # it is on the disk: the device needs to know nothing of it when it comes back
             session.stream.send(wire.Merged(round=number, attempt=state.attempts))
         assert turn.measured is not None
-        self.report.add(number, name, decision, turn.measured, turn.losses)
+        if self.report is not None:
+            self.report.add(number, name, decision, turn.measured, turn.losses)
         self.say.note(self._told(number, name, decision, turn))
         return 1
 
@@ -392,9 +400,16 @@ class _Run(contextlib.ExitStack):
 
     # --- adapters and moments of all layers ------------------------------------------------------------------------------
 
+    @property
+    def _travels(self) -> bool:
+        """Whether there are moments that outlive a turn."""
+        return self.settings.optimizer == "adamw" and self.settings.optimizer_state == "travel"
+
     def _everything(self) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
         half, cut = self.half, self.half.cuts[0]
         adapters = half.adapters("device", cut) | half.adapters("server", cut)
+        if not self._travels:
+            return adapters, {}, 0
         return adapters, half.moments("device", cut) | half.moments("server", cut), half.optimizer_steps("server", cut)
 
     def _reset(self) -> None:
@@ -417,12 +432,11 @@ class _Run(contextlib.ExitStack):
         half.cut_at(decision.cut)
         tensors = half.adapters("device", decision.cut)
         steps = 0
-        if self.settings.optimizer == "adamw":
-            if self.settings.optimizer_state == "travel":
-                tensors |= half.moments("device", decision.cut)
-                steps = half.optimizer_steps("device", decision.cut)
-            elif not evaluate:
-                self._reset()
+        if self._travels:
+            tensors |= half.moments("device", decision.cut)
+            steps = half.optimizer_steps("device", decision.cut)
+        elif not evaluate:
+            self._reset()
         body = wire.Round(
             round=state.round,
             attempt=state.attempts,
@@ -587,23 +601,22 @@ class _Run(contextlib.ExitStack):
             raise wire.Refused(f"{body.kind}: expected the adapters of round {state.round}.{state.attempts}")
         if len(body.steps) != epochs:
             raise wire.Refused(f"times of {len(body.steps)} mini-batches, expected {epochs}")
-        travels = self.settings.optimizer == "adamw" and self.settings.optimizer_state == "travel"
         tensors = {n: wire.unpack_tensor(p, None, None) for n, p in received.tensors.items()}
         moments = {n: t for n, t in tensors.items() if n.startswith((FIRST_MOMENT, SECOND_MOMENT))}
         adapters = {n: t for n, t in tensors.items() if n not in moments}
         names = half.adapter_names("device", decision.cut)
         if adapters.keys() != set(names):
             raise wire.Refused(f"{len(adapters)} adapters, expected the {len(names)} of layers 1..{decision.cut}")
-        wanted = {m + n for n in names for m in (FIRST_MOMENT, SECOND_MOMENT)} if travels else set()
+        wanted = {m + n for n in names for m in (FIRST_MOMENT, SECOND_MOMENT)} if self._travels else set()
         if moments.keys() != wanted or (
-            travels and body.optimizer_steps != half.optimizer_steps("server", decision.cut)
+            self._travels and body.optimizer_steps != half.optimizer_steps("server", decision.cut)
         ):
             raise wire.Refused(
                 "moments: expected those of the adapters sent down, after as many steps as the server took"
             )
         try:
             half.put_adapters(adapters)
-            if travels:
+            if self._travels:
                 half.put_moments(moments, body.optimizer_steps)
         except Unfit as error:
             raise wire.Refused(str(error)[:300]) from None

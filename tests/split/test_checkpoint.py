@@ -32,7 +32,7 @@ def tensors(number: int) -> dict[str, torch.Tensor]:
 
 
 def save(folder: RunFolder, number: int) -> None:
-    state = RunState(run="r", round=number, steps=5 * number, settings={"seed": 1, "rate": 0.1})
+    state = RunState(run="r", round=number, steps={"one": 5 * number}, settings={"seed": 1, "rate": 0.1})
     folder.save(state, tensors(number), {"m.a": torch.full((3,), float(number))}, [{"round": number}])
 
 

@@ -117,7 +117,7 @@ def test_every_cut_equals_plain_training(family: str, training: Training) -> Non
         for name, value in plain.adapters().items():
             assert torch.equal(before[name], value)
         cuts = [c for pair_ in zip(pair.server.cuts, reversed(pair.server.cuts), strict=True) for c in pair_]
-        for cut in cuts[: len(pair.server.cuts)] + [pair.server.layers // 2]:
+        for cut in [*cuts[: len(pair.server.cuts)], pair.server.layers // 2]:
             data = batches(spec, STEPS, pair.server.encoder_decoder)
             assert pair.round(cut, data) == [plain.train(*batch) for batch in data], cut
             assert_same(pair, plain)
