@@ -61,11 +61,9 @@ class RunState(BaseModel):
     optimizer_steps: Count = Field(default=0, description="Steps that the moments have seen")
     first_loss: float | None = None
     last_loss: float | None = None
-    finished: bool = False
-    held_out_before: float | None = Field(
-        default=None, description="Loss on the held-out sequences before the first round"
-    )
+    held_out_before: float | None = Field(default=None, description="Loss on held-out text before the first round")
     held_out_after: float | None = Field(default=None, description="The same after the last round")
+    finished: bool = False
     settings: dict[str, JsonValue] = Field(
         default_factory=dict, description="What was asked for, to refuse a resume with other options"
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from profiler.profile import BadInput
 from profiler.workload.cuts import Batch, SplitModel, State
 from profiler.workload.gates import ENCODER, HIDDEN
+from profiler.workload.holding import fingerprint, hold
 from profiler.workload.model import WorkloadSpec, build
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ Side = Literal["device", "server", "whole"]
 
 FIRST_MOMENT, SECOND_MOMENT = "m.", "v."
 """Before an adapter's name: AdamW's running mean of its gradients, and of their squares."""
+
+_BUILDING = threading.Lock()
+"""Building switches libraries' own initialisation off and on for the whole process."""
 
 _CARRIED = {"hidden": HIDDEN, "encoder": ENCODER}
 
@@ -73,7 +78,12 @@ class Half:
         self.spec, self.side, self.torch_device = spec, side, torch_device
         self.training = training or Training()
         self.cut: int | None = None
-        self._split = SplitModel(build(spec, torch_device))
+        with _BUILDING:
+            if side == "device":
+                structure = SplitModel(build(spec, "meta")).structure
+                self._split = SplitModel(build(spec, torch_device, only=()), structure)
+            else:
+                self._split = SplitModel(build(spec, torch_device))
         self._fingerprint = _fingerprint(self._split)
         self._name_adapters()
         self._optimizer = self._new_optimizer()
@@ -86,6 +96,11 @@ class Half:
     def model_name(self) -> str:
         """Preset, Hugging Face id, or name of the local directory or file."""
         return self._split.built.name
+
+    @property
+    def note(self) -> str | None:
+        """One line for people where a device cannot read its layers alone from the model's files; None where it can."""
+        return None if self._split.built.weights is None else self._split.built.weights.note
 
     @property
     def layers(self) -> int:
@@ -162,10 +177,22 @@ class Half:
     def cut_at(self, cut: int) -> None:
         """From now on the split is at ``cut``. A device loads the layers among 1..``cut`` that it has not, and drops the others.
 
-        A device's adapters in layers that it had not are zero until ``put_adapters``. Raises BadInput for a cut that is none.
+        A device's adapters in layers that it had not are fresh ones until ``put_adapters``. Raises BadInput for a cut that is none, and
+        where weights cannot be read.
         """
         self._check_cut(cut)
         self._forget()
+        if self.side == "device" and cut != self.cut:
+            built = self._split.built
+            assert built.weights is not None
+            names = self._split.half_parameters("device", cut)
+            self.cut = None  # until everything is there
+            hold(built.model, built.weights, names, self.torch_device, self.spec.seed)
+            before = self._optimizer.state
+            self._split = SplitModel(built, self._split.structure)
+            self._name_adapters()
+            self._optimizer = self._new_optimizer()
+            self._optimizer.state.update({p: before[p] for p in self._named.values() if p in before})
         self.cut = cut
 
     def adapters(self, side: Side | None = None, cut: int | None = None) -> dict[str, Tensor]:
@@ -348,6 +375,8 @@ class Half:
         import torch
 
         held = [p for p in self._named.values() if not p.is_meta]
+        if not held:  # a device before its first cut; torch wants something
+            held = [torch.nn.Parameter(torch.zeros(0))]
         more: dict[str, Any] = {"lr": self.training.learning_rate, "weight_decay": self.training.weight_decay}
         return torch.optim.AdamW(held, **more) if self.training.optimizer == "adamw" else torch.optim.SGD(held, **more)
 
@@ -439,23 +468,12 @@ def checkpoint_name(path: str) -> str:
     return "base_model.model." + path.replace(".default.", ".")
 
 
-_SAMPLES = 16
-
-
 def _fingerprint(split: SplitModel) -> str:
-    """Digest over names, shapes and ``_SAMPLES`` values of every base weight, buffers, and what is trained."""
-    import torch
-
-    spec = split.built.spec
-    digest = hashlib.sha256()
-    told = [split.built.architecture, spec.dtype, spec.lora_rank, spec.lora_alpha, split.built.lora_targets]
-    digest.update(json.dumps(told).encode())
-    for name, parameter in split.model.named_parameters():
-        if parameter.requires_grad:
-            continue
-        flat = parameter.detach().reshape(-1)
-        places = [k * flat.numel() // _SAMPLES for k in range(min(_SAMPLES, flat.numel()))]
-        values = flat[torch.tensor(places, device=flat.device)].to("cpu")
-        digest.update(json.dumps([name.replace(".base_layer.", "."), list(parameter.shape)]).encode())
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """Of the base weights, and of what is trained on them and how they are run."""
+    built = split.built
+    told = [built.architecture, built.spec.dtype, built.spec.lora_rank, built.spec.lora_alpha, built.lora_targets]
+    # What a configuration sets without a weight to show for it: the scale of norms, the frequencies of positions.
+    epsilons = {n: v for m in split.model.modules() for n, v in vars(m).items() if "eps" in n and isinstance(v, float)}
+    buffers = {n: [float(f"{x:.4e}") for x in b.reshape(-1)[:16].tolist()] for n, b in split.model.named_buffers()}
+    text = json.dumps([told, epsilons, buffers, fingerprint(built.model, built.weights)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from profiler.profile import BadInput
-from profiler.workload.pretrained import auto_class, dtype_argument, libraries, presets, quiet, reason_of, resolve
+from profiler.workload.holding import RandomWeights, Weights, WholeWeights, hold, hollow, keep_in_float32
+from profiler.workload.pretrained import (
+    Source,
+    auto_class,
+    dtype_argument,
+    libraries,
+    presets,
+    quiet,
+    reason_of,
+    resolve,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +101,8 @@ class BuiltModel:
     """A model with LoRA, ready to train: base frozen, adapters trainable, every dropout at 0, training mode, no cache.
 
     ``name`` is what profiles compare: the preset, the Hugging Face id, or the name of the local directory or file.
-    ``parameters`` counts the base, a tied tensor once.
+    ``parameters`` counts the base, a tied tensor once. ``weights`` is where more of it can be read from, for a model that was built with
+    a part of its parameters (see ``holding.hold``).
     """
 
     model: nn.Module
@@ -105,13 +116,15 @@ class BuiltModel:
     lora_targets: tuple[str, ...]
     hidden_size: int
     vocab_size: int
+    weights: Weights | None = None
 
 
 def build(spec: WorkloadSpec, device: str = "cpu", only: Collection[str] | None = None) -> BuiltModel:
     """Build ``spec``'s model with its adapters on ``device`` (a torch device; ``meta`` holds shapes and no values).
 
-    ``only``: names of the parameters to hold; all others stay on the meta device and take no memory. A process that runs one
-    half of a split passes the names that ``cuts.SplitModel.half_parameters`` gives.
+    ``only``: names of the parameters to hold; all others stay on the meta device and take no memory, not for a moment where parameters
+    can be read one by one (``holding``). A process that runs one half of a split passes the names that
+    ``cuts.SplitModel.half_parameters`` gives, and later ``holding.hold`` others.
     Raises BadInput for a model that is unknown, unreachable, quantized, pickled, or has no place for the adapters.
     """
     torch, transformers = libraries()
@@ -126,21 +139,23 @@ def build(spec: WorkloadSpec, device: str = "cpu", only: Collection[str] | None 
         raise
     except Exception as error:  # the library checks a configuration also when a field is set
         raise BadInput(f"--model {spec.model}: {reason_of(error, False)}") from None
-    if device == "meta" or source.random:
-        model = _empty_model(transformers, config, spec, device)
+    in_parts = only is not None and device != "meta"
+    weights: Weights | None = RandomWeights(spec.seed) if source.random else None
+    if device == "meta" or source.random or in_parts:
+        model = _empty_model(transformers, config, spec, device, in_parts)
     else:
-        model = source.load(transformers, config, spec.dtype)
-        if only is None:
-            model.to(device)
+        model = source.load(transformers, config, spec.dtype).to(device)
+    if in_parts and not source.random:
+        model, weights = _with_reader(source, model, lambda: source.load(transformers, config, spec.dtype), spec)
     base_parameters = sum(p.numel() for p in model.parameters())
     targets = spec.lora_targets or _default_targets(model)
     model = _add_adapters(model, spec, targets)
-    if only is not None:
-        _drop_parameters(model, only)
-    if device != "meta" and source.random:
-        _fill(model, spec.seed)
-    elif device != "meta" and only is not None:
-        _move(model, device)
+    if in_parts:
+        assert only is not None
+        assert weights is not None
+        hold(model, weights, only, device, spec.seed)
+    elif device != "meta" and weights is not None:
+        _fill(model, weights)
     if spec.gradient_checkpointing:
         if not getattr(model, "supports_gradient_checkpointing", False):
             raise BadInput(f"--gradient-checkpointing: {type(model).__name__} does not support it")
@@ -159,6 +174,7 @@ def build(spec: WorkloadSpec, device: str = "cpu", only: Collection[str] | None 
         lora_targets=tuple(targets),
         hidden_size=int(text.hidden_size),
         vocab_size=int(text.vocab_size),
+        weights=weights if in_parts else None,
     )
 
 
@@ -185,8 +201,11 @@ def _prepare_config(config: Any, spec: WorkloadSpec) -> None:
         raise BadInput(f"--seq-len {spec.tokens}: {spec.model} has positions for {longest} tokens at most")
 
 
-def _empty_model(transformers: Any, config: Any, spec: WorkloadSpec, device: str) -> Any:
-    """The architecture with memory that nothing has been written to (so that a large model is there in a second)."""
+def _empty_model(transformers: Any, config: Any, spec: WorkloadSpec, device: str, without_memory: bool) -> Any:
+    """The architecture with memory that nothing has been written to (so that a large model is there in a second).
+
+    ``without_memory``: only its buffers have any, on the CPU.
+    """
     import torch
 
     try:
@@ -196,7 +215,8 @@ def _empty_model(transformers: Any, config: Any, spec: WorkloadSpec, device: str
 
     auto = auto_class(transformers, config, spec.model)
     try:
-        with torch.device(device), no_init_weights(), quiet():
+        where, parameters = ("cpu", hollow()) if without_memory else (device, nullcontext())
+        with torch.device(where), no_init_weights(), quiet(), parameters:
             model = auto.from_config(config, **dtype_argument(transformers, spec.dtype))
     except Exception as error:
         raise BadInput(f"--model {spec.model}: its configuration makes no model: {reason_of(error, False)}") from None
@@ -210,6 +230,16 @@ def _empty_model(transformers: Any, config: Any, spec: WorkloadSpec, device: str
                 module.forward = _without_autocast(module.forward)
     model.tie_weights()
     return model
+
+
+def _with_reader(source: Source, model: Any, load: Callable[[], Any], spec: WorkloadSpec) -> tuple[Any, Weights]:
+    """A model without memory, and what reads its parameters one by one; where that cannot be, the whole is read and then dropped."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if set(model.state_dict(keep_vars=True)) - parameters:
+        return load(), WholeWeights(load, "its checkpoint holds buffers too")
+    keep_in_float32(model, spec.dtype)
+    found = source.single(model)
+    return model, WholeWeights(load, found) if isinstance(found, str) else found
 
 
 def _without_autocast(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -227,60 +257,12 @@ def _without_autocast(forward: Callable[..., Any]) -> Callable[..., Any]:
     return quietly
 
 
-def _fill(model: nn.Module, seed: int) -> None:
-    """Random base weights, quickly: one small normal buffer, tiled. Norms are 1 and biases 0, as in a fresh model.
-
-    The values only need to be harmless (no denormals, no overflow): the time of a kernel does not depend on them.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    # A prime length, so that the rows of a matrix differ.
-    small = torch.randn(99_991, generator=generator) * 0.02
-    tiles: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-    seen: set[int] = set()
-    with torch.no_grad():
+def _fill(model: nn.Module, weights: Weights) -> None:
+    """Write all base weights; tied ones once, and adapters were initialised by peft."""
+    with weights.open() as fill:
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad or parameter.device.type == "meta" or id(parameter) in seen:
-                continue  # adapters were initialised by peft; tied weights are filled once
-            seen.add(id(parameter))
-            if parameter.dim() < 2:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
-            key = (parameter.device, parameter.dtype)
-            if key not in tiles:
-                tiles[key] = small.to(*key)
-            tile, flat = tiles[key], parameter.view(-1)
-            whole = flat.numel() // tile.numel() * tile.numel()
-            if whole:
-                flat[:whole].view(-1, tile.numel()).copy_(tile)
-            flat[whole:].copy_(tile[: flat.numel() - whole])
-
-
-def _drop_parameters(model: nn.Module, keep: Collection[str]) -> None:
-    """Leave shapes without memory in place of every parameter that is not in ``keep``."""
-    import torch
-
-    keep = set(keep)
-    for path, module in model.named_modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if f"{path}.{name}".lstrip(".") not in keep:
-                empty = torch.empty_like(parameter, device="meta")
-                setattr(module, name, torch.nn.Parameter(empty, requires_grad=parameter.requires_grad))
-
-
-def _move(model: nn.Module, device: str) -> None:
-    """Move everything that is not on the meta device."""
-    for module in model.modules():
-        for store in (module._parameters, module._buffers):
-            for name, tensor in store.items():
-                if tensor is not None and tensor.device.type != "meta":
-                    moved = tensor.to(device)
-                    store[name] = (
-                        type(tensor)(moved, requires_grad=tensor.requires_grad)
-                        if store is module._parameters
-                        else moved
-                    )
+            if not parameter.requires_grad:
+                fill(name, parameter.detach())
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from profiler.profile import BadInput, MissingHardware
+from profiler.workload.holding import Weights, gguf_weights, safetensors_weights
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _HUB_TIMEOUT_S = 5.0
@@ -31,12 +32,16 @@ def presets() -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Source:
-    """One place a model comes from: ``config`` reads its architecture, ``load`` its weights (unless they are random)."""
+    """One place a model comes from: ``config`` reads its architecture, ``load`` its weights (unless they are random).
+
+    ``single`` gives a reader of single parameters for a model without adapters, or the reason why there is none.
+    """
 
     name: str
     config: Callable[[Any], Any]
     load: Callable[[Any, Any, str], Any]
     random: bool = False
+    single: Callable[[Any], Weights | str] = lambda _model: "it has no files"
 
 
 def resolve(model: str) -> Source:
@@ -136,7 +141,39 @@ def _pretrained(where: str, name: str, options: dict[str, Any]) -> Source:
             )
         return model
 
-    return Source(name, config, load)
+    def single(model: Any) -> Weights | str:
+        if "gguf_file" in options:
+            return gguf_weights(model, Path(where) / options["gguf_file"])
+        found = _stored_names(where)
+        return found if isinstance(found, str) else safetensors_weights(model, *found)
+
+    return Source(name, config, load, single=single)
+
+
+def _stored_names(where: str) -> tuple[dict[str, str], Callable[[str], Path]] | str:
+    """(file of every tensor in a safetensors checkpoint, how to get at a file), or why that cannot be told."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    @cache
+    def locate(file: str) -> Path:
+        local = Path(where).expanduser() / file
+        if local.is_file():
+            return local
+        only = {} if _hub_reachable() else {"local_files_only": True}
+        with quiet():
+            return Path(str(cached_file(where, file, **only)))
+
+    try:
+        try:
+            file = locate("model.safetensors")
+        except Exception:  # the library's own kinds of "not there"
+            index = json.loads(locate("model.safetensors.index.json").read_text(encoding="utf-8"))
+            return {str(name): Path(str(file)).name for name, file in index["weight_map"].items()}, locate
+        with safe_open(file, framework="pt") as opened:
+            return dict.fromkeys(opened.keys(), "model.safetensors"), locate
+    except Exception as error:  # whatever a damaged file makes the readers raise; reading the whole will say it better
+        return f"no index of its safetensors files could be read ({type(error).__name__})"
 
 
 def reason_of(error: Exception, offline: bool) -> str:
