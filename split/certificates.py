@@ -94,22 +94,21 @@ def make(
     server_names: Sequence[str],
     device_names: Sequence[str],
     days: int = CERTIFICATE_DAYS,
-    replace: bool = False,
 ) -> Made:
     """Make what is missing in ``folder``: the authority once, the server's certificate for ``server_names`` (host names and IP addresses
     under which devices dial it; none: no server certificate), and one for each device. Devices can be added later.
 
-    An existing certificate is never touched, unless ``replace``: then the server's and the named devices' are made anew; the authority never is.
-    Names of devices are added to allowed.txt. Raises BadInput for names that are none, a certificate that is already there, an
+    Nothing that is there is overwritten: to make a certificate anew, remove its two files first. Names of devices are added to allowed.txt. Raises BadInput for names that are none, a certificate that is already there, an
     authority without its key.
     """
     _check_names(server_names, device_names, days)
     wanted = ([SERVER] if server_names else []) + list(device_names)
     for name in wanted:
-        if not replace and ((folder / f"{name}.pem").exists() or (folder / f"{name}.key").exists()):
-            raise BadInput(
-                f"{folder / name}.pem: already there; ask for replacement to make it anew (the old one stays valid until it expires)"
-            )
+        for path in (folder / f"{name}.pem", folder / f"{name}.key"):
+            if path.exists():
+                raise BadInput(
+                    f"{path}: already there; to make a new one remove {name}.pem and {name}.key (the old one stays valid until it expires)"
+                )
     written: list[Path] = []
     kept: list[Path] = []
     try:

@@ -98,6 +98,9 @@ MAX_EPOCHS = 4096
 """Mini-batches in one round: each is a row of times in the device's last message of the round."""
 
 
+MAX_PADDING_BYTES = 1 << 24
+
+
 class Body(BaseModel):
     """What a message says. ``carries`` tells whether tensors may come with it."""
 
@@ -252,12 +255,14 @@ class Finished(Body):
 
 
 class Ping(Body):
-    """Either way: answer with a Pong. A tensor "padding" (uint8) makes it as long as a measurement of the rate needs."""
+    """Either way: answer with a Pong. A tensor "padding" (uint8) makes it as long as a measurement of the rate needs; ``answer_bytes`` asks
+    for such padding in the answer, and only 'card-profile link --serve' gives it."""
 
     kind: Literal["ping"] = "ping"
     carries: ClassVar[bool] = True
     number: Count
     sent_s: Clock
+    answer_bytes: Annotated[int, Field(ge=0, le=MAX_PADDING_BYTES)] = 0
 
 
 class Pong(Body):

@@ -46,8 +46,11 @@ class Cable:
 
     def pull(self) -> None:
         """Pull the cable: nothing arrives any more, and nobody is told."""
-        for end in ("near", "far"):
-            self.shape(end, 8.0)
+        for end in (self.near, self.far):
+            tc = ("netns", "exec", end, "tc", "qdisc")
+            _ip(*tc, "del", "dev", "wire0", "root", check=False)
+            # No packet is as small as this bucket, so each is dropped.
+            _ip(*tc, "add", "dev", "wire0", "root", "tbf", "rate", "1000bit", "burst", "20", "latency", "1ms")
 
     def shape(self, end: str, rate_bps: float | None, delay_s: float = 0.0) -> None:
         """What that end sends goes at this rate (None: as it is), and arrives this much later."""

@@ -79,14 +79,18 @@ def test_devices_are_added_later_and_nothing_else_changes(tmp_path: Path) -> Non
     assert Credentials.of(tmp_path, "two").name == "two"
 
 
-def test_nothing_is_overwritten_unless_it_is_asked_for(tmp_path: Path) -> None:
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
     make(tmp_path, ["localhost"], ["one"])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for servers, devices in ((["localhost"], []), ([], ["one"]), ([], ["two", "one"])):
         with pytest.raises(BadInput, match=r"(server|one)\.pem: already there"):
             make(tmp_path, servers, devices)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    make(tmp_path, [], ["one"], replace=True)
+    (tmp_path / "one.pem").unlink()
+    with pytest.raises(BadInput, match=r"one\.key: already there; to make a new one remove one\.pem and one\.key"):
+        make(tmp_path, [], ["one"])
+    (tmp_path / "one.key").unlink()
+    make(tmp_path, [], ["one"])
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert {name for name in after if after[name] != before[name]} == {"one.pem", "one.key"}
 

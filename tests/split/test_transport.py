@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from profiler.profile import BadInput
-from split import certificates, transport, wire
+from split import certificates, stream, transport, wire
 from split.certificates import Credentials
 from split.shaping import Shape
 from split.transport import Gone, Lobby, Silent, Stream, dial, host_and_port
@@ -81,7 +81,7 @@ def raw_call(lobby: Lobby, folder: Path, name: str, pieces: list[bytes], **optio
 
 @pytest.mark.parametrize("secure", [True, False])
 def test_messages_arrive_whole_and_in_order_both_ways(folder: Path, secure: bool) -> None:
-    sizes = [1, 3, 1000, transport.PIECE_BYTES - 300, transport.PIECE_BYTES, 3 * transport.PIECE_BYTES + 7]
+    sizes = [1, 3, 1000, stream.PIECE_BYTES - 300, stream.PIECE_BYTES, 3 * stream.PIECE_BYTES + 7]
     with linked(folder if secure else None) as (_, device, server):
         assert (server.peer, device.peer) == ("one", "server")
         for sender, receiver in ((device, server), (server, device)):
@@ -222,7 +222,9 @@ def test_an_expired_certificate_is_told_on_its_own_machine_and_on_the_other(
         lobby = Lobby("127.0.0.1:0", old, None).start()
     with lobby, pytest.raises(BadInput, match="its certificate has expired: make a new one there"):
         dialled(lobby, tmp_path, "new")
-    certificates.make(tmp_path, ["127.0.0.1"], [], replace=True)
+    for end in ("pem", "key"):
+        (tmp_path / f"server.{end}").unlink()
+    certificates.make(tmp_path, ["127.0.0.1"], [])
     with Lobby("127.0.0.1:0", Credentials.of(tmp_path, "server"), None) as lobby:
         monkeypatch.setattr(Credentials, "check", lambda self: None)  # a device whose clock is wrong sees nothing amiss
         with pytest.raises(BadInput, match=r"does not take this device's certificate: .* valid by the server's clock"):
@@ -278,10 +280,12 @@ def test_the_name_is_held_against_the_list_which_is_read_again_when_it_changes(f
         with pytest.raises(Gone) as gone:
             one.receive(5)
         assert gone.value.refusal == "taken off the server's list of devices"
+        two.close()
         listed.unlink()
         with pytest.raises(BadInput, match="not on the server's list"):
-            dialled(lobby, folder, "three")
-        two.close()
+            dialled(lobby, folder, "two")
+        listed.write_text("two\n")
+        dialled(lobby, folder, "two").close()
 
 
 def test_nobody_answers_where_nobody_listens(folder: Path) -> None:
@@ -521,7 +525,7 @@ def test_a_length_that_is_only_claimed_takes_no_memory() -> None:
 
     with linked(None, limits=Limits(message_bytes=2**31 - 1)) as (_, device, server):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        device._outgoing.append(transport._Outgoing([(2**31 - 1).to_bytes(4, "little") + b"CARD"], 8))
+        device._outgoing.append(stream._Outgoing([(2**31 - 1).to_bytes(4, "little") + b"CARD"], 8))
         device.send(PING)
         with pytest.raises(Silent):
             server.receive(0.3)
@@ -565,7 +569,7 @@ def test_a_slowed_stream_is_closed_without_waiting_for_all_of_it() -> None:
         device.send(PING, padding(1_000_000))
         began = time.monotonic()
         device.close()
-        assert time.monotonic() - began < 2.5 * transport.FLUSH_S
+        assert time.monotonic() - began < 2.5 * stream.FLUSH_S
         with pytest.raises(Gone):
             server.receive(5)
 
