@@ -22,7 +22,8 @@ demo: $(VENV)/.runtime
 	$(BIN)/card-profile fit-power demo --plot demo/plots
 	$(BIN)/card-solve --profiles demo --method card
 	$(BIN)/card-solve --profiles demo --tables demo/tables --plot demo/plots
-	@echo "The profiles are in demo/, the plots in demo/plots/, every cut and clock in demo/tables/costs.csv"
+	$(BIN)/card-train local --model tiny-llama-test --cut 2 --data README.md --batch-size 2 --seq-len 64 --rounds 2 --learning-rate 0.1 --evaluate-every 2 --output demo/run
+	@echo "The profiles are in demo/, the plots in demo/plots/, every cut and clock in demo/tables/costs.csv, the split run in demo/run/"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

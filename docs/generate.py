@@ -1,6 +1,6 @@
 """Write the reference pages from the code: ``python docs/generate.py``. A test holds them against the code.
 
-``commands.md`` from the options of the two commands, ``profile-format.md`` from the profile's schema.
+``commands.md`` from the options of the three commands, ``profile-format.md`` from the profile's schema.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ This page is written by `python docs/generate.py` from the code; edit the code, 
 
 
 def commands() -> str:
-    """The page of options of both commands."""
+    """The page of options of the three commands."""
     import cli
     from profiler.commands import profile_app
     from solver.commands import solve_app
+    from split.commands import train_app
 
     parts = [
         INTRO.format(title="Commands"),
         inspect.cleandoc(cli.__doc__ or "").partition("\n\n")[2].split("\n", 1)[1],
         "",
     ]
-    for name, app in (("card-profile", profile_app), ("card-solve", solve_app)):
+    for name, app in (("card-profile", profile_app), ("card-solve", solve_app), ("card-train", train_app)):
         command: Any = typer.main.get_command(app)
         members = getattr(command, "commands", {"": command})
         for sub, member in members.items():
