@@ -33,7 +33,9 @@ WORKLOAD = TrainedWorkload(
     optimizer_state="reset",
 )
 CODECS = Compression(
-    provenance="measured", phi=1.0, codecs=[figures("int8", 0.25, 0.3, 0.001, slope=0.01), figures("fp16", 0.5, 0.5, 0.002)]
+    provenance="measured",
+    phi=1.0,
+    codecs=[figures("int8", 0.25, 0.3, 0.001, slope=0.01), figures("fp16", 0.5, 0.5, 0.002)],
 )
 RATES = {"uplink_mbps": 10.0, "downlink_mbps": 20.0}
 
