@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from profiler.profile import BadInput
 
 if TYPE_CHECKING:
@@ -147,6 +149,12 @@ def _parameters(model: nn.Module) -> list[tuple[list[str], Any]]:
     for path, parameter in model.named_parameters(remove_duplicate=False):
         found.setdefault(id(parameter), ([], parameter))[0].append(path)
     return list(found.values())
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, Any]:
+    """The buffers that a checkpoint holds (most are computed anew)."""
+    buffers = dict(model.named_buffers())
+    return {name: buffers[name] for name in model.state_dict(keep_vars=True) if name in buffers}
 
 
 def _put(model: nn.Module, paths: list[str], value: torch.Tensor, requires_grad: bool) -> None:
@@ -298,7 +306,7 @@ def safetensors_weights(
     missing = ""
     for form in forms:
         keys = {}
-        for paths, _ in _parameters(model):
+        for paths in [*(paths for paths, _ in _parameters(model)), *([name] for name in persistent_buffers(model))]:
             found = [form(path) for path in paths if form(path) in files]
             if not found:
                 missing = missing or paths[0]
@@ -314,70 +322,68 @@ _PLAIN_PROCESSORS = {"TensorProcessor", "LlamaTensorProcessor", "Gemma2TensorPro
 
 
 class GgufWeights:
-    """Parameters read one by one from a GGUF file and de-quantized, with transformers' own names and rules."""
+    """Parameters read one by one from a GGUF file and de-quantized, with transformers' own names and rules.
+
+    ``stored``: for each parameter of the base model (its name in the file, offset in bytes, dtype and shape there, kind of quantization).
+    """
 
     note: str | None = None
 
-    def __init__(self, path: Path, names: Mapping[str, str], processor: Any) -> None:
-        self._path, self._names, self._processor = path, dict(names), processor
+    def __init__(
+        self, path: Path, stored: Mapping[str, tuple[str, int, Any, tuple[int, ...], Any]], rules: Any
+    ) -> None:
+        self._path, self._stored, self._rules = path, dict(stored), rules
 
     @contextmanager
     def open(self) -> Iterator[Read]:
         """See ``Weights``."""
-        with self._tensors() as value:
 
-            def read(name: str, into: Any) -> None:
-                value(name, into)
+        def read(name: str, into: Any) -> None:
+            if not self._by_rows(name):
+                into.copy_(self._whole(name, into))
+                return
+            rows = max(1, _CHUNK_BYTES // max(1, 4 * into[0].numel()))
+            for first in range(0, into.shape[0], rows):
+                into[first : first + rows].copy_(self._part(name, slice(first, first + rows)))
 
-            yield read
+        yield read
 
     @contextmanager
     def rows(self) -> Iterator[Rows]:
         """See ``Weights``."""
-        with self._tensors() as value:
 
-            def take(name: str, like: Any, rows: list[int]) -> Any:
-                return value(name, like, rows)
+        def take(name: str, like: Any, rows: list[int]) -> Any:
+            return (self._part(name, rows) if self._by_rows(name) else self._whole(name, like)[rows]).to(like.dtype)
 
-            yield take
+        yield take
 
-    @contextmanager
-    def _tensors(self) -> Iterator[Callable[..., Any]]:
+    def _by_rows(self, name: str) -> bool:
+        """Whether no rule touches it: the large ones."""
+        return self._stored[name][0] in ("token_embd.weight", "output.weight")
+
+    def _part(self, name: str, rows: Any) -> Any:
         import torch
-        from gguf import GGUFReader, dequantize
+        from gguf import dequantize
 
-        reader = GGUFReader(str(self._path))
-        found = {tensor.name: tensor for tensor in reader.tensors}
+        return torch.from_numpy(np.array(dequantize(self._mapped(name)[rows], self._stored[name][4])))
 
-        def value(name: str, like: Any, rows: list[int] | None = None) -> Any:
-            key = self._names[name]
-            tensor = found[key]
+    def _whole(self, name: str, like: Any) -> Any:
+        import torch
+        from gguf import dequantize
 
-            def part(chosen: Any) -> Any:
-                return torch.from_numpy(dequantize(tensor.data[chosen], tensor.tensor_type))
+        key, _, _, _, kind = self._stored[name]
+        weights = dequantize(self._mapped(name), kind)
+        done = self._rules.process(weights=weights, name=key, tensor_key_mapping={}, parsed_parameters={}).weights
+        if tuple(done.shape) != tuple(like.shape):
+            raise BadInput(f"{self._path}: {key} is {list(done.shape)}, its configuration asks for {list(like.shape)}")
+        return torch.from_numpy(np.array(done))
 
-            by_rows = key in ("token_embd.weight", "output.weight")  # no rule touches them, and they are the large ones
-            if by_rows and rows is not None:
-                return part(rows).to(like.dtype)
-            if by_rows:
-                step = max(1, _CHUNK_BYTES // max(1, 4 * like[0].numel()))
-                for first in range(0, like.shape[0], step):
-                    like[first : first + step].copy_(part(slice(first, first + step)))
-                return like
-            weights = dequantize(tensor.data, tensor.tensor_type)
-            done = self._processor.process(weights=weights, name=key, tensor_key_mapping={}, parsed_parameters={})
-            whole = torch.from_numpy(done.weights.copy())
-            if whole.shape != like.shape:
-                raise BadInput(
-                    f"{self._path}: {key} is {list(whole.shape)}, its configuration asks for {list(like.shape)}"
-                )
-            return whole[rows].to(like.dtype) if rows is not None else like.copy_(whole)
-
+    def _mapped(self, name: str) -> Any:
+        key, offset, dtype, shape, _ = self._stored[name]
         try:
-            yield value
-        finally:
-            found.clear()
-            del reader
+            return np.memmap(self._path, dtype=dtype, mode="r", offset=offset, shape=shape)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{self._path}: {key} cannot be read: {error}") from None
 
 
 def gguf_weights(model: nn.Module, path: Path) -> GgufWeights | str:
@@ -387,7 +393,10 @@ def gguf_weights(model: nn.Module, path: Path) -> GgufWeights | str:
         from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
         reader = GGUFReader(str(path))
-        stored = {tensor.name for tensor in reader.tensors}
+        stored = {
+            t.name: (t.name, int(t.data_offset), t.data.dtype, tuple(t.data.shape), t.tensor_type)
+            for t in reader.tensors
+        }
         field = reader.fields["general.architecture"]
         architecture = bytes(field.parts[field.data[0]]).decode()
         kind = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
@@ -397,12 +406,14 @@ def gguf_weights(model: nn.Module, path: Path) -> GgufWeights | str:
         names = {hf: gguf for gguf, hf in get_gguf_hf_weights_map(model, processor).items() if gguf in stored}
     except (ImportError, AttributeError, TypeError, KeyError, NotImplementedError) as error:
         return f"this release of transformers or gguf has no rules for single tensors ({type(error).__name__})"
+    if persistent_buffers(model):
+        return "its buffers are part of its weights"
     chosen = {}
     for paths, _ in _parameters(model):
         found = [names[path] for path in paths if path in names]
         if not found:
             return f"its file names its tensors otherwise than the model ({paths[0]} is not among them)"
-        chosen[paths[0]] = found[0]
+        chosen[paths[0]] = stored[found[0]]
     return GgufWeights(path, chosen, processor)
 
 

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from profiler.profile import BadInput
-from profiler.workload.holding import RandomWeights, Weights, WholeWeights, hold, hollow, keep_in_float32
+from profiler.workload.holding import (
+    RandomWeights,
+    Weights,
+    WholeWeights,
+    hold,
+    hollow,
+    keep_in_float32,
+    persistent_buffers,
+)
 from profiler.workload.pretrained import (
     Source,
     auto_class,
@@ -234,12 +242,17 @@ def _empty_model(transformers: Any, config: Any, spec: WorkloadSpec, device: str
 
 def _with_reader(source: Source, model: Any, load: Callable[[], Any], spec: WorkloadSpec) -> tuple[Any, Weights]:
     """A model without memory, and what reads its parameters one by one; where that cannot be, the whole is read and then dropped."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    if set(model.state_dict(keep_vars=True)) - parameters:
-        return load(), WholeWeights(load, "its checkpoint holds buffers too")
     keep_in_float32(model, spec.dtype)
     found = source.single(model)
-    return model, WholeWeights(load, found) if isinstance(found, str) else found
+    buffers = persistent_buffers(model)
+    if not buffers:
+        return model, WholeWeights(load, found) if isinstance(found, str) else found
+    if isinstance(found, str):
+        return load(), WholeWeights(load, found)
+    with found.open() as read:
+        for name, buffer in buffers.items():
+            read(name, buffer)
+    return model, found
 
 
 def _without_autocast(forward: Callable[..., Any]) -> Callable[..., Any]:

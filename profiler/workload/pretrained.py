@@ -5,6 +5,7 @@ Weights are read from safetensors and GGUF alone: nothing received is ever unpic
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from profiler.workload.holding import Weights, gguf_weights, safetensors_weights
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _HUB_TIMEOUT_S = 5.0
+_GGUF_CONFIGS: dict[tuple[str, int, int], Any] = {}
 
 
 @lru_cache(maxsize=1)
@@ -121,7 +123,15 @@ def _pretrained(where: str, name: str, options: dict[str, Any]) -> Source:
             raise BadInput(f"--model {where}: {reason_of(error, bool(local) and not options)}") from None
 
     def config(transformers: Any) -> Any:
-        return call(transformers.AutoConfig.from_pretrained)
+        if "gguf_file" not in options:
+            return call(transformers.AutoConfig.from_pretrained)
+        # Reading one out of a GGUF file takes seconds (the vocabulary is parsed with it), and every build asks for it.
+        path = Path(where) / options["gguf_file"]
+        at = path.stat()
+        key = (str(path.resolve()), at.st_mtime_ns, at.st_size)
+        if key not in _GGUF_CONFIGS:
+            _GGUF_CONFIGS[key] = call(transformers.AutoConfig.from_pretrained)
+        return copy.deepcopy(_GGUF_CONFIGS[key])
 
     def load(transformers: Any, config: Any, dtype: str) -> Any:
         weights = {} if "gguf_file" in options else {"use_safetensors": True}
