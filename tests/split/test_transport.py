@@ -169,6 +169,21 @@ def test_no_thread_is_left_behind(folder: Path, secure: bool) -> None:
     eventually(lambda: set(threading.enumerate()) <= before)
 
 
+@pytest.mark.parametrize("ends", ["raise SystemExit(7)", "raise KeyboardInterrupt", "sys.exit(7)"])
+def test_a_process_that_closes_nothing_still_ends(ends: str) -> None:
+    script = f"""
+import sys
+from split.transport import Lobby, dial
+lobby = Lobby("127.0.0.1:0", None, None).start()
+device = dial(f"127.0.0.1:{{lobby.port}}", None, None, "one")
+print(lobby.connected(), flush=True)
+{ends}
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False)
+    assert done.stdout == "['one']\n"
+    assert done.returncode != 0
+
+
 # -------------------------------------------------------------------------------------------------------- who is let in
 
 
