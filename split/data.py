@@ -149,6 +149,8 @@ class _Stored:
     encoder_decoder: bool
     first: int
     count: int
+    skipped: int = 0
+    """Pairs left out because no token of the completion had room."""
 
     def take(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         import torch
@@ -209,6 +211,8 @@ def load(
         training = _part(everything, 0, everything.count - kept)
         apart = _part(everything, everything.count - kept, kept)
     note = f"{training.count} sequences of {seq_len} tokens and {apart.count} kept apart; tokens: {tokens.describe()}"
+    if everything.skipped:
+        note += f"; {everything.skipped} prompts left no room for a completion, and were left out"
     return Sequences(training, apart, seq_len, name, note)
 
 
@@ -256,11 +260,11 @@ def _store(
         columns = seq_len if pairs else width
         count = size // columns
         if not count:
-            why = f" ({skipped} of {skipped} prompts leave no room for a completion)" if skipped else ""
+            why = f" ({skipped} prompts leave no room for a completion)" if skipped else ""
             raise BadInput(f"{asked}: {size} tokens, expected at least one sequence of {columns}{why}")
         stored = np.memmap(ids, dtype=tokens.dtype, mode="r", shape=(count, columns))
         targets = np.memmap(labels, dtype=np.int32, mode="r", shape=(count, seq_len)) if pairs else None
-    return _Stored(stored, targets, encoder_decoder, 0, count)
+    return _Stored(stored, targets, encoder_decoder, 0, count, skipped)
 
 
 def _pair(
