@@ -48,6 +48,9 @@ STAGES: tuple[str, ...] = (
 DRIFT = 15e-6
 """How fast two clocks may part, in seconds a second (RFC 5905 assumes as much)."""
 
+_ROUNDING_S = 1e-6
+"""Differences of readings are right to this."""
+
 
 @dataclass(frozen=True)
 class StepTimes:
@@ -122,8 +125,9 @@ class ClockOffset:
         Readings that cannot be (back before it left) are passed over: they come from the other side.
         """
         trip = (returned_s - sent_s) - (answered_s - received_s)
-        if not (trip >= 0 and answered_s >= received_s and math.isfinite(trip)):
+        if not (trip >= -_ROUNDING_S and answered_s >= received_s and math.isfinite(trip)):
             return
+        trip = max(trip, 0.0)
         offset = ((received_s - sent_s) + (answered_s - returned_s)) / 2
         bound = self.bound_s(returned_s)
         if bound is None or trip / 2 <= bound:
