@@ -222,8 +222,8 @@ class Report:
             "codec": COLOURS["energy"],
             "uplink": COLOURS["link"],
             "server": COLOURS["server"],
-            "downlink": "#999933",
-            "device_backward": "#332288",
+            "downlink": COLOURS["other"],
+            "device_backward": "#66ccee",
             "adapters": COLOURS["adapters"],
             ROUND: "#000000",
         }
@@ -257,7 +257,10 @@ class Report:
         bars.invert_yaxis()
         bars.set_xlabel("seconds a turn, medians")
         bars.legend(fontsize=7, frameon=False)
-        bars.set_title(summary.sentence().partition(";")[0], fontsize=8)
+        whole = summary.round
+        if whole is not None and whole.median_error_pct is not None and whole.worst_error_pct is not None:
+            off = f"delay off by {whole.median_error_pct:.1f} % (median), {abs(whole.worst_error_pct):.1f} % (worst)"
+            bars.set_title(f"{summary.turns} turns: {off}", fontsize=9)
         return save(figure, path)
 
     # --- on disk -------------------------------------------------------------------------------------------------------
