@@ -130,13 +130,21 @@ def _failed(command: str, error: Any) -> int:
     return 1
 
 
+def profile_app() -> typer.Typer:
+    """``card-profile`` with all its commands: a link is measured over the stream that training uses, which the profiler does not know."""
+    from profiler.commands import profile_app as app
+    from split.link import link
+
+    if all(command.name != "link" for command in app.registered_commands):
+        app.command("link")(link)
+    return app
+
+
 def profile_main() -> None:
     """Entry point of ``card-profile``."""
-    from profiler.commands import profile_app
-
     if len(sys.argv) == 1:
         sys.argv.append("--help")
-    sys.exit(_main(profile_app, "card-profile"))
+    sys.exit(_main(profile_app(), "card-profile"))
 
 
 def solve_main() -> None:

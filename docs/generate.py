@@ -24,7 +24,6 @@ This page is written by `python docs/generate.py` from the code; edit the code, 
 def commands() -> str:
     """The page of options of the three commands."""
     import cli
-    from profiler.commands import profile_app
     from solver.commands import solve_app
     from split.commands import train_app
 
@@ -33,7 +32,7 @@ def commands() -> str:
         inspect.cleandoc(cli.__doc__ or "").partition("\n\n")[2].split("\n", 1)[1],
         "",
     ]
-    for name, app in (("card-profile", profile_app), ("card-solve", solve_app), ("card-train", train_app)):
+    for name, app in (("card-profile", cli.profile_app()), ("card-solve", solve_app), ("card-train", train_app)):
         command: Any = typer.main.get_command(app)
         members = getattr(command, "commands", {"": command})
         for sub, member in members.items():

@@ -87,11 +87,12 @@ def test_every_cell_of_the_notebook_gives_what_the_page_says(monkeypatch: pytest
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_in_the_documents_exists(page: Path) -> None:
-    from profiler.commands import profile_app
+    import cli
     from solver.commands import solve_app
+    from split.commands import train_app
 
     known: dict[str, set[str]] = {}
-    for name, app in (("card-profile", profile_app), ("card-solve", solve_app)):
+    for name, app in (("card-profile", cli.profile_app()), ("card-solve", solve_app), ("card-train", train_app)):
         command = typer.main.get_command(app)
         for sub, member in getattr(command, "commands", {"": command}).items():
             known[f"{name} {sub}".strip()] = {flag for p in member.params for flag in p.opts} | {"--help"}
