@@ -128,9 +128,10 @@ class Sequences:
         chosen = [int(self._order(seed, place // len(self))[place % len(self)]) for place in places]
         return self._training.take(chosen)
 
-    def held_out(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The sequences kept apart, always in the same order, in mini-batches of ``size``; the last may be smaller."""
-        for first in range(0, self._apart.count, size):
+    def held_out(self, size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The sequences kept apart, always in the same order, in mini-batches of ``size``, from mini-batch ``start`` on; the last may be
+        smaller."""
+        for first in range(start * size, self._apart.count, size):
             yield self._apart.take(list(range(first, min(first + size, self._apart.count))))
 
     def _shuffled(self, seed: int, epoch: int) -> np.ndarray[Any, Any]:

@@ -299,7 +299,7 @@ class Half:
 
         self._own(cut, "server")
         self._forget()
-        targets = self._batch(labels, labels).labels
+        targets = self._ids("labels", labels)
         self._check_crossing(carried, self.crossing(cut, targets.shape[0]), targets.shape[1], "smashed data")
         needed = self.gradient_names(cut) if train else ()
         leaves = {n: t.detach().to(self.torch_device).requires_grad_(n in needed) for n, t in carried.items()}
@@ -402,22 +402,28 @@ class Half:
             raise Unfit(f"cut {cut}: this half stands at cut {self.cut}")
 
     def _batch(self, inputs: Tensor, labels: Tensor) -> Batch:
+        if inputs.shape[:1] != labels.shape[:1]:
+            raise Unfit(f"inputs and labels: {list(inputs.shape)} and {list(labels.shape)}")
+        return Batch(self._ids("inputs", inputs), self._ids("labels", labels))
+
+    def _ids(self, what: str, ids: Tensor) -> Tensor:
+        """Token ids on this half's device. Labels may be -100 (not counted); one that the loss cannot look up would end the process."""
         import torch
 
-        for what, ids, least in (("inputs", inputs, 0), ("labels", labels, -100)):
-            if (
-                ids.dtype != torch.int64
-                or ids.dim() != 2
-                or not 1 <= ids.shape[1] <= self.spec.tokens
-                or not ids.shape[0]
-            ):
-                found = f"{str(ids.dtype).removeprefix('torch.')} {list(ids.shape)}"
-                most = f"[at most {self.spec.batch} sequences, at most {self.spec.tokens} tokens]"
-                raise Unfit(f"{what}: expected int64 {most}, found {found}")
-            inside = ((ids >= 0) & (ids < self.vocab_size)) | (ids == least)
-            if not bool(inside.all()):
-                raise Unfit(f"{what}: a token id outside 0..{self.vocab_size - 1}")
-        return Batch(inputs.to(self.torch_device), labels.to(self.torch_device))
+        most = (self.spec.batch, self.spec.tokens)
+        if (
+            ids.dtype != torch.int64
+            or ids.dim() != 2
+            or not all(1 <= n <= m for n, m in zip(ids.shape, most, strict=True))
+        ):
+            expected = f"[at most {most[0]} sequences, at most {most[1]} tokens]"
+            raise Unfit(
+                f"{what}: expected int64 {expected}, found {str(ids.dtype).removeprefix('torch.')} {list(ids.shape)}"
+            )
+        inside = (ids >= 0) & (ids < self.vocab_size)
+        if not bool((inside | (ids == -100) if what == "labels" else inside).all()):
+            raise Unfit(f"{what}: a token id outside 0..{self.vocab_size - 1}")
+        return ids.to(self.torch_device)
 
     def _check_crossing(
         self,

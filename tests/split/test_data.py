@@ -159,7 +159,9 @@ def test_the_share_kept_apart_is_the_end_of_the_text_and_is_never_drawn(text: Pa
     raw = np.frombuffer(TEXT.encode(), dtype=np.uint8)[: len(all_of_it) * 16].reshape(-1, 16)
     assert apart.tolist() == raw[len(found) :].tolist()
     assert sorted(everything(found)) == sorted(raw[: len(found)].tolist())
-    assert [inputs.tolist() for inputs, _ in found.held_out(7)] == [inputs.tolist() for inputs, _ in found.held_out(7)]
+    again = [inputs.tolist() for inputs, _ in found.held_out(7)]
+    assert [row for rows in again for row in rows] == apart.tolist()
+    assert [inputs.tolist() for inputs, _ in found.held_out(7, start=2)] == again[2:]
 
 
 def test_another_file_can_be_kept_apart(text: Path, tmp_path: Path) -> None:
