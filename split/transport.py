@@ -168,7 +168,8 @@ class Lobby:
         for stream in streams:
             stream._end(Gone("the server has stopped"))
         for reader in readers:
-            reader.join(FLUSH_S)
+            if reader.ident is not None:  # else its stream ended before it was let in
+                reader.join(FLUSH_S)
         self._threads.shutdown()
 
     def __enter__(self) -> Lobby:
