@@ -28,6 +28,17 @@ def _replayed(root: Path | None) -> Path | None:
     return root
 
 
+def _whole_numbers(option: str, by_comma: str | None) -> tuple[int, ...] | None:
+    """``"1, 5"`` as ``(1, 5)``. Raises BadInput, naming the option."""
+    from profiler.profile import BadInput
+
+    try:
+        found = names(by_comma)
+        return None if found is None else tuple(int(number) for number in found)
+    except ValueError:
+        raise BadInput(f"{option} {by_comma}: expected whole numbers, separated by commas") from None
+
+
 SysfsRoot = Annotated[
     Path | None,
     typer.Option(
@@ -84,7 +95,8 @@ def run_command(
         str | None,
         typer.Option(
             help="What to measure, by comma: layers (FLOPs, times, sizes, predicted memory), power (watts against clock), "
-            "memory (predicted peaks checked by really running a few halves), graph (operators, for 'card-solve --method min-cut'). "
+            "memory (predicted peaks checked by really running a few halves), graph (operators, for 'card-solve --method min-cut'), "
+            "compression (bytes, times and loss of codecs at every cut, on real weights and a text). "
             "Default: layers, and power where watts can be read.",
             metavar="A,B",
         ),
@@ -101,6 +113,31 @@ def run_command(
         typer.Option(
             help="Sweep power under this command instead of the training step. It is started anew at each clock.",
             metavar="CMD",
+        ),
+    ] = None,
+    codecs: Annotated[
+        str | None,
+        typer.Option(
+            help="Codecs for --measure compression, by comma: fp16, bf16, int2 to int8, int8-o2 (2 outlier channels kept), topN- "
+            "before (the largest N %), +zstd after. Default: fp16, bf16 and four others up to top10-int8-o2+zstd.",
+            metavar="A,B",
+        ),
+    ] = None,
+    cuts: Annotated[
+        str | None, typer.Option(help="Cuts for --measure compression, by comma. Default: all.", metavar="1,5,9")
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="The text for --measure compression, in UTF-8. Default: the language reference that Python's own help has.",
+            metavar="FILE",
+        ),
+    ] = None,
+    loss_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Most tokens of the text for each loss of --measure compression; 0: bytes and times alone. Default: 4096.",
+            metavar="N",
         ),
     ] = None,
     restore_clocks: Annotated[
@@ -148,6 +185,10 @@ def run_command(
             clocks=clocks,
             load_command=load_command,
             restore_hz=parse_restore(restore_clocks) if restore_clocks is not None else None,
+            codecs=names(codecs),
+            cuts=_whole_numbers("--cuts", cuts),
+            text=text,
+            loss_tokens=loss_tokens,
             output=output,
             fresh=fresh,
         )
@@ -186,7 +227,8 @@ def show_command(
     plot: Annotated[
         Path | None,
         typer.Option(
-            help="Draw into this folder: times against clock, and power against clock with the laws beside each other.",
+            help="Draw into this folder: times against clock, power against clock with the laws beside each other, and loss against "
+            "compression.",
             metavar="DIR",
         ),
     ] = None,

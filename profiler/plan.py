@@ -23,9 +23,10 @@ from profiler.power.sweep import ClockChoice, choose_clocks
 from profiler.profile import BadInput, MissingHardware, Role
 
 if TYPE_CHECKING:
+    from profiler.workload.compression import CompressionOptions
     from profiler.workload.model import WorkloadSpec
 
-MEASURES = ("layers", "power", "memory", "graph")
+MEASURES = ("layers", "power", "memory", "graph", "compression")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class RunRequest:
     clocks: str = "auto"
     load_command: str | None = None
     restore_hz: tuple[float, float] | None = None
+    codecs: tuple[str, ...] | None = None
+    cuts: tuple[int, ...] | None = None
+    text: Path | None = None
+    loss_tokens: int | None = None
     output: Path | None = None
     fresh: bool = False
 
@@ -72,7 +77,27 @@ class Plan:
             "power_scope": self.device.power.scope if self.device.power is not None else None,
             "clocks_hz": list(self.choice.frequencies_hz) if self.choice.locks else None,
             "load_command": self.request.load_command,
+            **({"compression": self._compression()} if "compression" in self.measures else {}),
             "versions": {"card-profile": __version__, **versions()},
+        }
+
+    def compression(self) -> CompressionOptions:
+        """What to compress with, where, and on how much text."""
+        from profiler.workload.compression import DEFAULT_CODECS, LOSS_TOKENS, CompressionOptions
+
+        asked = self.request
+        tokens = LOSS_TOKENS if asked.loss_tokens is None else asked.loss_tokens
+        return CompressionOptions(asked.codecs or DEFAULT_CODECS, asked.cuts, tokens)
+
+    def _compression(self) -> dict[str, Any]:
+        from profiler.workload.text import read_text
+
+        options = self.compression()
+        return {
+            "codecs": list(options.codecs),
+            "cuts": None if options.cuts is None else list(options.cuts),
+            "loss_tokens": options.loss_tokens,
+            "text": read_text(self.request.text).described,
         }
 
 
@@ -83,13 +108,14 @@ def make_plan(request: RunRequest) -> Plan:
     device = open_device(request.device, timed=request.load_command is None)
     role = _role(request.role, device)
     measures = _measures(request, device)
+    _check_compression(request, measures)
     return Plan(request, device, role, measures, _clocks(request, device, measures), _output(request.output, device))
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that figures depend on."""
     found = {}
-    for package in ("torch", "transformers", "peft", "fvcore"):
+    for package in ("torch", "transformers", "peft", "fvcore", "zstandard"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
@@ -128,11 +154,46 @@ def _measures(request: RunRequest, device: Device) -> tuple[str, ...]:
         raise BadInput(
             "--measure memory: an emulated device has no memory to read; its predicted peaks come with layers"
         )
+    if "compression" in request.measure and device.torch_device == "meta":
+        raise BadInput("--measure compression: an emulated device holds no values to compress; expected a real one")
     if not timed and (request.load_command is None or set(request.measure) != {"power"}):
         raise MissingHardware(f"{device.name}: {device.absent.reasons['layers']}")
     if request.load_command is not None and "power" not in request.measure:
         raise BadInput("--load-command: expected with power among --measure")
     return tuple(m for m in MEASURES if m in request.measure)
+
+
+def _check_compression(request: RunRequest, measures: Sequence[str]) -> None:
+    """Raise BadInput for options of ``--measure compression`` that make no sense, or that stand without it."""
+    asked = {
+        "--codecs": request.codecs,
+        "--cuts": request.cuts,
+        "--text": request.text,
+        "--loss-tokens": request.loss_tokens,
+    }
+    if "compression" not in measures:
+        stray = [option for option, value in asked.items() if value is not None]
+        if stray:
+            raise BadInput(f"{stray[0]}: expected with compression among --measure")
+        return
+    from profiler.codecs import codec
+    from profiler.workload.text import read_text
+
+    for option, values in (("--codecs", request.codecs), ("--cuts", request.cuts)):
+        if values is not None and (not values or len(set(values)) < len(values)):
+            raise BadInput(
+                f"{option} {','.join(map(str, values))}: expected at least one, each once, separated by commas"
+            )
+    if request.cuts is not None and (list(request.cuts) != sorted(request.cuts) or request.cuts[0] < 1):
+        raise BadInput(f"--cuts {','.join(map(str, request.cuts))}: expected ascending cuts, 1 or more")
+    if request.loss_tokens is not None and not 0 <= request.loss_tokens <= 10**9:
+        raise BadInput(f"--loss-tokens {request.loss_tokens}: expected a whole number from 0 to 1000000000")
+    for name in request.codecs or ():
+        try:
+            codec(name)
+        except BadInput as error:
+            raise BadInput(f"--codecs: {error}") from None
+    read_text(request.text)
 
 
 def _output(asked: Path | None, device: Device) -> Path:

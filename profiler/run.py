@@ -5,6 +5,7 @@
     power    at each clock in turn: hold it, steady watts under the training step, layer times there, release
     memory   a few halves really run in processes of their own, against the prediction
     graph    the operators and what they hand to each other, from shapes
+    compression   bytes, times and loss of codecs at every cut
     save     one atomic write; then the record of the interrupted run goes
 
 Everything measured is kept at once beside the profile (``profiler.partial``), so that the same command resumes.
@@ -34,6 +35,7 @@ from profiler.power.kriged import teach_most
 from profiler.power.sweep import Load, estimate_sweep_s, run_sweep, visit_clocks
 from profiler.profile import (
     BadInput,
+    Compression,
     CutSizes,
     Document,
     FlopsBlock,
@@ -191,6 +193,7 @@ class _Measurement:
         if "memory" in self.measures:
             memory = self._memory_checks(memory or self._memory())
         operators = self._operators() if "graph" in self.measures else None
+        compression = self._compression() if "compression" in self.measures else None
         samples = _Samples()
         for stage in [key for key in ("timing", "power") if key in self.partial]:
             for entry in self.partial.get(stage):
@@ -219,6 +222,7 @@ class _Measurement:
             timings=timings,
             memory=memory,
             power=power,
+            compression=compression,
             operators=operators,
             samples_file=f"{self.plan.output.stem}.samples.parquet" if samples.rows else None,
             warnings=self.warnings,
@@ -323,6 +327,24 @@ class _Measurement:
                 provenance=self.device.provenance,
                 note="traced by torch.fx on shapes; no operator is timed alone",
             )
+
+    def _compression(self) -> Compression:
+        from profiler.workload.compression import measure
+        from profiler.workload.text import read_text
+
+        split = self.split()
+        with self.device.executing():
+            block = measure(
+                split,
+                read_text(self.plan.request.text),
+                self.plan.compression(),
+                provenance=self.device.provenance,
+                keep=self.partial,
+                stage=self.say.stage,
+            )
+        if block.note:
+            self.warnings.append(f"compression: {block.note}")
+        return block
 
     def _tensors_alone(self) -> MemoryBlock:
         """Predicted peaks from shapes alone, without the libraries' share: nothing is allocated."""

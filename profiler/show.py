@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from profiler.profile import BadInput, Block, PowerBlock, Profile, TimeLaw, printable
+from profiler.profile import BadInput, Block, CodecFigures, Compression, PowerBlock, Profile, TimeLaw, printable
 from profiler.units import data_size, quantity
 
 if TYPE_CHECKING:
@@ -79,6 +79,10 @@ def show(profile: Profile, console: Console | None = None) -> None:
     if power is not None and profile.power is not None:
         out.print(power)
         out.print(plain(_facts(profile.power)))
+    if profile.compression is not None:
+        out.print(plain(_compression_facts(profile.compression)))
+        for figures in profile.compression.codecs:
+            out.print(_codec(figures, profile.compression))
     for warning in profile.warnings:
         out.print(plain(f"note: {warning}"))
 
@@ -196,9 +200,7 @@ def _cuts(profile: Profile) -> Table:
     memory = profile.memory
     title = f"Cuts (sizes {mark(profile.sizes)}" + (f", peak memory {mark(memory)})" if memory else ")")
     table = _table(title, "cut c", "smashed data", "gradient", "peak on device", "peak on server")
-    count = len(profile.sizes.cuts)
-    shown = range(count) if count <= 12 else [*range(4), -1, *range(count - 4, count)]
-    for index in shown:
+    for index in _shown(len(profile.sizes.cuts)):
         if index < 0:
             table.add_row("...", *[""] * 4)
             continue
@@ -207,6 +209,48 @@ def _cuts(profile: Profile) -> Table:
         if memory is not None:
             peaks = [data_size(memory.cuts[index].device_peak_bytes), data_size(memory.cuts[index].server_peak_bytes)]
         table.add_row(str(cut.cut), data_size(cut.smashed_bytes), data_size(cut.gradient_bytes), *peaks)
+    return table
+
+
+def _shown(count: int) -> list[int]:
+    """Which of ``count`` rows are shown; -1 stands for those left out."""
+    return [*range(count)] if count <= 12 else [*range(4), -1, *range(count - 4, count)]
+
+
+def _compression_facts(block: Compression) -> str:
+    """In one line: phi where nothing else is asked for, and on what the losses were measured."""
+    facts = [f"Compression ({mark(block)}): phi = {block.phi:.3g}" + (f" ({block.codec})" if block.codec else "")]
+    if block.base_loss is not None:
+        over = f" over {block.tokens:,} tokens" if block.tokens is not None else ""
+        facts.append(f"loss without {block.base_loss:.4f} nats a token{over}")
+    if block.text is not None:
+        facts.append(f"text: {block.text}")
+    return "; ".join(facts)
+
+
+def _codec(figures: CodecFigures, block: Compression) -> Table:
+    """One codec at every cut: how many times smaller, seconds of both ends in both directions, loss added."""
+    up = 1 / (_median(row.smashed_phi for row in figures.cuts) or 1.0)
+    down = 1 / (_median(row.gradient_phi for row in figures.cuts) or 1.0)
+    worst = max((row.loss_increase for row in figures.cuts if row.loss_increase is not None), default=None)
+    title = f"{figures.codec} ({mark(block)}): {up:.2f}x up, {down:.2f}x down"
+    if worst is not None:
+        title += f", loss {worst:+.4f} at most"
+    table = _table(title, "cut c", "up", "encode", "decode", "down", "encode", "decode", "loss added")
+    for index in _shown(len(figures.cuts)):
+        if index < 0:
+            table.add_row("...", *[""] * 7)
+            continue
+        row = figures.cuts[index]
+        table.add_row(
+            str(row.cut),
+            f"{1 / row.smashed_phi:.2f}x",
+            *(quantity(ends.median_s, "s", 2) for ends in (row.smashed_encode_s, row.smashed_decode_s)),
+            f"{1 / row.gradient_phi:.2f}x",
+            *(quantity(ends.median_s, "s", 2) for ends in (row.gradient_encode_s, row.gradient_decode_s)),
+            ("-" if row.loss_increase is None else f"{row.loss_increase:+.4f}")
+            + ("" if row.loss_increase_se is None else f" ± {row.loss_increase_se:.4f}"),
+        )
     return table
 
 
@@ -258,22 +302,24 @@ def _facts(power: PowerBlock) -> str:
 
 
 def draw(profile: Profile, folder: Path) -> list[Path]:
-    """Write the profile's pictures into ``folder``: times against the clock, watts against the clock; return their paths.
+    """Write the profile's pictures into ``folder`` and return their paths: times against the clock, watts against the clock, loss against compression.
 
-    Raises BadInput where the profile has neither at several clocks, MissingHardware without matplotlib.
+    Raises BadInput where the profile has none of them (the first two need several clocks), MissingHardware without matplotlib.
     """
+    from profiler.compression_plot import plot_compression
     from profiler.power.fit import fit
     from profiler.power.plot import plot_fits
     from profiler.power.source import sweep_of_profile
     from profiler.times_plot import plot_times
 
-    written = plot_times(profile, folder)
+    written = plot_times(profile, folder) + plot_compression(profile, folder)
     if profile.power is not None and (len(profile.power.points) > 1 or not written):
         sweep = sweep_of_profile(profile)
         written += plot_fits([(sweep, fit(sweep))], folder)
     if not written:
         raise BadInput(
-            f"{profile.name}: nothing to draw: expected times or watts at several clocks (card-profile run --clocks 8)"
+            f"{profile.name}: nothing to draw: expected times or watts at several clocks (card-profile run --clocks 8) or losses "
+            "of codecs (card-profile run --measure compression)"
         )
     return written
 

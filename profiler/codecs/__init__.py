@@ -5,7 +5,7 @@ profiles hold. It has at most three stages:
 
     none                raw bytes, bit for bit                                                       raw.py
     fp16, bf16          half precision                                                               half.py
-    int2 ... int8       that many bits a value, a scale a token, stochastic and without bias         ints.py
+    int2 ... int8       so many bits a value, a scale a token, stochastic and without bias           ints.py
     int8-o2             so, with 2 outlier channels kept in fp16                                     outliers.py
     top10-int8-o2       the largest 10 % of a token's values alone (before int or half precision)    topk.py
     ...+zstd            lossless coding after any of these                                           zstd.py
@@ -42,6 +42,8 @@ class Codec(Protocol):
     """One way to turn a tensor into bytes."""
 
     name: str
+    unbiased: bool
+    """The mean over seeds of what comes back is what was encoded (but for the rounding of what is kept in fp16)."""
 
     def encode(self, tensor: torch.Tensor, seed: int) -> bytes:
         """The bytes of ``tensor``: any shape, the last dimension is the channels, all others are tokens; floating point, on any
@@ -75,7 +77,7 @@ def codec(name: str) -> Codec:
 
     if found["plain"] == "none":
         return Chain(name, Raw(), Zstd() if found["zstd"] else Dense())
-    stage: Stage = Ints(int(found["bits"])) if found["bits"] else Half(found["plain"])
+    stage: Stage = Ints(int(found["bits"]), coded=bool(found["zstd"])) if found["bits"] else Half(found["plain"])
     if found["top"]:
         stage = TopK(int(found["top"]), stage)
     if found["outliers"]:

@@ -42,6 +42,7 @@ class Stage(Protocol):
 
     exact: bool
     """Bit for bit: the values may be anything."""
+    unbiased: bool
 
     def layouts(self, tokens: int, channels: int, dtype: torch.dtype) -> list[Layout]:
         """Which symbols there are for rows of this shape, which come from a tensor of ``dtype``."""
@@ -73,6 +74,7 @@ class Chain:
 
     def __init__(self, name: str, stage: Stage, packer: Packer) -> None:
         self.name, self._stage, self._packer = name, stage, packer
+        self.unbiased = stage.unbiased
 
     def encode(self, tensor: torch.Tensor, seed: int) -> bytes:
         """See ``profiler.codecs.Codec.encode``."""

@@ -27,6 +27,7 @@ class Half:
     """``name`` is fp16 or bf16."""
 
     exact = False
+    unbiased = False
 
     def __init__(self, name: str) -> None:
         self.name = name

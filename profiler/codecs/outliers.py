@@ -29,6 +29,7 @@ class Outliers:
 
     def __init__(self, count: int, others: Stage) -> None:
         self._count, self._others, self._half = count, others, Half("fp16")
+        self.unbiased = others.unbiased
 
     def layouts(self, tokens: int, channels: int, dtype: torch.dtype) -> list[Layout]:
         """Which channels (4 bytes each), their values, and what the other codec has."""

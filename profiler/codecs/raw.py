@@ -15,6 +15,7 @@ class Raw:
     """Raw bytes of any dtype. A byte of each value is a column: ``none+zstd`` codes the exponents' bytes by themselves."""
 
     exact = True
+    unbiased = True
 
     def layouts(self, tokens: int, channels: int, dtype: torch.dtype) -> list[Layout]:
         """All bytes."""

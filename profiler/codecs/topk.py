@@ -21,6 +21,7 @@ class TopK:
     """``percent`` of the values of each token, at least one, by ``chosen``."""
 
     exact = False
+    unbiased = False
 
     def __init__(self, percent: int, chosen: Stage) -> None:
         self._percent, self._chosen = percent, chosen
