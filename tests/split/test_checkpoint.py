@@ -208,7 +208,7 @@ def test_a_writer_that_is_killed_at_any_moment_loses_no_round_that_it_has_acknow
         acknowledged = int.from_bytes(told[-8:], "big") if told else reached
         with RunFolder(tmp_path, CONFIG) as folder:
             reached = check(folder, acknowledged)
-    assert reached > 20
+    assert reached > 5
 
 
 # --- the adapters as a PEFT checkpoint --------------------------------------------------------------------------------
