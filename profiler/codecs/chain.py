@@ -101,6 +101,8 @@ class Chain:
 
         view = memoryview(payload).cast("B")
         tokens, channels = _rows(shape)
+        if not self._stage.exact and not dtype.is_floating_point:
+            raise Unreadable(f"{self.name}: a tensor of {dtype}, expected floating point")
         if tokens * channels == 0:
             if view.nbytes:
                 raise Unreadable(f"{self.name}: {view.nbytes:,} bytes for an empty tensor, expected none")
@@ -111,7 +113,8 @@ class Chain:
         except Unreadable as error:
             raise Unreadable(f"{self.name}: {error}") from None
         if rows.dtype != dtype:
-            limit = torch.finfo(dtype).max  # what was rounded up beyond this dtype's largest value stays finite
+            # What was rounded up beyond this dtype's largest value stays finite.
+            limit = min(torch.finfo(dtype).max, torch.finfo(rows.dtype).max)
             rows = rows.clamp_(-limit, limit).to(dtype)
         return rows.reshape(shape)
 

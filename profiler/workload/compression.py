@@ -13,7 +13,7 @@ A codec's error e changes the loss by g e + (second order), g the gradient at th
 and it is by far the larger part of the scatter: so it is taken off (a control variate), and the standard error falls to about a sixth.
 
 The loss is that of the model as it is loaded (fresh adapters change nothing), so the text is held out by itself. Gradients do not change a
-forward loss: ``benchmarks/compression.py --train`` shows what compressing them does.
+forward loss: ``benchmarks/compression.py --steps`` shows what compressing them does.
 """
 
 from __future__ import annotations
@@ -165,11 +165,10 @@ def held_out(split: SplitModel, passage: Passage, tokens: int) -> list[Batch]:
     rows = rows[torch.from_numpy(np.arange(count * spec.batch) * there // (count * spec.batch))]
     # Spread over the mini-batches, too: each sees the whole text.
     rows = rows.reshape(spec.batch, count, width).transpose(0, 1)
+    # Contiguous: some models take a view of their labels.
+    parts = [(part[:, : spec.tokens].contiguous(), part[:, spec.tokens :].contiguous()) for part in rows]
     return [
-        split.batch(
-            inputs=part[:, : spec.tokens], labels=None if split.encoder_layers is None else part[:, spec.tokens :]
-        )
-        for part in rows
+        split.batch(inputs=inputs, labels=None if split.encoder_layers is None else labels) for inputs, labels in parts
     ]
 
 
@@ -187,7 +186,7 @@ def transfers(
     def take(cut: int, direction: str, tensors: Mapping[str, Tensor]) -> None:
         nonlocal done
         for name, one in made.items():
-            found[name][str(cut)] |= _transfer(one, direction, list(tensors.values()), split.device)
+            found[name][str(cut)] |= _transfer(one, direction, [tensors[key] for key in sorted(tensors)], split.device)
         done += 1
         tell(done, 2 * len(cuts))
 
