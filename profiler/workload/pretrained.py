@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -247,9 +248,16 @@ def quiet() -> Iterator[None]:
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    # The GGUF reader's own bar minds no setting, but one that is made before anything has imported tqdm, as torch does.
+    reader: Any = sys.modules.get("transformers.modeling_gguf_pytorch_utils")
+    bar = getattr(reader, "tqdm", None)
+    if bar is not None:
+        reader.tqdm = lambda iterable, **_: iterable
     try:
         yield
     finally:
+        if bar is not None:
+            reader.tqdm = bar
         if shown:
             logging.enable_progress_bar()
 

@@ -270,3 +270,14 @@ def test_a_preset_copy_can_be_built_twice() -> None:
     with available():
         spec = WorkloadSpec(preset("t5"))
         assert build(spec, "meta").parameters == build(spec, "meta").parameters
+
+
+def test_the_readers_of_models_show_no_bars_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gguf", reason="the [gguf] extra is not installed")
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    with pretrained.quiet():
+        assert list(reader.tqdm(range(3), desc="reading")) == [0, 1, 2]
+    assert capfd.readouterr().err == ""
+    assert reader.tqdm is bar
