@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
+from dataclasses import dataclass
 from typing import Any
 
 from profiler.profile import BadInput
 from split.certificates import Credentials
 
 _DIAGNOSIS_S = 5.0
+_TIMES = 3
+_AGAIN_S = 0.5
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
+_END_OF_FILE = "UNEXPECTED_EOF_WHILE_READING"
 
 _VERIFY = {
     # OpenSSL's X509_V_ERR_*
@@ -46,7 +52,8 @@ def explain(
             f"{address}: no answer within {timeout_s:g} s; is the server running there, and reachable from here?"
         )
     if _listens(host, port, min(timeout_s, _DIAGNOSIS_S)):
-        if credentials is None:
+        # Or a server without certificates that has begun to listen just now.
+        if credentials is None and _speaks_tls(host, port, min(timeout_s, _DIAGNOSIS_S)):
             return BadInput(f"{address}: does not answer without certificates; give this device its own")
         return Gone(f"{address}: the connection broke: {said}")
     return Gone(
@@ -55,7 +62,28 @@ def explain(
 
 
 def _handshake_fault(host: str, port: int, credentials: Credentials, timeout_s: float) -> str | None:
-    """What a TLS handshake with the server fails of; None where it does not, or where there is nobody."""
+    """What a TLS handshake with the server fails of; None where it does not, or where there is nobody.
+
+    A server that hangs up without a word may have been killed at that moment. So it has to do so every time.
+    """
+    for left in reversed(range(_TIMES)):
+        fault = _one_handshake(host, port, credentials, timeout_s)
+        if not isinstance(fault, _HungUp):
+            return fault
+        if not left:
+            return _alert(fault.reason)
+        time.sleep(_AGAIN_S)
+    return None
+
+
+@dataclass(frozen=True)
+class _HungUp:
+    """The other side closed the connection in the middle of the handshake, or right after it."""
+
+    reason: str = ""
+
+
+def _one_handshake(host: str, port: int, credentials: Credentials, timeout_s: float) -> str | _HungUp | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(credentials.authority)
@@ -66,13 +94,14 @@ def _handshake_fault(host: str, port: int, credentials: Credentials, timeout_s: 
                 with context.wrap_socket(plain, server_hostname=host) as secured:
                     # With TLS 1.3 the server judges our certificate after our handshake: its verdict is the first thing to read.
                     # A server that lets us in speaks first.
-                    return None if secured.recv(1) else _alert("")
+                    return None if secured.recv(1) else _HungUp()
             except ssl.SSLCertVerificationError as error:
                 return "the server is not who it should be: " + _VERIFY.get(error.verify_code, _UNKNOWN)
             except ssl.SSLError as error:
-                return _alert(error.reason or "")
+                reason = error.reason or ""
+                return _HungUp(reason) if reason in ("", _END_OF_FILE) else _alert(reason)
             except (ConnectionResetError, BrokenPipeError):
-                return _alert("")
+                return _HungUp()
             except (TimeoutError, OSError):
                 return None
     except (OSError, ValueError):
@@ -80,7 +109,7 @@ def _handshake_fault(host: str, port: int, credentials: Credentials, timeout_s: 
 
 
 def _alert(reason: str) -> str:
-    if reason in ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"):
+    if reason in (*_NOT_TLS, _END_OF_FILE):
         return "does not speak TLS: is that a server without certificates, or something else?"
     if "EXPIRED" in reason:
         return (
@@ -90,6 +119,19 @@ def _alert(reason: str) -> str:
         "the server does not take this device's certificate: it must be made by the server's authority, for a device, and be "
         "valid by the server's clock (copy this device's files from the folder where the server's were made)"
     )
+
+
+def _speaks_tls(host: str, port: int, timeout_s: float) -> bool:
+    """Whether a server with certificates is there: it answers a handshake with TLS, if only to refuse it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection((host, port), timeout_s) as plain, context.wrap_socket(plain):
+            return True
+    except ssl.SSLError as error:
+        return (error.reason or _END_OF_FILE) not in (*_NOT_TLS, _END_OF_FILE)
+    except (OSError, ValueError):
+        return False
 
 
 def _listens(host: str, port: int, timeout_s: float) -> bool:

@@ -332,6 +332,47 @@ def test_secure_and_plain_do_not_mix_and_the_line_says_so(folder: Path) -> None:
         dialled(lobby, None, "one")
 
 
+@contextlib.contextmanager
+def answering(answer: bytes) -> Iterator[int]:
+    """A port on which somebody takes connections, says ``answer`` once it was spoken to, and hangs up: how a process looks that is
+    killed just now, or a server that has not begun to serve."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        connection.recv(4096)
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listening.getsockname()[1]
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("answer", [b"", b"\0\0\0\4\0\0\0\0\0"])
+def test_a_server_that_breaks_off_is_dialled_again_not_taken_for_one_with_certificates(answer: bytes) -> None:
+    with answering(answer) as port, pytest.raises(Gone, match="the connection broke"):
+        dial(f"127.0.0.1:{port}", None, None, "one", timeout_s=2)
+
+
+def test_a_server_that_dies_in_the_handshake_is_dialled_again_not_taken_for_one_that_refuses(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from split import dialling
+
+    once = iter([dialling._HungUp(), None])
+    monkeypatch.setattr(dialling, "_one_handshake", lambda *_: next(once))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        with pytest.raises(Gone):
+            dial(f"127.0.0.1:{free.getsockname()[1]}", Credentials.of(folder, "one"), None, "one", timeout_s=2)
+    assert next(once, "both were asked for") == "both were asked for"
+
+
 def test_without_certificates_only_loopback_is_taken() -> None:
     for address in ("0.0.0.0:0", "192.0.2.1:5000", "[::]:0", "server.example:5000", "localhost.example:1"):
         with pytest.raises(BadInput, match="without certificates only loopback"):
