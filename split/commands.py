@@ -210,7 +210,8 @@ def server_command(
 
     asked = ServerOptions(**options, devices=names(devices) or (), listen=listen, certificates=certificates)
     with _reporter() as say:
-        _tell(run_server(asked, say), json_output)
+        outcome = run_server(asked, say)
+    _tell(outcome, json_output)
 
 
 @train_app.command("device")
@@ -292,7 +293,8 @@ def local_command(
 
     asked = ServerOptions(**options, devices=names(devices) or (), listen="127.0.0.1:0")
     with _reporter() as say:
-        _tell(run_local(asked, data, _apart(held_out), text_field, say), json_output)
+        outcome = run_local(asked, data, _apart(held_out), text_field, say)
+    _tell(outcome, json_output)
 
 
 @train_app.command("certificates")
@@ -321,12 +323,12 @@ def _reporter() -> Any:
 
     from rich.console import Console
 
-    from profiler.progress import Reporter
+    from profiler.progress import FEW_PER_S, Reporter
 
     # Other packages' deprecation notes are for us, not for whoever trains; CARD_TRACEBACK=1 shows everything.
     if not os.environ.get("CARD_TRACEBACK"):
         warnings.simplefilter("ignore")
-    return Reporter(Console(stderr=True, highlight=False, soft_wrap=True))
+    return Reporter(Console(stderr=True, highlight=False, soft_wrap=True), FEW_PER_S)
 
 
 def _shape(uplink_mbps: float | None) -> Any:
@@ -338,6 +340,7 @@ def _shape(uplink_mbps: float | None) -> Any:
 
 
 def _tell(outcome: Outcome, as_json: bool) -> None:
+    """To standard output, once the progress has ended: while bars move, rich takes it for standard error."""
     if as_json:
         import json
 

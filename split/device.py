@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from profiler import __version__
 from profiler.profile import BadInput, MissingHardware
 from split import wire
-from split.energy import Window, open_hardware, watching
+from split.energy import Watched, Window, open_hardware, watching
+from split.progress import Turn, head
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
@@ -68,7 +69,7 @@ def run_device(options: DeviceOptions, say: Reporter) -> int:
     credentials = Credentials.of(options.certificates, options.name) if options.certificates is not None else None
 
     worker = _Worker(options, say)
-    lost_s, pause_s, refused = time.monotonic(), 0.5, 0
+    lost_s, pause_s, refused, told = time.monotonic(), 0.5, 0, ""
     while True:
         try:
             stream = dial(options.server, credentials, None, options.name, options.shape)
@@ -87,7 +88,10 @@ def run_device(options: DeviceOptions, say: Reporter) -> int:
                 refused += 1
                 if worker.trainer is None or refused >= _REFUSALS:
                     raise BadInput(f"the server at {options.server} refused {options.name}: {error.refusal}") from None
-            say.note(f"no connection to {options.server}: {error}; dialling again")
+            if str(error) != told:  # a server that is still being built is dialled often
+                told = str(error)
+                where = "" if told.startswith(options.server) else f"{options.server}: "
+                say.note(f"{where}{told.rstrip('?')}; dialling again, for {options.patience_s:g} s")
         if time.monotonic() - lost_s > options.patience_s:
             raise MissingHardware(
                 f"--server {options.server}: no answer for {options.patience_s:g} s; start 'card-train server' there, "
@@ -138,10 +142,12 @@ class _Worker:
                     wire.Pong(number=body.number, ping_sent_s=body.sent_s, received_s=received.received_s, sent_s=now)
                 )
             elif isinstance(body, wire.Round):
-                trainer.round(stream, body, received)
+                figures = trainer.round(stream, body, received)
                 if not body.evaluate:
                     self.rounds += 1
-                    self.say.note(f"round {body.round}: {body.epochs} mini-batches at cut {body.cut}")
+                    self.say.note(
+                        f"{head(body.round, None, None, body.cut, body.codec_up, body.codec_down)}: {body.epochs} mini-batches, {figures}"
+                    )
             elif isinstance(body, wire.Finished):
                 self.say.note("finished")
                 return
@@ -179,7 +185,7 @@ class _Worker:
                 name=self.options.name,
             )
         self.say.note(sequences.note)
-        return _Trainer(self.options, settings, half, sequences, open_hardware(self.options.hardware))
+        return _Trainer(self.options, settings, half, sequences, open_hardware(self.options.hardware), self.say)
 
 
 def _expect(stream: Stream, kind: type[Any], timeout_s: float) -> Any:
@@ -198,9 +204,11 @@ class _Trainer:
     half: Half
     data: Sequences
     hardware: Device
+    say: Reporter
 
-    def round(self, stream: Stream, plan: wire.Round, received: Received) -> None:
-        """Stages 2 to 5 on the device: take the adapters over, train T mini-batches (or evaluate), give the adapters back."""
+    def round(self, stream: Stream, plan: wire.Round, received: Received) -> str:
+        """Stages 2 to 5 on the device: take the adapters over, train T mini-batches (or evaluate), give the adapters back. The figures of
+        the turn, for people."""
         half, settings = self.half, self.settings
         began_s = time.monotonic()
         self._take_over(plan, received)
@@ -210,13 +218,17 @@ class _Trainer:
         with watching(self.hardware) as watched, _prefetcher(settings.overlap) as prefetch:
             steps = plan.evaluate or plan.epochs
             ahead = prefetch(self._draw, plan, 0)
-            for step in range(steps):
-                inputs, labels = ahead()
-                if step + 1 < steps:
-                    ahead = prefetch(self._draw, plan, step + 1)
-                times.append(self._step(stream, plan, step, inputs, labels, windows))
+            before = (stream.bytes_sent, stream.bytes_received - received.bytes)
+            with self._shown(plan, steps, watched).shown() as show:
+                for step in range(steps):
+                    inputs, labels = ahead()
+                    if step + 1 < steps:
+                        ahead = prefetch(self._draw, plan, step + 1)
+                    took, loss = self._step(stream, plan, step, inputs, labels, windows)
+                    times.append(took)
+                    show(step + 1, loss, stream.bytes_sent - before[0], stream.bytes_received - before[1])
         if plan.evaluate:
-            return
+            return show.line()
         tensors = half.adapters()
         if settings.optimizer == "adamw" and settings.optimizer_state == "travel":
             tensors |= half.moments()
@@ -234,6 +246,7 @@ class _Trainer:
             ),
             packed,
         )
+        return show.line()
 
     def _take_over(self, plan: wire.Round, received: Received) -> None:
         from split.half import FIRST_MOMENT, SECOND_MOMENT, Unfit
@@ -259,6 +272,13 @@ class _Trainer:
         except Unfit as error:
             raise wire.Refused(str(error)[:300]) from None
 
+    def _shown(self, plan: wire.Round, steps: int, watched: Watched | None) -> Turn:
+        """This turn as it is told while it runs."""
+        words = head(plan.round, None, None, plan.cut, plan.codec_up, plan.codec_down)
+        words = "held-out loss" if plan.evaluate else words
+        tokens = self.settings.batch_size * self.settings.seq_len
+        return Turn(self.say, words, steps, tokens, watched.watts if watched is not None else lambda: None)
+
     def _draw(self, plan: wire.Round, step: int) -> tuple[Tensor, Tensor]:
         size = self.settings.batch_size
         if plan.evaluate:
@@ -267,8 +287,8 @@ class _Trainer:
 
     def _step(
         self, stream: Stream, plan: wire.Round, step: int, inputs: Tensor, labels: Tensor, windows: list[Window]
-    ) -> wire.StepTimes:
-        """One mini-batch: forward, smashed data up, gradient down, backward, optimizer."""
+    ) -> tuple[wire.StepTimes, float]:
+        """One mini-batch: forward, smashed data up, gradient down, backward, optimizer. Its times, and the loss that the server tells."""
         from split.half import Unfit
 
         half, settings = self.half, self.settings
@@ -319,7 +339,7 @@ class _Trainer:
             half.settle()
         t6 = time.monotonic()
         windows.append((t3, t6))
-        return wire.StepTimes(
+        took = wire.StepTimes(
             forward_s=t1 - t0,
             encode_s=t2 - t1,
             decode_s=t4 - t3,
@@ -327,6 +347,7 @@ class _Trainer:
             optimizer_s=t6 - t5,
             waited_s=max(received.received_s - t2, 0.0),
         )
+        return took, answer.loss
 
 
 def codec_seed(seed: int, device: str, step: int, *, up: bool) -> int:

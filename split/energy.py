@@ -16,6 +16,8 @@ Window = tuple[float, float]
 """From when to when the machine computed, in seconds of ``time.perf_counter``."""
 
 _PERIOD_S = 0.02
+_LATEST = 25
+"""Readings from which the watts of an energy counter are taken."""
 
 
 def open_hardware(name: str, option: str = "--hardware") -> Device:
@@ -34,6 +36,16 @@ class Watched:
 
     def __init__(self, readings: Sequence[Reading], scope: str) -> None:
         self.readings, self.scope = readings, scope
+
+    def watts(self) -> float | None:
+        """What is drawn now: by the latest readings; None where they have not come yet."""
+        latest = self.readings[-1] if self.readings else None
+        if latest is None or latest.power_w is not None:
+            return None if latest is None else latest.power_w
+        counted = [(r.time_s, r.energy_j) for r in self.readings[-_LATEST:] if r.energy_j is not None]
+        if len(counted) < 2 or not counted[-1][0] > counted[0][0]:
+            return None
+        return (counted[-1][1] - counted[0][1]) / (counted[-1][0] - counted[0][0])
 
     def joules(self, windows: Sequence[Window]) -> float | None:
         """Joules drawn within ``windows``: by the energy counter where it moved, else by the watts; None without readings there.

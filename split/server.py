@@ -21,7 +21,8 @@ from solver.problem import SolveOptions
 from split import wire
 from split.decide import Decider, Decision, Fixed, TrainedWorkload
 from split.device import codec_seed
-from split.energy import Window, open_hardware, watching
+from split.energy import Watched, Window, open_hardware, watching
+from split.progress import Turn, head
 from split.sessions import Session, Sessions
 from split.stages import Measured, StepRecord
 
@@ -103,7 +104,7 @@ class _Diverged(_Lost):
 
 
 @dataclass
-class _Turn:
+class _Trained:
     """What a turn gave."""
 
     losses: list[float] = field(default_factory=list)
@@ -379,7 +380,7 @@ class _Run(contextlib.ExitStack):
         self.say.note(self._told(number, name, decision, turn))
         return 1
 
-    def _told(self, number: int, name: str, decision: Decision, turn: _Turn) -> str:
+    def _told(self, number: int, name: str, decision: Decision, turn: _Trained) -> str:
         measured = turn.measured
         assert measured is not None
         tokens = self.options.solve.local_epochs * self.settings.batch_size * self.settings.seq_len
@@ -387,10 +388,8 @@ class _Run(contextlib.ExitStack):
             measured.uplink_bytes + measured.adapters_up_bytes,
             measured.downlink_bytes + measured.adapters_down_bytes,
         )
-        text = (
-            f"round {number}/{self.options.solve.rounds or 1} {name}: cut {decision.cut}, loss {turn.losses[0]:.4f} -> {turn.losses[-1]:.4f}, "
-            f"{measured.delay_s:.3f} s"
-        )
+        words = head(number, self.options.solve.rounds or 1, name, decision.cut, decision.codec_up, decision.codec_down)
+        text = f"{words}: loss {turn.losses[0]:.4f} -> {turn.losses[-1]:.4f}, {measured.delay_s:.3f} s"
         if decision.predicted is not None:
             text += f" (predicted {decision.predicted.delay_s:.3f} s)"
         text += f", {tokens / measured.delay_s:.0f} tokens/s, {up / 1e6:.2f} MB up, {down / 1e6:.2f} MB down"
@@ -452,21 +451,23 @@ class _Run(contextlib.ExitStack):
         sent_s = time.monotonic()
         return sent_s, session.stream.send(body, packed, self.options.timeout_s)
 
-    def _train(self, session: Session, decision: Decision) -> _Turn:
+    def _train(self, session: Session, decision: Decision) -> _Trained:
         """Stages 2 to 5 with one device."""
-        turn, epochs = _Turn(), self.options.solve.local_epochs
+        turn, epochs = _Trained(), self.options.solve.local_epochs
         records: list[StepRecord] = []
         windows: list[Window] = []
         up = down = 0
         with self._at_clock(decision), watching(self.hardware) as watched:
             sent_s, adapters_down = self._begin(session, decision, 0)
-            for step in range(epochs):
-                received = session.stream.receive(self.options.timeout_s)
-                loss, record, sent = self._step(session, decision, step, received, windows)
-                records.append(record)
-                turn.losses.append(loss)
-                up, down = up + received.bytes, down + sent
-            last = session.stream.receive(self.options.timeout_s)
+            with self._shown(session, decision, epochs, watched).shown() as show:
+                for step in range(epochs):
+                    received = session.stream.receive(self.options.timeout_s)
+                    loss, record, sent = self._step(session, decision, step, received, windows)
+                    records.append(record)
+                    turn.losses.append(loss)
+                    up, down = up + received.bytes, down + sent
+                    show(step + 1, loss, up, adapters_down + down)
+                last = session.stream.receive(self.options.timeout_s)
         body = self._merge(decision, last, epochs)
         records = [
             replace(
@@ -493,6 +494,19 @@ class _Run(contextlib.ExitStack):
             device_energy_j=body.energy_j,
         )
         return turn
+
+    def _shown(self, session: Session, decision: Decision, steps: int, watched: Watched | None) -> Turn:
+        """This turn as it is told while it runs."""
+        words = head(
+            self.state.round,
+            self.options.solve.rounds or 1,
+            session.name,
+            decision.cut,
+            decision.codec_up,
+            decision.codec_down,
+        )
+        tokens = self.settings.batch_size * self.settings.seq_len
+        return Turn(self.say, words, steps, tokens, watched.watts if watched is not None else lambda: None)
 
     def _smashed(
         self, decision: Decision, step: int, received: Received, purpose: str
@@ -636,33 +650,37 @@ class _Run(contextlib.ExitStack):
 
         size = self.settings.batch_size
         batches = -(-session.ready.held_out // size)
-        self._begin(session, decision, batches)
-        total = count = 0.0
-        for step in range(batches):
-            received = session.stream.receive(self.options.timeout_s)
-            _, carried, labels = self._smashed(decision, step, received, "evaluate")
-            try:
-                loss = self.half.loss(carried, labels, decision.cut, train=False)
-            except Unfit as error:
-                raise wire.Refused(str(error)[:300]) from None
-            if not math.isfinite(loss):
-                raise _Diverged("the held-out loss is no number")
-            total, count = total + loss * labels.shape[0], count + labels.shape[0]
-            now = time.monotonic()
-            session.stream.send(
-                wire.Gradient(
-                    round=self.state.round,
-                    attempt=self.state.attempts,
-                    step=step,
-                    loss=loss,
-                    decode_s=0.0,
-                    forward_s=0.0,
-                    backward_s=0.0,
-                    encode_s=0.0,
-                    received_s=received.received_s,
-                    sent_s=now,
+        _, down = self._begin(session, decision, batches)
+        total, count, up = 0.0, 0, 0
+        words = f"held-out loss, {session.name}"
+        with Turn(self.say, words, batches, size * self.settings.seq_len).shown() as show:
+            for step in range(batches):
+                received = session.stream.receive(self.options.timeout_s)
+                _, carried, labels = self._smashed(decision, step, received, "evaluate")
+                try:
+                    loss = self.half.loss(carried, labels, decision.cut, train=False)
+                except Unfit as error:
+                    raise wire.Refused(str(error)[:300]) from None
+                if not math.isfinite(loss):
+                    raise _Diverged("the held-out loss is no number")
+                total, count = total + loss * labels.shape[0], count + labels.shape[0]
+                now = time.monotonic()
+                down += session.stream.send(
+                    wire.Gradient(
+                        round=self.state.round,
+                        attempt=self.state.attempts,
+                        step=step,
+                        loss=loss,
+                        decode_s=0.0,
+                        forward_s=0.0,
+                        backward_s=0.0,
+                        encode_s=0.0,
+                        received_s=received.received_s,
+                        sent_s=now,
+                    )
                 )
-            )
+                up += received.bytes
+                show(step + 1, total / count, up, down)
         return total / count
 
     def _held_out_everywhere(self, when: str) -> float | None:
