@@ -5,7 +5,7 @@
         adapters.safetensors              all adapters after the last merged round (Eq. 6), by PEFT's names
         moments.safetensors               AdamW's moments, where they travel
         state.json                        RunState, with a digest of everything
-    RUN/history.jsonl                     one line a round; the state says how long it is, so that an unfinished line is cut off
+    RUN/history.jsonl                     one line a merged turn; the state says how long it is, so that an unfinished line is cut off
     RUN/adapter/                          the same adapters as a plain PEFT checkpoint
 
 A state is valid if every digest in it is right. The newest valid one is the run's.
@@ -117,8 +117,7 @@ class RunFolder:
             raise BadInput(f"{self.path}: in use by another run (process {holder or 'unknown'})") from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
-        for leftover in self.path.glob(".new-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        self._sweep()
         states = self._states()
         self._next = (states[0][0] if states else 0) + 1
         self._read = not states
@@ -172,13 +171,24 @@ class RunFolder:
             _flush_folder(fresh)
             fresh.rename(self.path / f"state-{number:08d}")
             _flush_folder(self.path)
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(fresh, ignore_errors=True)
+            if not isinstance(error, OSError):
+                raise
             raise BadInput(f"{self.path}: the state of the run cannot be written: {error.strerror or error}") from None
         self._history_bytes = history_bytes
         self._write_adapter(packed["adapters.safetensors"])
         for _, old in self._states()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Take away what a process left that was killed while it wrote: states and files that never got their names."""
+        for leftover in self.path.glob(".new-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for folder in (self.path, self.path / "adapter"):
+            for file in folder.glob(".*.tmp"):
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
     def _append(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """Add rows after those that the last state knows of; the length of the history then."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from split import wire
 from split.stages import ClockOffset
+from split.stream import FLUSH_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +39,7 @@ class Session:
         for _ in range(_PINGS):
             self._pings += 1
             sent_s = time.monotonic()
-            self.stream.send(wire.Ping(number=self._pings, sent_s=sent_s))
+            self.stream.send(wire.Ping(number=self._pings, sent_s=sent_s), timeout_s=timeout_s)
             received = self.stream.receive(timeout_s)
             body = received.body
             if not isinstance(body, wire.Pong) or body.number != self._pings or received.tensors:
@@ -73,7 +75,9 @@ class Sessions:
         """The session of a device that is connected and ready now."""
         with self._changed:
             session = self._sessions.get(name)
-        return session if session is not None and name in self._lobby.connected() else None
+        if session is None or name not in self._lobby.connected():
+            return None
+        return session if session.stream.open else None  # else a newer connection of that device is being let in
 
     def drop(self, session: Session, reason: str) -> None:
         """End a session; the device may dial again."""
@@ -97,15 +101,13 @@ class Sessions:
 
     def finish(self) -> None:
         """Tell everybody who is there that the run is done."""
-        from split.transport import Gone
+        from split.transport import Gone, Silent
 
         with self._changed:
             sessions = list(self._sessions.values())
         for session in sessions:
-            try:
-                session.stream.send(wire.Finished())
-            except Gone:
-                continue
+            with contextlib.suppress(Gone, Silent):
+                session.stream.send(wire.Finished(), timeout_s=FLUSH_S)
 
     def _watch(self) -> None:
         from split.transport import Gone
@@ -137,7 +139,7 @@ class Sessions:
                 )
             if hello.device != name:
                 raise wire.Refused(f"hello from {hello.device} with the certificate of {name}")
-            stream.send(self._welcome)
+            stream.send(self._welcome, timeout_s=_HELLO_S)
             # The device builds its half and reads its data meanwhile.
             ready = stream.receive(self._build_s).body
             if not isinstance(ready, wire.Ready):

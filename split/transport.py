@@ -53,6 +53,9 @@ KEEPALIVE_S = 10.0
 NOTICED_S = 2 * KEEPALIVE_S
 """A peer that does not answer is given up after this time at the latest."""
 
+_MOST_TOLD = 1000
+"""So many names that are turned away are told of, each once."""
+
 _METHOD = "/card.Split/Stream"
 _NAME_KEY = "card-name"
 _LET_IN_KEY = "card-let-in"
@@ -67,8 +70,9 @@ class Lobby:
 
     ``allowed``: the names let in, or a file of them that is read again when it changes; None: whoever has a certificate of our authority.
     A name that is taken off the list loses its stream the next time that the lobby is asked for anything. ``shape``: each stream's link is
-    slowed like this one. Use it in a ``with``, or ``close`` it. Raises BadInput: an address that cannot be listened on, a missing
-    certificate, no certificates off loopback.
+    slowed like this one. ``note`` gets one line for each device that is turned away, though not for each time that it comes back; a client
+    whose certificate is no good fails in the handshake, and only that side is told of it. Use it in a ``with``, or ``close`` it. Raises BadInput:
+    an address that cannot be listened on, a missing certificate, no certificates off loopback.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Lobby:
         limits: Limits | None = None,
         shape: Shape | None = None,
         streams: int = 64,
+        note: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._host, self._port = host_and_port(address)
         self._secure = credentials is not None
@@ -87,6 +92,8 @@ class Lobby:
         self._limits = limits or Limits()
         self._shape = shape
         self._most = streams
+        self._note = note
+        self._turned_away: set[str] = set()
         self._changed = threading.Condition()
         self._streams: dict[str, Stream] = {}
         self._readers: set[threading.Thread] = set()
@@ -227,17 +234,27 @@ class Lobby:
                 grpc.StatusCode.UNAUTHENTICATED, "no name that a device could have; use a certificate of its own"
             )
         if not self._list.holds(name):
+            self._tell_once(name)
             context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
                 f"{name!r} is not on the server's list of devices; put it into the server's {self._list.name}",
             )
         return name
 
+    def _tell_once(self, name: str) -> None:
+        with self._changed:
+            if name in self._turned_away or len(self._turned_away) >= _MOST_TOLD:
+                return
+            self._turned_away.add(name)
+        self._note(f"{name}: not let in: it is not on the list of devices ({self._list.name})")
+
     def _shut_out(self) -> None:
         with self._changed:
             gone = [s for name, s in self._streams.items() if s.open and not self._list.holds(name)]
         for stream in gone:
-            stream.close("taken off the server's list of devices")
+            stream._finish("taken off the server's list of devices")  # from here on it is not open any more
+            # A device that does not read must not hold up whoever asked.
+            threading.Thread(target=stream._end_flushed, name=f"card-out-{stream.peer}", daemon=True).start()
 
 
 class _Threads(Executor):

@@ -64,6 +64,21 @@ def test_what_was_saved_comes_back_and_only_two_states_are_kept(tmp_path: Path) 
     assert sorted(p.name for p in (tmp_path / "run").glob("*-*")) == ["state-00000003", "state-00000004"]
 
 
+def test_what_a_killed_process_left_half_written_is_taken_away(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, CONFIG) as folder:
+        save(folder, 1)
+    whole = sorted(tmp_path.rglob("*"))
+    (tmp_path / ".new-00000002").mkdir()
+    for half in (
+        ".new-00000002/adapters.safetensors",
+        ".report.json.abc123_x.tmp",
+        "adapter/.adapter_config.json.q0.tmp",
+    ):
+        (tmp_path / half).write_bytes(b"half")
+    RunFolder(tmp_path, CONFIG).close()
+    assert sorted(tmp_path.rglob("*")) == whole
+
+
 def test_a_second_process_is_refused_and_told_who_has_the_folder(tmp_path: Path) -> None:
     with RunFolder(tmp_path), pytest.raises(BadInput, match=rf"in use by another run \(process {os.getpid()}\)"):
         RunFolder(tmp_path)

@@ -303,6 +303,30 @@ def test_the_name_is_held_against_the_list_which_is_read_again_when_it_changes(f
         dialled(lobby, folder, "two").close()
 
 
+def test_a_device_taken_off_the_list_that_does_not_read_holds_nobody_up(folder: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "allowed.txt"
+    listed.write_text("one\n")
+    with Lobby("127.0.0.1:0", Credentials.of(folder, "server"), listed) as lobby:
+        device = dialled(lobby, folder, "one")
+        with contextlib.suppress(Silent):
+            while True:
+                lobby.stream("one").send(PING, padding(4 << 20), timeout_s=0.3)
+        listed.write_text("")
+        began = time.monotonic()
+        assert lobby.connected() == []
+        assert time.monotonic() - began < 0.5
+        device.close()
+
+
+def test_who_is_turned_away_is_told_on_the_servers_side_too_but_once(folder: Path) -> None:
+    told: list[str] = []
+    with Lobby("127.0.0.1:0", Credentials.of(folder, "server"), ["one"], note=told.append) as lobby:
+        for _ in range(3):
+            with pytest.raises(BadInput, match="not on the server's list"):
+                dialled(lobby, folder, "two")
+    assert told == ["two: not let in: it is not on the list of devices (list)"]
+
+
 def test_nobody_answers_where_nobody_listens(folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
