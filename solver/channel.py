@@ -13,12 +13,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from profiler.profile import BadInput, Document, Hertz, Name, Profile
+from profiler.profile import BadInput, Document, Hertz, Link, Name
 from profiler.store import document_schema, read_document
 from solver import nr
 from solver.assumptions import Assumption, assumed, distinct, unmeasured
@@ -230,6 +230,16 @@ def channel_of(name: str) -> Channel | None:
 # --------------------------------------------------------------------------------------------------------------- rates
 
 
+class Linked(Protocol):
+    """A device as far as rates are concerned: a profile, or only its name."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def link(self) -> Link | None: ...
+
+
 @dataclass(frozen=True)
 class Rates:
     """Rates in bit/s, (R, M) for R rounds and M devices, and the round-trip time of each device's link, (M,)."""
@@ -242,7 +252,7 @@ class Rates:
 
 
 def rates(
-    devices: Sequence[Profile],
+    devices: Sequence[Linked],
     *,
     rounds: int | None = None,
     seed: int = 0,

@@ -70,11 +70,29 @@ def _training_options(
     channel: Annotated[
         str | None,
         typer.Option(
-            help="Rates to decide by: good, normal, poor, a trace as CSV; see card-solve.", metavar="STATE|FILE"
+            help="Rates to decide by, round by round: good, normal, poor, a radio channel as JSON, a trace as CSV; see card-solve.",
+            metavar="STATE|FILE",
         ),
     ] = None,
     uplink_mbps: Annotated[float | None, typer.Option(help="R^D in Mbit/s to decide by.", metavar="X")] = None,
     downlink_mbps: Annotated[float | None, typer.Option(help="R^S in Mbit/s to decide by.", metavar="Y")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rates over time, as CSV with time_s,uplink_mbps,downlink_mbps, or as 'card-solve channel --json' prints them. Each turn "
+            "is decided by those of its beginning, and the link is slowed to them.",
+            metavar="FILE",
+        ),
+    ] = None,
+    shape: Annotated[
+        bool | None,
+        typer.Option(
+            "--shape/--no-shape",
+            help="Slow the link, inside the processes and both ways, to the rates that are decided by: for tests and demos. "
+            "Default: only 'local' does, where there are such rates.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences in a mini-batch.", metavar="N")] = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens in a sequence.", metavar="N")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -144,6 +162,8 @@ def _training_options(
             "solve": solve,
             "profiles": profiles,
             "fixed": fixed,
+            "trace": trace,
+            "shaped": shape,
             "batch_size": batch_size,
             "seq_len": seq_len,
             "dtype": dtype,
@@ -208,6 +228,7 @@ def server_command(
     """
     from split.server import ServerOptions, run_server
 
+    options["shaped"] = bool(options["shaped"])
     asked = ServerOptions(**options, devices=names(devices) or (), listen=listen, certificates=certificates)
     with _reporter() as say:
         outcome = run_server(asked, say)
@@ -236,6 +257,13 @@ def device_command(
     uplink_mbps: Annotated[
         float | None, typer.Option(help="Slow what this device sends to this rate, for tests and demos.", metavar="X")
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="The same with rates over time: CSV with time_s,uplink_mbps,downlink_mbps, begun with the first byte sent.",
+            metavar="FILE",
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for a gradient.", metavar="S")] = 120.0,
     patience: Annotated[
         float, typer.Option(help="Seconds to go on dialling a server that is gone.", metavar="S")
@@ -261,7 +289,7 @@ def device_command(
         hardware=hardware,
         patience_s=patience,
         timeout_s=timeout,
-        shape=_shape(uplink_mbps),
+        shape=_shape(uplink_mbps, trace),
     )
     with _reporter() as say:
         run_device(asked, say)
@@ -291,6 +319,10 @@ def local_command(
     from split.local import run_local
     from split.server import ServerOptions
 
+    if options["shaped"] is None:  # loopback has no rates of its own
+        solve = options["solve"]
+        rates = (options["profiles"], solve.uplink_mbps, solve.downlink_mbps, solve.channel, options["trace"])
+        options["shaped"] = any(each is not None for each in rates)
     asked = ServerOptions(**options, devices=names(devices) or (), listen="127.0.0.1:0")
     with _reporter() as say:
         outcome = run_local(asked, data, _apart(held_out), text_field, say)
@@ -331,11 +363,18 @@ def _reporter() -> Any:
     return Reporter(Console(stderr=True, highlight=False, soft_wrap=True), FEW_PER_S)
 
 
-def _shape(uplink_mbps: float | None) -> Any:
+def _shape(uplink_mbps: float | None, trace: Path | None) -> Any:
+    from profiler.profile import BadInput
+    from split.shaping import MAX_MBPS, Shape, read_link_trace
+
+    if trace is not None:
+        if uplink_mbps is not None:
+            raise BadInput("--trace: expected either it or --uplink-mbps, not both")
+        return Shape(read_link_trace(trace).uplink)
     if uplink_mbps is None:
         return None
-    from split.shaping import Shape
-
+    if not 1e-6 <= uplink_mbps <= MAX_MBPS:
+        raise BadInput(f"--uplink-mbps {uplink_mbps:g}: expected a rate in Mbit/s from 1e-06 to {MAX_MBPS:g}")
     return Shape(1e6 * uplink_mbps)
 
 

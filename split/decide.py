@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from profiler.profile import BadInput, Profile
+from profiler.profile import BadInput, Link, Profile
 from profiler.store import load_fleet
 from solver.assumptions import Assumption, assumed, distinct
-from solver.channel import channel_of
+from solver.channel import Rates, channel_of, rates
 from solver.clocktimes import DIRECTIONS, operating_hz, timed_hz
 from solver.codecs import NONE
 from solver.costs import CostModel, Floats, Places, ServerPower, device_w, on_the_device, on_the_server
@@ -111,6 +111,7 @@ class Decider:
             self._fleet = _Fleet(chosen, options, workload, self._fixed, adapter_names)
         elif cut is None:
             raise BadInput("--cut: expected a cut layer, or --profiles to decide it from")
+        self._given = None if profiles is not None else _given_rates(options, self._devices)
 
     @property
     def sets_clocks(self) -> bool:
@@ -136,6 +137,9 @@ class Decider:
             return self._fleet.decide(round, self._devices.index(device), uplink_bps, downlink_bps, round_trip_s)
         cut, codec = self._fixed.cut, self._fixed.codec or NONE
         assert cut is not None
+        if self._given is not None:
+            at_round = self._given.at(round, self._devices.index(device))
+            uplink_bps, downlink_bps = uplink_bps or at_round[0], downlink_bps or at_round[1]
         return Decision(round, device, cut, self._fixed.frequency_hz, codec, codec, None, (), uplink_bps, downlink_bps)
 
 
@@ -298,6 +302,47 @@ class _Messages:
 # --------------------------------------------------------------------------------------------------------- the fleet
 
 
+class _RoundRates:
+    """Rates of every round and device, bit/s."""
+
+    def __init__(self, rates: Rates, options: SolveOptions) -> None:
+        self._rates, self._channel = rates, options.channel
+        self._traced = isinstance(options.channel, str) and channel_of(options.channel) is None
+        # Without a number of rounds one row of given or measured rates holds for all of them.
+        self._every_round_alike = len(rates.rounds) == 1 and not self._traced
+
+    def at(self, round: int, m: int) -> tuple[float, float]:
+        """Up and down in that round for device ``m``. Raises BadInput for a round beyond the trace."""
+        row = 0 if self._every_round_alike else round - 1
+        if not 0 <= row < len(self._rates.rounds):
+            what = f"--channel {self._channel}" if self._traced else "--rounds"
+            raise BadInput(f"{what}: rates of {len(self._rates.rounds)} rounds, expected some for round {round} too")
+        return float(self._rates.uplink_bps[row, m]), float(self._rates.downlink_bps[row, m])
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A device of which no profile is there."""
+
+    name: str
+    link: Link | None = None
+
+
+def _given_rates(options: SolveOptions, names: Sequence[str]) -> _RoundRates | None:
+    """Rates that were asked for by option, for a run without profiles; None where none were."""
+    if options.uplink_mbps is None and options.downlink_mbps is None and options.channel is None:
+        return None
+    found = rates(
+        [_Named(name) for name in names],
+        rounds=options.rounds,
+        seed=options.seed,
+        uplink_mbps=options.uplink_mbps,
+        downlink_mbps=options.downlink_mbps,
+        channel=options.channel,
+    )
+    return _RoundRates(found, options)
+
+
 class _Fleet:
     """A posed problem, and what a round of it is predicted to take."""
 
@@ -323,13 +368,7 @@ class _Fleet:
         leave_out = frozenset(options.leave_out)
         self._directions = {p.name: _Directions(p, leave_out) for p in (self.problem.server, *self.problem.devices)}
         self._device_w = [_known_w(device) for device in self.problem.devices]
-        self._check_rounds()
-
-    def _check_rounds(self) -> None:
-        channel, rows = self.problem.options.channel, len(self.problem.rates.rounds)
-        self._traced = isinstance(channel, str) and channel_of(channel) is None
-        # Without a number of rounds one row of given or measured rates holds for all of them.
-        self._every_round_alike = rows == 1 and not self._traced
+        self._rounds = _RoundRates(self.problem.rates, self.problem.options)
 
     # --- what is sent ------------------------------------------------------------------------------------------------
 
@@ -429,12 +468,7 @@ class _Fleet:
         )
 
     def _rates(self, round: int, m: int, uplink_bps: float | None, downlink_bps: float | None) -> tuple[float, float]:
-        rates = self.problem.rates
-        row = 0 if self._every_round_alike else round - 1
-        if not 0 <= row < len(rates.rounds):
-            what = f"--channel {self.problem.options.channel}" if self._traced else "--rounds"
-            raise BadInput(f"{what}: rates of {len(rates.rounds)} rounds, expected some for round {round} too")
-        up, down = float(rates.uplink_bps[row, m]), float(rates.downlink_bps[row, m])
+        up, down = self._rounds.at(round, m)
         return (up if uplink_bps is None else uplink_bps), (down if downlink_bps is None else downlink_bps)
 
     def _predict(

@@ -1,6 +1,6 @@
 """The device's role: dial the server, build one half, and train the rounds that it is picked for.
 
-    dial -> Hello -> Welcome (what to build) -> Ready -> [ Ping -> Pong | Round -> T x (Smashed -> Gradient) -> Adapters -> Merged ]... -> Finished
+    dial -> Hello -> Welcome (what to build) -> Ready -> [ Link | Ping -> Pong | Round -> T x (Smashed -> Gradient) -> Adapters -> Merged ]... -> Finished
 
 A device keeps nothing between rounds but its base weights and its data: adapters and moments come with each round, and which
 mini-batch is drawn follows from seed, name, round and step alone. So it may vanish at any moment and come back as if new.
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from split.shaping import Shape
     from split.transport import Received, Stream
 
-_LONGEST_PAUSE_S = 10.0
+LONGEST_PAUSE_S = 10.0
+"""A device that finds no server dials again after this time at the latest."""
 _IDLE_S = 7 * 86400.0
 _REFUSALS = 3
 """So often in a row a server may refuse a device that it had let in before the device gives up."""
@@ -76,6 +77,9 @@ def run_device(options: DeviceOptions, say: Reporter) -> int:
             try:
                 worker.serve(stream)
                 return worker.rounds
+            except wire.NoNumbers as error:
+                stream.close(str(error))
+                say.note(f"training has diverged: {error}")
             except wire.Refused as error:
                 stream.close(str(error))
                 say.note(f"the server sent what cannot be used: {error}")
@@ -84,6 +88,8 @@ def run_device(options: DeviceOptions, say: Reporter) -> int:
                 if worker.let_in:
                     lost_s, pause_s, worker.let_in = time.monotonic(), 0.5, False
         except (Gone, Silent) as error:
+            if worker.merged:
+                refused, worker.merged = 0, False
             if isinstance(error, Gone) and error.refusal is not None:
                 refused += 1
                 if worker.trainer is None or refused >= _REFUSALS:
@@ -98,7 +104,7 @@ def run_device(options: DeviceOptions, say: Reporter) -> int:
                 "check address, port and firewall, or wait longer with --patience"
             )
         time.sleep(pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 @dataclass
@@ -110,6 +116,7 @@ class _Worker:
     trainer: _Trainer | None = None
     rounds: int = 0
     let_in: bool = False
+    merged: bool = False
 
     def serve(self, stream: Stream) -> None:
         """One connection, until Finished. Raises Gone, Silent, wire.Refused."""
@@ -148,10 +155,16 @@ class _Worker:
                     self.say.note(
                         f"{head(body.round, None, None, body.cut, body.codec_up, body.codec_down)}: {body.epochs} mini-batches, {figures}"
                     )
+            elif isinstance(body, wire.Link):
+                if self.options.shape is None:  # else this link's rates were given here
+                    stream.shape = _shape(body)
             elif isinstance(body, wire.Finished):
                 self.say.note("finished")
                 return
-            elif not isinstance(body, wire.Merged):
+            elif isinstance(body, wire.Merged):
+                self.merged = True
+                self.say.note(f"round {body.round}: merged")
+            else:
                 raise wire.Refused(f"{body.kind}: not expected between rounds")
 
     def _build(self, settings: wire.Settings) -> _Trainer:
@@ -186,6 +199,15 @@ class _Worker:
             )
         self.say.note(sequences.note)
         return _Trainer(self.options, settings, half, sequences, open_hardware(self.options.hardware), self.say)
+
+
+def _shape(link: wire.Link) -> Shape:
+    from split.shaping import Shape
+
+    try:
+        return Shape(link.uplink)
+    except BadInput as error:
+        raise wire.Refused(str(error)[:300]) from None
 
 
 def _expect(stream: Stream, kind: type[Any], timeout_s: float) -> Any:
@@ -298,7 +320,10 @@ class _Trainer:
         half.settle()
         t1 = time.monotonic()
         seed = codec_seed(settings.seed, self.options.name, plan.first_step + step, up=True)
-        packed = {name: wire.pack_tensor(tensor.cpu(), plan.codec_up, seed) for name, tensor in carried.items()}
+        try:
+            packed = {name: wire.pack_tensor(tensor.cpu(), plan.codec_up, seed) for name, tensor in carried.items()}
+        except ValueError:  # a codec does not take it
+            raise wire.NoNumbers(f"the smashed data of step {step} holds {wire.NO_NUMBERS}") from None
         packed["labels"] = wire.pack_tensor(labels, "none", 0)
         t2 = time.monotonic()
         windows.append((t0, t2))

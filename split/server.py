@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,12 @@ from profiler.profile import BadInput, MissingHardware, Role
 from solver.problem import SolveOptions
 from split import wire
 from split.decide import Decider, Decision, Fixed, TrainedWorkload
-from split.device import codec_seed
+from split.device import LONGEST_PAUSE_S, codec_seed
+from split.emulated import EmulatedLink, posed
 from split.energy import Watched, Window, open_hardware, watching
 from split.progress import Turn, head
 from split.sessions import Session, Sessions
+from split.shaping import read_link_trace
 from split.stages import Measured, StepRecord
 
 if TYPE_CHECKING:
@@ -40,13 +42,16 @@ _SIDES: tuple[Role, Role] = ("device", "server")
 _BUILD_S = 1800.0
 """So long a device may take to build its half and read its data."""
 _DIVERGED = 3
-"""So many turns in a row whose loss is no number end the run."""
+"""So many turns in a row whose loss is no number end the run, where no device is left that may do better."""
+_RETURN_S = LONGEST_PAUSE_S + 5.0
+"""So long a server that was started again waits for the devices that trained before, and a run that is done for those that are away."""
 
 
 @dataclass(frozen=True)
 class ServerOptions:
     """What ``card-train server`` was asked for; the names are its options. ``solve`` holds those of ``card-solve``; T and the number
-    of rounds are in it. ``profiles`` None: ``fixed`` holds the cut, and nothing is predicted."""
+    of rounds are in it. ``profiles`` None: ``fixed`` holds the cut, and nothing is predicted. ``shaped``: the link is slowed to the rates by
+    which each turn is decided, both ways; ``trace`` is a file of such rates over time. ``shape`` slows what the server sends by itself."""
 
     model: str
     output: Path
@@ -73,6 +78,8 @@ class ServerOptions:
     timeout_s: float = 120.0
     patience_s: float = 600.0
     shape: Shape | None = None
+    shaped: bool = False
+    trace: Path | None = None
     report: bool = False
 
 
@@ -101,6 +108,23 @@ class _Lost(Exception):
 
 class _Diverged(_Lost):
     """This turn is lost: the loss is no number."""
+
+
+def _diverged(error: Exception) -> bool:
+    """Whether a turn was lost because there were no numbers any more, wherever that was seen first."""
+    from split.transport import Gone
+
+    told = error.refusal if isinstance(error, Gone) else None
+    return isinstance(error, _Diverged | wire.NoNumbers) or (told is not None and wire.NO_NUMBERS in told)
+
+
+def _check_sound(now: tuple[dict[str, Tensor], dict[str, Tensor], int]) -> None:
+    """Raises _Diverged where an adapter or a moment is no number: the device's were looked at as they came, the server's were not."""
+    import torch
+
+    for name, tensor in (*now[0].items(), *now[1].items()):
+        if not bool(torch.isfinite(tensor).all()):
+            raise _Diverged(f"{name} holds {wire.NO_NUMBERS}")
 
 
 @dataclass
@@ -133,22 +157,25 @@ def run_server(options: ServerOptions, say: Reporter) -> Outcome:
         raise BadInput(f"--optimizer-state {options.optimizer_state}: expected travel or reset")
     if len(set(options.devices)) < len(options.devices) or not options.devices:
         raise BadInput(f"--devices {','.join(options.devices)}: expected names of devices, each once")
+    if not 1 <= options.solve.local_epochs <= wire.MAX_EPOCHS:
+        raise BadInput(f"--local-epochs {options.solve.local_epochs}: expected 1 to {wire.MAX_EPOCHS}")
+    trace = read_link_trace(options.trace) if options.trace is not None else None
     training = Training(options.optimizer, options.learning_rate, options.weight_decay)  # type: ignore[arg-type]
     with say.stage(f"building {spec.model} on {options.torch_device}"):
         half = Half(spec, "server", options.torch_device, training)
-    settings = wire.Settings(
+    settings = _settings(
         model=options.model,
         lora_rank=spec.lora_rank,
         lora_alpha=float(spec.lora_alpha),
         lora_targets=list(half.lora_targets),
-        dtype=spec.dtype,  # type: ignore[arg-type]
+        dtype=spec.dtype,
         batch_size=spec.batch,
         seq_len=spec.tokens,
         seed=options.solve.seed,
         optimizer=training.optimizer,
         learning_rate=float(training.learning_rate),
         weight_decay=float(training.weight_decay),
-        optimizer_state=options.optimizer_state,  # type: ignore[arg-type]
+        optimizer_state=options.optimizer_state,
         overlap=options.overlap,
     )
     workload = TrainedWorkload(
@@ -165,15 +192,29 @@ def run_server(options: ServerOptions, say: Reporter) -> Outcome:
     )
     decider = Decider(
         options.profiles,
-        options.solve,
+        posed(options.solve, trace),
         options.devices,
         workload,
         options.fixed,
         lambda cut: half.adapter_names("device", cut),
     )
     hardware = open_hardware(options.hardware)
-    with _Run(options, half, settings, decider, hardware, say) as run:
+    link = EmulatedLink(options.shaped or trace is not None, trace)
+    with _Run(options, half, settings, decider, hardware, link, say) as run:
         return run.train()
+
+
+def _settings(**figures: Any) -> wire.Settings:
+    """What goes to the devices. Raises BadInput for a figure that no message can bear."""
+    from pydantic import ValidationError
+
+    try:
+        return wire.Settings(**figures)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        said = first["msg"].replace("Input should be", "expected")
+        raise BadInput(f"{option} {str(first['input'])[:100]}: {said}") from None
 
 
 class _Run(contextlib.ExitStack):
@@ -186,13 +227,14 @@ class _Run(contextlib.ExitStack):
         settings: wire.Settings,
         decider: Decider,
         hardware: Device,
+        link: EmulatedLink,
         say: Reporter,
     ) -> None:
         super().__init__()
         self.options, self.half, self.settings, self.decider = options, half, settings, decider
-        self.hardware, self.say = hardware, say
-        self.diverged = 0
-        self.losses: list[float] = []
+        self.hardware, self.link, self.say = hardware, link, say
+        self.diverged: list[str] = []
+        """Whose turns were the last ones, as long as their losses were no numbers."""
 
     def __enter__(self) -> _Run:
         from split.certificates import ALLOWED, SERVER, Credentials
@@ -211,7 +253,9 @@ class _Run(contextlib.ExitStack):
             if options.certificates is not None:
                 credentials = Credentials.of(options.certificates, SERVER)
                 names = options.certificates / ALLOWED
-            lobby = self.enter_context(Lobby(options.listen, credentials, names, self._limits(), options.shape))
+            lobby = self.enter_context(
+                Lobby(options.listen, credentials, names, self._limits(), options.shape, note=self.say.note)
+            )
             host = options.listen.rpartition(":")[0]
             self.say.note(f"listening on {host}:{lobby.port} for {', '.join(options.devices)}")
             welcome = wire.Welcome(run=self.state.run, settings=self.settings)
@@ -238,7 +282,7 @@ class _Run(contextlib.ExitStack):
         found = self.folder.latest()
         if found is None:
             self.state = RunState(run=secrets.token_hex(6), settings=asked)
-            self._save()
+            self._save(self._everything())
             return
         self.state, adapters, moments = found
         for name, value in asked.items():
@@ -253,10 +297,12 @@ class _Run(contextlib.ExitStack):
             f"going on with run {self.state.run}: {self.state.turns} turns are merged, round {self.state.round} is next"
         )
 
-    def _save(self) -> None:
-        """Put the run on the disk as it is now. When this returns it is there."""
-        adapters, moments, self.state.optimizer_steps = self._everything()
-        self.folder.save(self.state, adapters, moments)
+    def _save(
+        self, now: tuple[dict[str, Tensor], dict[str, Tensor], int], turns: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Put the run on the disk as it is ``now``, and what is to be remembered of ``turns``. When this returns it is there."""
+        adapters, moments, self.state.optimizer_steps = now
+        self.folder.save(self.state, adapters, moments, turns)
 
     def _limits(self) -> wire.Limits:
         """The largest message that is right: what crosses at the widest cut, or all adapters with both moments; and room for a header."""
@@ -291,7 +337,7 @@ class _Run(contextlib.ExitStack):
         options, state = self.options, self.state
         rounds = options.solve.rounds or 1
         if not state.finished:
-            self._wait_for_devices(everyone=not state.turns)
+            self._meet()
         while state.round <= rounds and not state.finished:
             trained = 0
             every = options.evaluate_every
@@ -308,7 +354,7 @@ class _Run(contextlib.ExitStack):
                 trained += self._one(session, place)
             if trained or state.trained:
                 state.round, state.next_device, state.trained = state.round + 1, 0, False
-                self._save()
+                self._save(self._everything())
             else:
                 state.next_device = 0
                 self._wait_for_devices(everyone=False)
@@ -316,8 +362,8 @@ class _Run(contextlib.ExitStack):
             if options.evaluate_every:
                 state.held_out_after = self._held_out_everywhere("after the last round")
             state.finished = True
-            self._save()
-        self.sessions.finish()
+            self._save(self._everything())
+        self._tell_the_end()
         written = self.report.write() if self.report is not None else None
         return Outcome(
             output=options.output,
@@ -330,6 +376,23 @@ class _Run(contextlib.ExitStack):
             held_out_after=state.held_out_after,
             report=written,
         )
+
+    def _meet(self) -> None:
+        """Wait for the devices: all of them before the first turn; where the run goes on, those that trained before, though not for long."""
+        if self.state.turns:
+            known = tuple(name for name in self.options.devices if name in self.state.steps)
+            with self.say.stage(f"waiting for {', '.join(known)} to come back"):
+                self.sessions.wait(known, min(_RETURN_S, self.options.patience_s), everyone=True)
+        self._wait_for_devices(everyone=not self.state.turns)
+
+    def _tell_the_end(self) -> None:
+        """Tell the devices that the run is done. One that trained, and is away just now, would dial for long: it has some time to return."""
+        state = self.state
+        left = set(state.steps).difference(state.told) & set(self.options.devices)
+        self.sessions.finish(left, min(_RETURN_S, self.options.patience_s))
+        if left:
+            state.told = sorted(left.union(state.told))
+            self._save(self._everything())
 
     def _wait_for_devices(self, *, everyone: bool) -> None:
         names = self.options.devices
@@ -350,35 +413,63 @@ class _Run(contextlib.ExitStack):
         state.attempts += 1
         number, name = state.round, session.name
         try:
+            decision = self._decided(session, number)
             session.ping(self.options.timeout_s)
-            decision = self.decider.decide(number, name)
             turn = self._train(session, decision)
+            after = self._everything()
+            _check_sound(after)
         except (Gone, Silent, wire.Refused, _Lost) as error:
             self._put_back(before)
             state.lost += 1
-            self.diverged = self.diverged + 1 if isinstance(error, _Diverged) else self.diverged
             state.next_device = place + 1
             self.sessions.drop(session, f"round {number} lost: {error}"[:300])
             self.say.note(f"round {number}: {name}: lost, the adapters stay as they were: {error}")
-            if self.diverged >= _DIVERGED:
-                raise BadInput(
-                    f"--learning-rate {self.options.learning_rate:g}: the loss was no number in {_DIVERGED} turns; expected a smaller one"
-                ) from None
+            if _diverged(error):
+                self._count_diverged(name)
             return 0
-        self.diverged = 0
+        self.diverged = []
+        row = {
+            "round": number,
+            "device": name,
+            "attempt": state.attempts,
+            "cut": decision.cut,
+            "codec_up": decision.codec_up,
+            "codec_down": decision.codec_down,
+            "first_step": state.steps.get(name, 0),
+            "losses": turn.losses,
+        }
         state.steps[name] = state.steps.get(name, 0) + self.options.solve.local_epochs
         state.next_device, state.trained, state.turns = place + 1, True, state.turns + 1
         if state.first_loss is None:
             state.first_loss = turn.losses[0]
         state.last_loss = turn.losses[-1]
-        self._save()
-        with contextlib.suppress(Gone):  # it is on the disk: the device needs to know nothing of it when it comes back
-            session.stream.send(wire.Merged(round=number, attempt=state.attempts))
+        self._save(after, [row])
+        with contextlib.suppress(
+            Gone, Silent
+        ):  # it is on the disk: the device needs to know nothing of it when it comes back
+            session.stream.send(wire.Merged(round=number, attempt=state.attempts), timeout_s=self.options.timeout_s)
         assert turn.measured is not None
         if self.report is not None:
             self.report.add(number, name, decision, turn.measured, turn.losses)
         self.say.note(self._told(number, name, decision, turn))
         return 1
+
+    def _count_diverged(self, name: str) -> None:
+        """One more turn ended in no numbers. Raises BadInput where it is no single device's doing: a false one must not end the run."""
+        self.diverged.append(name)
+        others = {n for n in self.options.devices if n in self.state.steps or self.sessions.get(n) is not None}
+        if len(self.diverged) >= _DIVERGED and others <= set(self.diverged):
+            raise BadInput(
+                f"--learning-rate {self.options.learning_rate:g}: the loss was no number in {len(self.diverged)} turns in a row; "
+                f"expected a smaller one. The adapters are those of the last merged turn ({self.state.turns} are merged)"
+            ) from None
+
+    def _decided(self, session: Session, number: int) -> Decision:
+        """Cut, clock and codec of a turn, and the link as it is decided by, where it is an emulated one."""
+        up, down = self.link.rates_bps()
+        decision = self.decider.decide(number, session.name, uplink_bps=up, downlink_bps=down)
+        self.link.take(session.stream, decision, self.options.timeout_s)
+        return decision
 
     def _told(self, number: int, name: str, decision: Decision, turn: _Trained) -> str:
         measured = turn.measured
@@ -554,8 +645,8 @@ class _Run(contextlib.ExitStack):
             raise wire.Refused(str(error)[:300]) from None
         half.settle()
         t2 = time.monotonic()
-        if not math.isfinite(loss):
-            raise _Diverged(f"the loss of step {step} is no number")
+        if not abs(loss) <= wire.MOST_LOSS:
+            raise _Diverged(f"the loss of step {step} is no number, or beyond all bounds")
         gradients = half.backward()
         half.settle()
         t3 = time.monotonic()
@@ -564,7 +655,10 @@ class _Run(contextlib.ExitStack):
             half.settle()
         t4 = time.monotonic()
         seed = codec_seed(self.settings.seed, session.name, state.steps.get(session.name, 0) + step, up=False)
-        packed = {n: wire.pack_tensor(t.cpu(), decision.codec_down, seed) for n, t in gradients.items()}
+        try:
+            packed = {n: wire.pack_tensor(t.cpu(), decision.codec_down, seed) for n, t in gradients.items()}
+        except ValueError:  # a codec does not take it
+            raise _Diverged(f"the gradient of step {step} holds {wire.NO_NUMBERS}") from None
         t5 = time.monotonic()
         sent = session.stream.send(
             wire.Gradient(
@@ -580,6 +674,7 @@ class _Run(contextlib.ExitStack):
                 sent_s=t5,
             ),
             packed,
+            self.options.timeout_s,
         )
         optimizer_s = t4 - t3
         if self.settings.overlap:  # while the gradient is on its way
@@ -661,8 +756,8 @@ class _Run(contextlib.ExitStack):
                     loss = self.half.loss(carried, labels, decision.cut, train=False)
                 except Unfit as error:
                     raise wire.Refused(str(error)[:300]) from None
-                if not math.isfinite(loss):
-                    raise _Diverged("the held-out loss is no number")
+                if not abs(loss) <= wire.MOST_LOSS:
+                    raise _Diverged("the held-out loss is no number, or beyond all bounds")
                 total, count = total + loss * labels.shape[0], count + labels.shape[0]
                 now = time.monotonic()
                 down += session.stream.send(
@@ -677,7 +772,8 @@ class _Run(contextlib.ExitStack):
                         encode_s=0.0,
                         received_s=received.received_s,
                         sent_s=now,
-                    )
+                    ),
+                    timeout_s=self.options.timeout_s,
                 )
                 up += received.bytes
                 show(step + 1, total / count, up, down)
@@ -694,7 +790,8 @@ class _Run(contextlib.ExitStack):
                 continue
             self.state.attempts += 1
             try:
-                found.append(self._evaluate(session, self.decider.decide(max(self.state.round - 1, 1), name)))
+                decision = self._decided(session, max(self.state.round - 1, 1))
+                found.append(self._evaluate(session, decision))
             except (Gone, Silent, wire.Refused, _Lost) as error:
                 self.sessions.drop(session, f"evaluation: {error}"[:300])
                 self.say.note(f"{name}: its held-out loss is missing: {error}")

@@ -57,6 +57,16 @@ class Refused(Exception):
     """A message that cannot be used. The reason is one line and never holds more than a few words of what was sent."""
 
 
+NO_NUMBERS = "NaN or infinite values"
+"""Stands in every reason that says so: the other side may see by it that training has diverged."""
+
+MOST_LOSS = 1e30
+
+
+class NoNumbers(Refused):
+    """A tensor with values that are no numbers: made so, or the end of a training that diverged."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one message may hold. ``message_bytes`` bounds the message as sent, and all its tensors together once decoded."""
@@ -90,6 +100,7 @@ Count = Annotated[int, Field(ge=0, le=10**9)]
 Layer = Annotated[int, Field(ge=1, le=10_000)]
 Seconds = Annotated[float, Field(ge=0, le=1e7)]
 Clock = Annotated[float, Field(ge=0, le=1e12)]
+BitsPerSecond = Annotated[float, Field(ge=0, le=1e15)]
 Joules = Annotated[float, Field(ge=0, le=1e9)]
 LINE_CHARACTERS = 500
 Line = Annotated[str, StringConstraints(max_length=LINE_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -101,6 +112,9 @@ MAX_EPOCHS = 4096
 
 
 MAX_PADDING_BYTES = 1 << 24
+
+MAX_RATES = 4096
+"""Rates of an emulated link in one message."""
 
 
 class Body(BaseModel):
@@ -182,6 +196,14 @@ class Round(Body):
     optimizer_steps: Count = 0
 
 
+class Link(Body):
+    """Server to device, before a turn: slow what you send to these rates, (seconds, bit/s) one after the other, the last one stays. Only where
+    the link is emulated (split.shaping)."""
+
+    kind: Literal["link"] = "link"
+    uplink: Annotated[list[tuple[Seconds, BitsPerSecond]], Field(min_length=1, max_length=MAX_RATES), FailFast()]
+
+
 class Smashed(Body):
     """Device to server: stage 3 and 4. Tensors: what crosses the cut ("hidden", and "encoder" for an encoder-decoder model), and "labels"."""
 
@@ -204,7 +226,7 @@ class Gradient(Body):
     round: Count
     attempt: Count
     step: Count
-    loss: Annotated[float, Field(ge=-1e30, le=1e30)]
+    loss: Annotated[float, Field(ge=-MOST_LOSS, le=MOST_LOSS)]
     decode_s: Seconds
     forward_s: Seconds
     backward_s: Seconds
@@ -278,7 +300,9 @@ class Pong(Body):
     sent_s: Clock
 
 
-AnyBody = Hello | Welcome | Ready | Refusal | Round | Smashed | Gradient | Adapters | Merged | Finished | Ping | Pong
+AnyBody = (
+    Hello | Welcome | Ready | Refusal | Link | Round | Smashed | Gradient | Adapters | Merged | Finished | Ping | Pong
+)
 
 _Dim = Annotated[int, Field(ge=1, lt=2**40)]
 _TensorRow = tuple[
@@ -445,7 +469,7 @@ def unpack_tensor(
     """Decode a tensor, once its shape and dtype are what was expected (None: any).
 
     With "none" the tensor lies in the message itself: do not write into it. Raises Refused for another shape or dtype, a payload
-    that does not decode, NaN and infinite values.
+    that does not decode; NoNumbers for NaN and infinite values.
     """
     import torch
 
@@ -461,7 +485,7 @@ def unpack_tensor(
     if dtype.is_floating_point:
         low, high = torch.aminmax(tensor)  # one pass, no copy; NaN anywhere makes both NaN
         if not bool(torch.isfinite(low)) or not bool(torch.isfinite(high)):
-            raise Refused("a tensor with NaN or infinite values")
+            raise NoNumbers(f"a tensor with {NO_NUMBERS}")
     return tensor
 
 

@@ -97,6 +97,7 @@ BODIES: list[wire.Body] = [
     wire.Refusal(reason="an older version"),
     wire.Merged(round=1, attempt=2),
     wire.Finished(),
+    wire.Link(uplink=[(2.5, 8e6), (0.0, 1e6)]),
     wire.Ping(number=3, sent_s=1.5),
     wire.Pong(number=3, ping_sent_s=1.5, received_s=9.0, sent_s=9.5),
 ]  # fmt: skip
