@@ -63,6 +63,13 @@ def run_command(
     role: Annotated[
         str | None, typer.Option(help="device or server. Default: what such a machine usually is.", metavar="ROLE")
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="What this machine is called in the profile, where a fleet has several of its kind. Default: the device's name.",
+            metavar="NAME",
+        ),
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -191,6 +198,7 @@ def run_command(
             loss_tokens=loss_tokens,
             output=output,
             fresh=fresh,
+            name=name,
         )
     )
 

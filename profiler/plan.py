@@ -15,12 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from profiler import __version__
 from profiler.hardware import open_device
 from profiler.hardware.device import Device
 from profiler.load import program_of
 from profiler.power.sweep import ClockChoice, choose_clocks
-from profiler.profile import BadInput, MissingHardware, Role
+from profiler.profile import BadInput, MissingHardware, Name, Role, printable
 
 if TYPE_CHECKING:
     from profiler.workload.compression import CompressionOptions
@@ -46,6 +48,7 @@ class RunRequest:
     loss_tokens: int | None = None
     output: Path | None = None
     fresh: bool = False
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Plan:
     measures: tuple[str, ...]
     choice: ClockChoice
     output: Path
+
+    @property
+    def name(self) -> str:
+        """What the machine is called in the profile: fleets, certificates and training runs know it by this."""
+        return self.request.name or self.device.name
 
     @property
     def spec(self) -> WorkloadSpec:
@@ -105,11 +113,18 @@ def make_plan(request: RunRequest) -> Plan:
     """Open the device and settle the rest. Raises BadInput naming the option, MissingHardware where something is not there."""
     if request.load_command is not None:
         program_of(request.load_command)
+    if request.name is not None:
+        try:
+            TypeAdapter(Name).validate_python(request.name)
+        except ValidationError:
+            raise BadInput(
+                f"--name {printable(request.name)[:60]!r}: expected a letter or digit, then letters, digits, '.', '_', '-'"
+            ) from None
     device = open_device(request.device, timed=request.load_command is None)
     role = _role(request.role, device)
     measures = _measures(request, device)
     _check_compression(request, measures)
-    return Plan(request, device, role, measures, _clocks(request, device, measures), _output(request.output, device))
+    return Plan(request, device, role, measures, _clocks(request, device, measures), _output(request, device))
 
 
 def versions() -> dict[str, str]:
@@ -196,8 +211,8 @@ def _check_compression(request: RunRequest, measures: Sequence[str]) -> None:
     read_text(request.text)
 
 
-def _output(asked: Path | None, device: Device) -> Path:
-    path = asked if asked is not None else Path("profiles") / f"{device.name}.json"
+def _output(request: RunRequest, device: Device) -> Path:
+    path = request.output if request.output is not None else Path("profiles") / f"{request.name or device.name}.json"
     if len(os.fsencode(path.name)) > 200:  # the files beside it have longer names, and most systems stop at 255
         raise BadInput(f"--output {path}: expected a name of at most 200 bytes")
     try:

@@ -208,7 +208,7 @@ class _Measurement:
         if timings and self.device.torch_device == "cpu":
             conditions["memory while timing"] = "kept by the process, not given back to the system between steps"
         profile = Profile(
-            name=self.device.name,
+            name=self.plan.name,
             role=self.plan.role,
             created_utc=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             toolkit_version=__version__,

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from profiler import run as run_module
+from profiler.plan import make_plan
 from profiler.profile import BadInput, Clocks, Hardware, Timing
 from profiler.run import RunRequest, run
 from profiler.show import show
@@ -43,6 +44,22 @@ def test_an_output_that_cannot_be_written_is_refused_before_measuring(tmp_path: 
     with pytest.raises(BadInput, match=r"^--output "):
         run(RunRequest("emulated:orin-nano", TINY, output=tmp_path / name))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_profile_bears_the_name_that_was_asked_for_and_its_file_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(RunRequest("cpu", TINY, name="laptop-2"))
+    assert (plan.name, plan.output) == ("laptop-2", Path("profiles") / "laptop-2.json")
+    assert make_plan(RunRequest("cpu", TINY)).name == "cpu"
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../up", "-x", "a\x1b[0m", "x" * 101])
+def test_a_name_that_no_profile_could_bear_is_refused_before_measuring(name: str) -> None:
+    with pytest.raises(BadInput, match="--name") as refused:
+        make_plan(RunRequest("cpu", TINY, name=name))
+    assert str(refused.value).isprintable()
 
 
 def test_a_folder_without_the_right_to_write_is_refused_before_measuring(
