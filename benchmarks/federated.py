@@ -34,13 +34,13 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.federated_runs import BATCH, CUTS, RATES, SERVER_SPEED, SPEED, TOKENS, Bench, Curve, evenly
+from benchmarks.federated_runs import BATCH, CUTS, RATES, SERVER_SPEED, SPEED, TOKENS, Bench, Curve, Site, evenly
 from profiler.profile import MissingHardware
 
 EQUAL, SHALLOW = (15, 15, 15), (1, 1, 1)
 OTHER_CUTS = (EQUAL, SHALLOW)
-LINKS_MBPS = ((20.0, 60.0), (2.0, 10.0), (200.0, 200.0))
-"""Assumed: up and down, of each device alone. The first is the plot's."""
+SITES = (Site(20.0, 60.0), Site(2.0, 10.0), Site(200.0, 200.0), Site(20.0, 60.0, 8.0))
+"""Assumed. The first is the plot's."""
 CODECS = ("int8-o2+zstd", "int4-o2+zstd")
 
 # ------------------------------------------------------------------------------------------------------------- results
@@ -67,7 +67,7 @@ def same(one: Curve, other: Curve) -> bool:
 
 
 def write_csv(bench: Bench, runs: list[tuple[str, Curve]], path: Path) -> None:
-    """One row for each round of each run; seconds over the first of LINKS_MBPS."""
+    """One row for each round of each run; seconds at the first of SITES."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         names = [f"held_out_loss_{data.name}" for data in bench.data]
@@ -90,7 +90,7 @@ def write_csv(bench: Bench, runs: list[tuple[str, Curve]], path: Path) -> None:
             for number, losses in enumerate(curve.held_out):
                 row = [run, curve.method, curve.rate, cuts, curve.codec, number, f"{curve.mean(number):.6f}"]
                 row += [f"{loss:.6f}" for loss in losses]
-                seconds = bench.total_seconds(curve, LINKS_MBPS[0], number)
+                seconds = bench.total_seconds(curve, SITES[0], number)
                 rows.writerow([*row, f"{curve.megabytes(number):.4f}", f"{seconds:.3f}"])
 
 
@@ -101,7 +101,6 @@ def draw(bench: Bench, split: Curve, fedavg: Curve, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    up, down = LINKS_MBPS[0]
     figure, axes = pyplot.subplots(1, 3, figsize=(10, 3.2), sharey=True, layout="constrained")
     for curve, colour, marker in ((split, "C0", "o"), (fedavg, "C1", "s")):
         rounds = range(len(curve.held_out))
@@ -111,7 +110,7 @@ def draw(bench: Bench, split: Curve, fedavg: Curve, path: Path) -> None:
             axes,
             (
                 list(rounds),
-                [bench.total_seconds(curve, (up, down), r) for r in rounds],
+                [bench.total_seconds(curve, SITES[0], r) for r in rounds],
                 [curve.megabytes(r) for r in rounds],
             ),
             strict=True,
@@ -119,7 +118,11 @@ def draw(bench: Bench, split: Curve, fedavg: Curve, path: Path) -> None:
             axis.plot(places, losses, color=colour, marker=marker, markersize=4, label=label)
     for axis, title in zip(
         axes,
-        ("rounds", f"seconds ({up:g} Mbit/s up, {down:g} down; assumed)", "MB, all devices, both ways"),
+        (
+            "rounds",
+            f"seconds ({SITES[0].up_mbps:g} Mbit/s up, {SITES[0].down_mbps:g} down)",
+            "MB, all devices, both ways",
+        ),
         strict=True,
     ):
         axis.set_xlabel(title)
@@ -177,6 +180,11 @@ class Results:
             [(f"{s.rate:g}", f"{s.final:.4f}", f"{f.final:.4f}") for s, f in zip(split, fedavg, strict=True)],
         )
         best = tuned(split), tuned(fedavg)
+        for curve in best:
+            if len(rates) > 1 and curve.rate in (min(rates), max(rates)):
+                self.console.print(
+                    f"{curve.method}: {curve.rate:g} is at the edge; a wider --rates may be better for it"
+                )
         self.table(
             "Held-out loss round by round, each at its best rate",
             ("round", "split", "FedAvg"),
@@ -237,7 +245,7 @@ class Results:
         for half, cut, codec in sorted(key for key in bench.took if key[0] == "server"):
             own = bench.seconds("device up", cut, codec) + bench.seconds("device down", cut, codec)
             rows.append((str(cut), codec, f"{own:.3f}", f"{bench.seconds(half, cut, codec):.3f}"))
-        rows.append(("none: FedAvg", "none", f"{bench.seconds('whole', bench.whole.layers):.3f}", ""))
+        rows.append(("whole model", "none", f"{bench.seconds('whole', bench.whole.layers):.3f}", ""))
         self.table(
             "Computing, processor seconds of one core for one mini-batch (measured)",
             ("cut", "codec", "device", "server"),
@@ -248,30 +256,30 @@ class Results:
         few = short["none", SHALLOW].turns
         shallow.turns = few + [few[-1]] * (self.rounds - len(few))
         codecs = [(f"split, {codec}", short[codec, SHALLOW]) for codec in CODECS]
-        links = [f"s at {up:g} up, {down:g} down" for up, down in LINKS_MBPS]
+        places = [f"s at {site}" for site in SITES]
         rows = []
         for name, curve in (("split", split), ("split", shallow), *codecs, ("FedAvg", fedavg)):
             rounds = len(curve.turns)
-            seconds = [bench.total_seconds(curve, link, rounds) / rounds for link in LINKS_MBPS]
+            seconds = [bench.total_seconds(curve, site, rounds) / rounds for site in SITES]
             rows.append(
                 (name, dashed(curve.cuts), f"{curve.megabytes(rounds) / rounds:.2f}", *(f"{s:.2f}" for s in seconds))
             )
         self.table(
-            f"A round: bytes (measured) and seconds (computing measured; devices {', '.join(f'{s:g}' for s in SPEED)} and "
-            f"server {SERVER_SPEED:g} times this core, links in Mbit/s: assumed)",
-            ("method", "cuts", "MB", *links),
+            f"A round: bytes (measured) and seconds (computing measured; assumed: devices {', '.join(f'{s:g}' for s in SPEED)} and "
+            f"server {SERVER_SPEED:g} times this core, rates in Mbit/s, up/down)",
+            ("method", "cuts", "MB", *places),
             rows,
         )
         target = max(split.final, fedavg.final)
         rows = []
         for curve in (split, shallow, fedavg):
             rounds = curve.reached(target)
-            seconds = [bench.total_seconds(curve, link, rounds) for link in LINKS_MBPS]
+            seconds = [bench.total_seconds(curve, site, rounds) for site in SITES]
             row = (curve.method, dashed(curve.cuts), str(rounds), f"{curve.megabytes(rounds):.2f}")
             rows.append((*row, *(f"{s:.1f}" for s in seconds)))
         self.table(
             f"Until the held-out loss is at most {target:.4f}, the worse of the two at the end",
-            ("method", "cuts", "rounds", "MB", *links),
+            ("method", "cuts", "rounds", "MB", *places),
             rows,
         )
         by_cut, whole = memory_bytes(bench.spec.model)

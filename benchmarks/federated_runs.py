@@ -50,6 +50,18 @@ def sources() -> dict[str, str]:
     return {name: text[:shortest] for name, text in texts.items()}
 
 
+@dataclass(frozen=True)
+class Site:
+    """Assumed: the rates of each device's own link, and how much faster than SPEED all devices are."""
+
+    up_mbps: float
+    down_mbps: float
+    faster: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.up_mbps:g}/{self.down_mbps:g}" + (f", devices x {self.faster:g}" if self.faster != 1 else "")
+
+
 Deal = Callable[[int, int], int]
 """(device, mini-batch) -> the source whose mini-batch of that number it is. In any round all devices together have the same ones."""
 
@@ -330,23 +342,24 @@ class Bench:
 
     # --- seconds -------------------------------------------------------------------------------------------------------
 
-    def round_seconds(self, curve: Curve, link: tuple[float, float], number: int) -> float:
-        """Seconds of that round (from 0) over links of these rates (Mbit/s up, down)."""
+    def round_seconds(self, curve: Curve, site: Site, number: int) -> float:
+        """Seconds of that round (from 0)."""
         spent = []
         for turn in curve.turns[number]:
-            travel = 8e-6 * (turn.up_bytes / link[0] + turn.down_bytes / link[1])
+            travel = 8e-6 * (turn.up_bytes / site.up_mbps + turn.down_bytes / site.down_mbps)
+            speed = SPEED[turn.device] * site.faster
             if curve.cuts is None:
-                computing = self.seconds("whole", self.whole.layers) / SPEED[turn.device]
+                computing = self.seconds("whole", self.whole.layers) / speed
             else:
                 at = (curve.cuts[turn.device], curve.codec)
-                computing = (self.seconds("device up", *at) + self.seconds("device down", *at)) / SPEED[turn.device]
+                computing = (self.seconds("device up", *at) + self.seconds("device down", *at)) / speed
                 computing += self.seconds("server", *at) / SERVER_SPEED
             spent.append(travel + self.steps * computing)
         return max(spent) if curve.cuts is None else sum(spent)
 
-    def total_seconds(self, curve: Curve, link: tuple[float, float], rounds: int) -> float:
+    def total_seconds(self, curve: Curve, site: Site, rounds: int) -> float:
         """Seconds of the first so many rounds."""
-        return sum(self.round_seconds(curve, link, number) for number in range(rounds))
+        return sum(self.round_seconds(curve, site, number) for number in range(rounds))
 
 
 def _sent(body: wire.Round | wire.Adapters, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
