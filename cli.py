@@ -133,7 +133,7 @@ def _failed(command: str, error: Any) -> int:
 def profile_app() -> typer.Typer:
     """``card-profile`` with all its commands: a link is measured over the stream that training uses, which the profiler does not know."""
     from profiler.commands import profile_app as app
-    from split.link import link
+    from split.commands import link
 
     if all(command.name != "link" for command in app.registered_commands):
         app.command("link")(link)

@@ -1,4 +1,4 @@
-"""The commands of ``card-train``. They parse, call one function and print; nothing heavy is imported at the top."""
+"""The commands of ``card-train``, and ``card-profile link``. They parse, call one function and print; nothing heavy is imported at the top."""
 
 from __future__ import annotations
 
@@ -347,6 +347,55 @@ def certificates_command(
 
     for path in make(folder, names(server) or (), names(device) or ()).written:
         print(f"wrote {path}", file=sys.stderr)
+
+
+def link(
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", help="Measure the link to the machine that serves there. Port: 7771.", metavar="HOST[:PORT]"
+        ),
+    ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Answer whoever measures, until stopped.")] = False,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            help="With --serve: where. Default: port 7771 of every address with certificates, of 127.0.0.1 without.",
+            metavar="HOST:PORT",
+        ),
+    ] = None,
+    certificates: Annotated[
+        Path | None,
+        typer.Option(help="Folder that 'card-train certificates' made. Without it: loopback only.", metavar="DIR"),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="This device's name, as in its certificate. Default: the machine's.", metavar="NAME"),
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write the figures into this profile, as its measured link.", metavar="FILE")
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(help="auto (iperf3 where both sides have it), iperf3, or stream: our own.", metavar="METHOD"),
+    ] = "auto",
+    seconds: Annotated[float, typer.Option(help="How long each direction is measured.", metavar="S")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Measure the link between two machines: uplink, downlink, round trip.
+
+    Start it with --serve on the server, then with --to on each device.
+
+    Example: card-profile link --to 192.0.2.1 --certificates certificates --name orin-nano --profile profiles/orin-nano.json
+    """
+    if (to is None) == (not serve):
+        raise typer.BadParameter("expected --to HOST[:PORT] on the device, or --serve on the server")
+    from split.link import measure_and_tell, serve_until_stopped
+
+    if to is None:
+        serve_until_stopped(listen, certificates, method)
+    else:
+        measure_and_tell(to, certificates, name, profile, method, seconds, as_json)
 
 
 def _reporter() -> Any:

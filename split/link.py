@@ -22,9 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from profiler.profile import BadInput, Link, MissingHardware, printable
 from split import iperf3
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
 PORT = 7771
 """Beside card-train's own, so that a link can be measured where a server runs. iperf3 takes the next one."""
 
+SECONDS = 5.0
 ROUND_TRIPS = 30
 PARTS = 10
 _MESSAGE_S = 0.03
@@ -98,7 +97,7 @@ def measure(
     credentials: Credentials | None,
     name: str,
     method: Method = "auto",
-    seconds: float = 5.0,
+    seconds: float = SECONDS,
     shape: Shape | None = None,
 ) -> Measured:
     """Measure the link to the machine at HOST[:PORT] that serves, from this one's side: up is from here to there.
@@ -315,87 +314,43 @@ def _answer(stream: Stream) -> None:
 # --------------------------------------------------------------------------------------------------------------- command
 
 
-def link(
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to", help=f"Measure the link to the machine that serves there. Port: {PORT}.", metavar="HOST[:PORT]"
-        ),
-    ] = None,
-    serve: Annotated[bool, typer.Option("--serve", help="Answer whoever measures, until stopped.")] = False,
-    listen: Annotated[
-        str | None,
-        typer.Option(
-            help=f"With --serve: where. Default: port {PORT} of every address with certificates, of 127.0.0.1 without.",
-            metavar="HOST:PORT",
-        ),
-    ] = None,
-    certificates: Annotated[
-        Path | None,
-        typer.Option(help="Folder that 'card-train certificates' made. Without it: loopback only.", metavar="DIR"),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(help="This device's name, as in its certificate. Default: the machine's.", metavar="NAME"),
-    ] = None,
-    profile: Annotated[
-        Path | None, typer.Option(help="Write the figures into this profile, as its measured link.", metavar="FILE")
-    ] = None,
-    method: Annotated[
-        str,
-        typer.Option(help="auto (iperf3 where both sides have it), iperf3, or stream: our own.", metavar="METHOD"),
-    ] = "auto",
-    seconds: Annotated[float, typer.Option(help="How long each direction is measured.", metavar="S")] = 5.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
-) -> None:
-    """Measure the link between two machines: uplink, downlink, round trip.
-
-    Start it with --serve on the server, then with --to on each device.
-
-    Example: card-profile link --to 192.0.2.1 --certificates certificates --name orin-nano --profile profiles/orin-nano.json
-    """
-    if (to is None) == (not serve):
-        raise typer.BadParameter("expected --to HOST[:PORT] on the device, or --serve on the server")
-    checked = cast(Method, method)
-    _check(method, seconds)
-    if to is None:
-        _serve_command(listen, certificates, checked)
-    else:
-        _measure_command(
-            to, certificates, name or socket.gethostname().split(".")[0], profile, checked, seconds, as_json
-        )
-
-
-def _serve_command(listen: str | None, certificates: Path | None, method: Method) -> None:
+def serve_until_stopped(listen: str | None, certificates: Path | None, method: str) -> None:
+    """``card-profile link --serve``. Raises BadInput, and KeyboardInterrupt when stopped."""
     from split.transport import host_and_port
 
+    _check(method, SECONDS)
     host, port = host_and_port(listen or ("127.0.0.1" if certificates is None else "0.0.0.0"), PORT)
     credentials = None if certificates is None else Credentials.of(certificates, SERVER)
     allowed = None if certificates is None else certificates / ALLOWED
-    with serving(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", credentials, allowed, method) as lobby:
+    with serving(
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}", credentials, allowed, cast(Method, method)
+    ) as lobby:
         print(f"card-profile: answering on {host} port {lobby.port}; stop with Ctrl-C", file=sys.stderr)
         threading.Event().wait()
 
 
-def _measure_command(
+def measure_and_tell(
     to: str,
     certificates: Path | None,
-    name: str,
+    name: str | None,
     profile: Path | None,
-    method: Method,
+    method: str,
     seconds: float,
     as_json: bool,
 ) -> None:
+    """``card-profile link --to``. ``name`` None: the machine's own. Raises BadInput, MissingHardware."""
     import json
 
     from profiler import store
     from profiler.units import quantity
     from split.transport import Gone
 
+    _check(method, seconds)
+    name = name or socket.gethostname().split(".")[0]
     before = None if profile is None else store.load(profile)  # first: a wrong file must not cost the measurement
     credentials = None if certificates is None else Credentials.of(certificates, name)
     try:
-        found = measure(to, credentials, name, method, seconds)
+        found = measure(to, credentials, name, cast(Method, method), seconds)
     except Gone as gone:
         raise MissingHardware(f"{gone}; start 'card-profile link --serve' there first") from None
     if before is not None and profile is not None:

@@ -22,7 +22,8 @@ from profiler import store
 from profiler.profile import BadInput, MissingHardware
 from split import certificates, iperf3, transport, wire
 from split.certificates import Credentials
-from split.link import link, measure, serving
+from split.commands import link
+from split.link import measure, serving
 from split.shaping import Shape
 from split.transport import Gone, dial
 from tests.rigs import links
@@ -175,7 +176,7 @@ def cable() -> Iterator[links.Cable]:
         yield made
 
 
-RUN = "import sys, typer; from split.link import link; app = typer.Typer(); app.command()(link); app()"
+RUN = "import sys, typer; from split.commands import link; app = typer.Typer(); app.command()(link); app()"
 
 
 def test_two_machines_measure_the_kernels_link_and_stopping_leaves_nothing_behind(
