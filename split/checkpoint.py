@@ -64,6 +64,9 @@ class RunState(BaseModel):
     held_out_before: float | None = Field(default=None, description="Loss on held-out text before the first round")
     held_out_after: float | None = Field(default=None, description="The same after the last round")
     finished: bool = False
+    told: list[str] = Field(
+        default_factory=list, description="Devices that were told of the end, or were away for too long"
+    )
     settings: dict[str, JsonValue] = Field(
         default_factory=dict, description="What was asked for, to refuse a resume with other options"
     )

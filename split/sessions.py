@@ -13,7 +13,7 @@ from split.stages import ClockOffset
 from split.stream import FLUSH_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from split.transport import Lobby, Stream
 
@@ -99,15 +99,23 @@ class Sessions:
             with self._changed:
                 self._changed.wait(min(left, _LOOK_S))
 
-    def finish(self) -> None:
-        """Tell everybody who is there that the run is done."""
+    def finish(self, names: Collection[str], timeout_s: float) -> None:
+        """Tell everybody who is there that the run is done, and those of ``names`` who come back within ``timeout_s``."""
         from split.transport import Gone, Silent
 
-        with self._changed:
-            sessions = list(self._sessions.values())
-        for session in sessions:
-            with contextlib.suppress(Gone, Silent):
-                session.stream.send(wire.Finished(), timeout_s=FLUSH_S)
+        end, left = time.monotonic() + timeout_s, set(names)
+        while True:
+            with self._changed:
+                sessions = list(self._sessions.values())
+                self._sessions.clear()
+            for session in sessions:
+                with contextlib.suppress(Gone, Silent):
+                    session.stream.send(wire.Finished(), timeout_s=FLUSH_S)
+                    left.discard(session.name)
+            if not left or time.monotonic() > end:
+                return
+            with self._changed:
+                self._changed.wait_for(lambda: self._sessions, min(_LOOK_S, max(end - time.monotonic(), 0)))
 
     def _watch(self) -> None:
         from split.transport import Gone
