@@ -65,8 +65,15 @@ def run_device(options: DeviceOptions, say: Reporter) -> int:
     ``patience_s``. A connection that breaks is made again.
     """
     from split.certificates import Credentials
-    from split.transport import Gone, Silent, dial
+    from split.transport import Gone, Silent, dial, host_and_port
 
+    for option, path in (("--data", options.data), ("--held-out", options.held_out)):
+        if isinstance(path, Path) and not path.exists():
+            raise BadInput(f"{option} {path}: no such file or folder")
+    try:
+        host_and_port(options.server)
+    except BadInput as error:
+        raise BadInput(f"--server: {error}") from None
     credentials = Credentials.of(options.certificates, options.name) if options.certificates is not None else None
 
     worker = _Worker(options, say)
@@ -83,6 +90,9 @@ def run_device(options: DeviceOptions, say: Reporter) -> int:
             except wire.Refused as error:
                 stream.close(str(error))
                 say.note(f"the server sent what cannot be used: {error}")
+            except BadInput as error:
+                stream.close(f"it gives up: {error}")
+                raise
             finally:
                 stream.close()
                 if worker.let_in:
@@ -198,6 +208,11 @@ class _Worker:
                 name=self.options.name,
             )
         self.say.note(sequences.note)
+        if len(sequences) < settings.batch_size:
+            raise BadInput(
+                f"--data {self.options.data}: {len(sequences)} sequences of {settings.seq_len} tokens to train on, a mini-batch takes "
+                f"{settings.batch_size}; expected more text, or a smaller --batch-size or --seq-len on the server"
+            )
         return _Trainer(self.options, settings, half, sequences, open_hardware(self.options.hardware), self.say)
 
 

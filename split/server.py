@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiler.profile import BadInput, MissingHardware, Role
+from solver.codecs import AUTO
 from solver.problem import SolveOptions
 from split import wire
 from split.decide import Decider, Decision, Fixed, TrainedWorkload
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _SIDES: tuple[Role, Role] = ("device", "server")
 _BUILD_S = 1800.0
 """So long a device may take to build its half and read its data."""
+_LOOK_S = 1.0
 _DIVERGED = 3
 """So many turns in a row whose loss is no number end the run, where no device is left that may do better."""
 _RETURN_S = LONGEST_PAUSE_S + 5.0
@@ -102,6 +104,16 @@ class Outcome:
         return {**vars(self), "output": str(self.output)}
 
 
+class Fleet:
+    """Who starts the devices: by default nobody here, they dial in."""
+
+    def listening(self, port: int) -> None:
+        """The server listens: devices may dial."""
+
+    def check(self) -> None:
+        """Called now and then while the server waits. Raises BadInput or MissingHardware where a device will never come."""
+
+
 class _Lost(Exception):
     """This turn is lost, for a reason that is the device's or the link's."""
 
@@ -135,7 +147,7 @@ class _Trained:
     measured: Measured | None = None
 
 
-def run_server(options: ServerOptions, say: Reporter) -> Outcome:
+def run_server(options: ServerOptions, say: Reporter, fleet: Fleet | None = None) -> Outcome:
     """Train ``options.solve.rounds`` rounds with the devices; started again on the same ``output`` it goes on where it was.
 
     Raises BadInput, and MissingHardware where no device comes for ``patience_s`` or the clock cannot be set.
@@ -159,6 +171,7 @@ def run_server(options: ServerOptions, say: Reporter) -> Outcome:
         raise BadInput(f"--devices {','.join(options.devices)}: expected names of devices, each once")
     if not 1 <= options.solve.local_epochs <= wire.MAX_EPOCHS:
         raise BadInput(f"--local-epochs {options.solve.local_epochs}: expected 1 to {wire.MAX_EPOCHS}")
+    _check_early(options)
     trace = read_link_trace(options.trace) if options.trace is not None else None
     training = Training(options.optimizer, options.learning_rate, options.weight_decay)  # type: ignore[arg-type]
     with say.stage(f"building {spec.model} on {options.torch_device}"):
@@ -200,7 +213,7 @@ def run_server(options: ServerOptions, say: Reporter) -> Outcome:
     )
     hardware = open_hardware(options.hardware)
     link = EmulatedLink(options.shaped or trace is not None, trace)
-    with _Run(options, half, settings, decider, hardware, link, say) as run:
+    with _Run(options, half, settings, decider, hardware, link, say, fleet or Fleet()) as run:
         return run.train()
 
 
@@ -217,6 +230,25 @@ def _settings(**figures: Any) -> wire.Settings:
         raise BadInput(f"{option} {str(first['input'])[:100]}: {said}") from None
 
 
+def _check_early(options: ServerOptions) -> None:
+    """What would be refused later anyway, before a large model is read."""
+    from profiler.codecs import codec
+    from split.certificates import SERVER, Credentials
+    from split.transport import check_address
+
+    for name in (options.fixed.codec, options.solve.codec):
+        if name not in (None, AUTO):
+            try:
+                codec(name)
+            except BadInput as error:
+                raise BadInput(f"--codec {str(error).removeprefix('codec ')}") from None
+    credentials = None if options.certificates is None else Credentials.of(options.certificates, SERVER)
+    try:
+        check_address(options.listen, credentials)
+    except BadInput as error:
+        raise BadInput(f"--listen {error}") from None
+
+
 class _Run(contextlib.ExitStack):
     """One run of the server, entered: folder locked, port open, clock held."""
 
@@ -229,10 +261,11 @@ class _Run(contextlib.ExitStack):
         hardware: Device,
         link: EmulatedLink,
         say: Reporter,
+        fleet: Fleet,
     ) -> None:
         super().__init__()
         self.options, self.half, self.settings, self.decider = options, half, settings, decider
-        self.hardware, self.link, self.say = hardware, link, say
+        self.hardware, self.link, self.say, self.fleet = hardware, link, say, fleet
         self.diverged: list[str] = []
         """Whose turns were the last ones, as long as their losses were no numbers."""
 
@@ -260,6 +293,7 @@ class _Run(contextlib.ExitStack):
             self.say.note(f"listening on {host}:{lobby.port} for {', '.join(options.devices)}")
             welcome = wire.Welcome(run=self.state.run, settings=self.settings)
             self.sessions = self.enter_context(Sessions(lobby, welcome, self.half.fingerprint, _BUILD_S, self.say.note))
+            self.fleet.listening(lobby.port)
         except BaseException:
             self.close()
             raise
@@ -396,8 +430,14 @@ class _Run(contextlib.ExitStack):
 
     def _wait_for_devices(self, *, everyone: bool) -> None:
         names = self.options.devices
+        end = time.monotonic() + self.options.patience_s
         with self.say.stage(f"waiting for {', '.join(names)}"):
-            there = self.sessions.wait(names, self.options.patience_s, everyone=everyone)
+            while True:
+                left = end - time.monotonic()
+                there = self.sessions.wait(names, min(max(left, 0.0), _LOOK_S), everyone=everyone)
+                if there or left <= 0:
+                    break
+                self.fleet.check()
         if not there and not any(self.sessions.get(name) for name in names):
             raise MissingHardware(
                 f"--devices {','.join(names)}: none came within {self.options.patience_s:g} s; start 'card-train device' on them, "

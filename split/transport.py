@@ -101,11 +101,7 @@ class Lobby:
         self._closed = False
         self._server: Any = None
         self._threads = _Threads()
-        if credentials is None and not is_loopback(self._host):
-            raise BadInput(
-                f"{address}: without certificates only loopback addresses (127.0.0.1) are listened on; "
-                "make certificates with 'card-train certificates'"
-            )
+        check_address(address, credentials)
 
     def start(self) -> Lobby:
         """Begin to listen."""
@@ -132,7 +128,9 @@ class Lobby:
             self._port = 0
         if self._port == 0:
             server.stop(0)
-            raise BadInput(f"{where}: cannot be listened on: is another server there, is the address this machine's?")
+            raise BadInput(
+                f"{where}: cannot be listened on: is another server there, is the address this machine's? Give another with --listen"
+            )
         server.start()
         self._server = server
         return self
@@ -398,6 +396,16 @@ def host_and_port(address: str, default: int = DEFAULT_PORT) -> tuple[str, int]:
     if not 0 <= int(port) <= 65535:
         raise BadInput(f"address {address[:80]!r}: port {port}, expected 0 to 65535")
     return host, int(port)
+
+
+def check_address(address: str, credentials: Credentials | None) -> None:
+    """Raises BadInput where that address would not be listened on: it is none, or not loopback and there are no certificates."""
+    host, _ = host_and_port(address)
+    if credentials is None and not is_loopback(host):
+        raise BadInput(
+            f"{address}: without certificates only loopback addresses (127.0.0.1) are listened on; "
+            "make certificates with 'card-train certificates'"
+        )
 
 
 def is_loopback(host: str) -> bool:
