@@ -24,7 +24,7 @@ from profiler.store import load_fleet
 from solver.assumptions import Assumption, assumed, distinct
 from solver.channel import Rates, channel_of, rates
 from solver.clocktimes import DIRECTIONS, operating_hz, timed_hz
-from solver.codecs import NONE
+from solver.codecs import AUTO, NONE
 from solver.costs import CostModel, Floats, Places, ServerPower, device_w, on_the_device, on_the_server
 from solver.methods import DECIDE_BY_PROFILE, Task, choose
 from solver.problem import SolveOptions, pose
@@ -111,6 +111,8 @@ class Decider:
             self._fleet = _Fleet(chosen, options, workload, self._fixed, adapter_names)
         elif cut is None:
             raise BadInput("--cut: expected a cut layer, or --profiles to decide it from")
+        else:
+            _check_unprofiled(self._fixed.codec, options.max_loss_increase)
         self._given = None if profiles is not None else _given_rates(options, self._devices)
 
     @property
@@ -144,6 +146,18 @@ class Decider:
 
 
 # ------------------------------------------------------------------------------------------------------- the profiles
+
+
+def _check_unprofiled(name: str | None, max_loss_increase: float | None) -> None:
+    """Without profiles a codec must be there by name: raises BadInput for any other, and for a limit that nothing could keep."""
+    from profiler.codecs import codec
+
+    if max_loss_increase is not None:
+        raise BadInput(f"--max-loss-increase {max_loss_increase:g}: expected --profiles and --codec auto with it")
+    if name == AUTO:
+        raise BadInput("--codec auto: expected --profiles with it, to decide from, or a codec's name")
+    if name is not None:
+        codec(name)
 
 
 def _profiles_of(folder: Path, options: SolveOptions, names: Sequence[str], workload: TrainedWorkload) -> list[Profile]:
