@@ -93,7 +93,7 @@ def train(cable: links.Cable, folder: Path, arguments: argparse.Namespace) -> No
     secure = ("--certificates", "certificates")
     argv = ("--model", MODEL, "--profiles", "profiles", "--devices", "device", "--rounds", str(arguments.rounds))
     argv += ("--batch-size", str(arguments.batch_size), "--seq-len", str(arguments.seq_len), "--hardware", "cpu")
-    argv += ("--optimizer", "adamw", "--learning-rate", "1e-4", "--report", "--listen", "0.0.0.0:7770", "--output", "run", "--json")  # fmt: skip
+    argv += ("--optimizer", "adamw", "--learning-rate", "1e-4", "--w", "1", "--report", "--listen", "0.0.0.0:7770", "--output", "run", "--json")  # fmt: skip
     argv += ("--patience", "60", *secure, *(("--cut", str(arguments.cut)) if arguments.cut else ()))
     device = ("--server", f"{links.FAR}:7770", "--name", "device", "--data", "text.txt", "--patience", "60", *secure)
     with beside(cable.command("near", *program("card-train", "device", *device, "--hardware", "cpu")), folder, "device.log"):  # fmt: skip

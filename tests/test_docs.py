@@ -9,12 +9,24 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def programs_in(folder: Path) -> Path:
+    """A folder with the three programs, of this checkout."""
+    programs = folder / "bin"
+    programs.mkdir()
+    for name in ("profile", "solve", "train"):
+        script = programs / f"card-{name}"
+        script.write_text(f"#!{sys.executable}\nfrom cli import {name}_main\n{name}_main()\n")
+        script.chmod(0o755)
+    return programs
 
 
 def test_every_command_of_the_tutorial_runs_as_written(tmp_path: Path) -> None:
@@ -26,12 +38,7 @@ def test_every_command_of_the_tutorial_runs_as_written(tmp_path: Path) -> None:
         if line.startswith("$ ")
     ]
     assert len(commands) >= 10
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, entry in (("card-profile", "profile_main"), ("card-solve", "solve_main")):
-        script = programs / name
-        script.write_text(f"#!{sys.executable}\nfrom cli import {entry}\n{entry}()\n")
-        script.chmod(0o755)
+    programs = programs_in(tmp_path)
     folder = tmp_path / "clone"
     shutil.copytree(ROOT / "profiles" / "letter", folder / "profiles" / "letter")
     environment = {
@@ -51,6 +58,65 @@ def test_every_command_of_the_tutorial_runs_as_written(tmp_path: Path) -> None:
     assert (folder / "decisions.csv").is_file()
     assert (folder / "decisions.parquet").is_file()
     assert len(list((folder / "plots").glob("*.png"))) >= 4
+
+
+def test_two_machines_rehearsed_on_one_run_as_written(tmp_path: Path) -> None:
+    """The block of docs/training.md, as one script in a fresh folder; only the port is a free one."""
+    import socket
+
+    (block,) = re.findall(r"```console\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.S)
+    assert block.count("$ card-train ") == 3
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = "set -e\n" + "\n".join(line.removeprefix("$ ") for line in block.splitlines()) + "\nwait $!\n"
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    shutil.copy(ROOT / "README.md", folder)
+    environment = {
+        **os.environ, "PATH": f"{programs_in(tmp_path)}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", script.replace(":7770", f":{port}")],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 turns in 2 rounds, 0 lost" in done.stdout
+    assert (folder / "server" / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    # A device holds no more than its own three files, and no key but its own.
+    kept = {path.name for path in (folder / "device" / "certificates").iterdir()}
+    assert kept == {"authority.pem", "orin-nano.pem", "orin-nano.key"}
+
+
+@pytest.mark.parametrize("page", ["training.md", "security.md", "link.md"])
+def test_every_command_about_training_is_one_that_the_programs_take(page: str) -> None:
+    """Parsed, required options and all; what needs another machine is not run."""
+    import cli
+    from split.commands import train_app
+
+    apps = {"card-profile": typer.main.get_command(cli.profile_app()), "card-train": typer.main.get_command(train_app)}
+    text = (ROOT / "docs" / page).read_text().replace("\\\n", " ")
+    lines = [line.removeprefix("$ ") for block in re.findall(r"```(?:sh|console)\n(.*?)```", text, re.S) for line in block.splitlines()]  # fmt: skip
+    parsed = 0
+    for line in lines:
+        words = shlex.split(line.rstrip("& "), comments=True)
+        if words and words[0] in apps:
+            group: Any = apps[words[0]]
+            group.commands[words[1]].make_context(words[1], words[2:])
+            parsed += 1
+    assert parsed >= (7 if page == "training.md" else 1)
+
+
+def test_the_columns_of_a_report_are_those_that_the_page_explains() -> None:
+    from split.report import COLUMNS, ROUND
+    from split.stages import STAGES
+
+    text = (ROOT / "docs" / "prediction.md").read_text()
+    table = text.partition("## The columns of report.csv")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    assert [name for columns, _ in rows for name in re.findall(r"`(\w+)`", columns)] == list(COLUMNS)
+    (stages,) = (what for columns, what in rows if columns.strip() == "`stage`")
+    assert re.findall(r"`(\w+)`", stages) == [*STAGES, ROUND]
 
 
 def run_cells(text: str) -> list[tuple[str, str]]:
@@ -96,9 +162,9 @@ def test_every_option_in_the_documents_exists(page: Path) -> None:
         command = typer.main.get_command(app)
         for sub, member in getattr(command, "commands", {"": command}).items():
             known[f"{name} {sub}".strip()] = {flag for p in member.params for flag in p.opts} | {"--help"}
-    # Code, in blocks or in backquotes, that begins with one of the two commands; a line may go on after a backslash.
+    # Code, in blocks or in backquotes, that begins with one of the three commands; a line may go on after a backslash.
     code = " ".join(re.findall(r"```.*?```|`[^`\n]+`", page.read_text().replace("\\\n", " "), re.S))
-    for program, rest in re.findall(r"\b(card-profile [a-z-]+|card-solve)\b((?:[^`\n|;&])*)", code):
+    for program, rest in re.findall(r"\b(card-(?:profile|train) [a-z-]+|card-solve)\b((?:[^`\n|;&])*)", code):
         if program in known:
             unknown = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", rest)) - known[program]
             assert not unknown, f"{page.name}: {program}{rest}"
