@@ -67,7 +67,8 @@ class Fixed:
 class Decision:
     """One round of one device. ``frequency_hz`` is the clock to request, None: leave it alone. ``predicted`` None: no profiles.
 
-    ``warnings`` says where no cut keeps a limit, and where the cut does not fit in memory by the profiles.
+    ``warnings`` says where no cut keeps a limit, and where the cut does not fit in memory by the profiles. ``emulated``: the link was slowed to
+    these rates (`split.emulated`).
     """
 
     round: int
@@ -81,6 +82,7 @@ class Decision:
     uplink_bps: float | None
     downlink_bps: float | None
     warnings: tuple[str, ...] = ()
+    emulated: bool = False
 
 
 class Decider:

@@ -44,10 +44,10 @@ class EmulatedLink:
         trace = self._rest()
         return (None, None) if trace is None else trace.next_rates_bps()
 
-    def take(self, stream: Stream, decision: Decision, timeout_s: float) -> None:
-        """Slow both ends of ``stream``. Raises Gone, Silent, and BadInput where no rates are known."""
+    def take(self, stream: Stream, decision: Decision, timeout_s: float) -> Decision:
+        """Slow both ends of ``stream``; the decision, marked. Raises Gone, Silent, and BadInput where no rates are known."""
         if not self._shaped:
-            return
+            return decision
         trace = self._rest()
         if trace is None:
             if decision.uplink_bps is None or decision.downlink_bps is None:
@@ -57,6 +57,7 @@ class EmulatedLink:
             trace = LinkTrace([(0.0, decision.uplink_bps)], [(0.0, decision.downlink_bps)])
         stream.send(wire.Link(uplink=list(trace.uplink)), timeout_s=timeout_s)
         stream.shape = Shape(trace.downlink)
+        return replace(decision, emulated=True)
 
     def _rest(self) -> LinkTrace | None:
         return None if self._trace is None else self._trace.rest(self._now_s() - self._began_s)

@@ -10,7 +10,7 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from profiler.profile import BadInput
 from profiler.store import read_bytes, write_atomically
 from profiler.units import data_size, quantity
+from solver.figures import COLOURS
 from split.stages import STAGES, Measured
 
 if TYPE_CHECKING:
@@ -64,6 +65,19 @@ _WORDS = {
     "other": "between the parts",
     ROUND: "round",
 }
+
+
+def _colours() -> dict[str, str]:
+    return {
+        "device_forward": COLOURS["device"],
+        "codec": COLOURS["energy"],
+        "uplink": COLOURS["link"],
+        "server": COLOURS["server"],
+        "downlink": COLOURS["other"],
+        "device_backward": "#66ccee",
+        "adapters": COLOURS["adapters"],
+        ROUND: "#000000",
+    }
 
 
 def error_pct(predicted_s: float | None, measured_s: float) -> float | None:
@@ -213,23 +227,27 @@ class Report:
     def plot(self, path: Path) -> Path:
         """Predicted against measured, a point for each turn and stage; on the line they are equal. Raises MissingHardware without
         matplotlib, BadInput where the folder cannot be written."""
-        from solver.figures import COLOURS, new_figure, save
+        from solver.figures import new_figure, save
 
-        figure = new_figure(7.5, 4.2)
-        points, bars = figure.subplots(1, 2, width_ratios=[1.0, 1.15])
-        colours = {
-            "device_forward": COLOURS["device"],
-            "codec": COLOURS["energy"],
-            "uplink": COLOURS["link"],
-            "server": COLOURS["server"],
-            "downlink": COLOURS["other"],
-            "device_backward": "#66ccee",
-            "adapters": COLOURS["adapters"],
-            ROUND: "#000000",
-        }
+        figure = new_figure(9.5, 4.8)
+        points, bars = figure.subplots(1, 2, width_ratios=[1.0, 1.25])
         told = [turn for turn in self._turns.values() if turn["predicted_s"] is not None]
+        self._draw_points(points, told)
+        summary = self.summary()
+        self._draw_bars(bars, summary)
+        whole = summary.round
+        if whole is not None and whole.median_error_pct is not None and whole.worst_error_pct is not None:
+            figure.suptitle(
+                f"{summary.turns} turns: the predicted delay was off by {whole.median_error_pct:.1f} % (median), at most "
+                f"{abs(whole.worst_error_pct):.1f} %",
+                fontsize=10,
+            )
+        figure.supxlabel(self._rests_on(told), fontsize=7, color="#444444")
+        return save(figure, path)
+
+    def _draw_points(self, axes: Any, told: Sequence[dict[str, Any]]) -> None:
         low, high = 1e9, 0.0
-        for stage, colour in colours.items():
+        for stage, colour in _colours().items():
             pairs = [(_measured(turn, stage), _predicted(turn, stage)) for turn in told]
             pairs = [(x, y) for x, y in pairs if x > 0 and y is not None and y > 0]
             if not pairs:
@@ -237,31 +255,61 @@ class Report:
             xs, ys = zip(*pairs, strict=True)
             low, high = min(low, *xs, *ys), max(high, *xs, *ys)
             marker = "D" if stage == ROUND else "o"
-            points.plot(xs, ys, marker, color=colour, markersize=4, alpha=0.7, linewidth=0, label=_WORDS[stage])
+            axes.plot(xs, ys, marker, color=colour, markersize=4, alpha=0.7, linewidth=0, label=_WORDS[stage])
         if high > 0:
-            points.plot([low, high], [low, high], color="#888888", linewidth=0.8, zorder=0)
-            points.set_xscale("log")
-            points.set_yscale("log")
-            points.legend(fontsize=7, frameon=False)
-        points.set_xlabel("measured (s)")
-        points.set_ylabel("predicted (s)")
-        points.set_title("every turn and stage", fontsize=9)
-        summary = self.summary()
-        shown = [row for row in summary.stages if row.stage != "other" or abs(row.measured_s) > 0]
-        places = range(len(shown))
-        bars.barh(
-            [p + 0.2 for p in places], [row.predicted_s for row in shown], 0.38, color="#bbbbbb", label="predicted"
+            axes.plot([low, high], [low, high], color="#888888", linewidth=0.8, zorder=0, label="as predicted")
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.legend(fontsize=7, frameon=False)
+        axes.set_xlabel("measured (s)")
+        axes.set_ylabel("predicted (s)")
+        axes.set_title("every turn and stage", fontsize=9)
+
+    @staticmethod
+    def _draw_bars(axes: Any, summary: Summary) -> None:
+        shown = [row for row in summary.stages if row.measured_s or row.predicted_s]
+        # From the top: the order in which they happen; of each stage first what was predicted, then what was measured.
+        for k, row in enumerate(shown):
+            first = k == 0
+            axes.barh(k - 0.2, row.predicted_s, 0.38, color="#bbbbbb", label="predicted" if first else None)
+            axes.barh(k + 0.2, row.measured_s, 0.38, color=COLOURS["device"], label="measured" if first else None)
+            off = f"  {row.bias_pct:+.0f} %" if row.bias_pct is not None and row.predicted_s > 0 else ""
+            text = f"{quantity(row.predicted_s, 's')}, {quantity(row.measured_s, 's')}{off}"
+            axes.annotate(
+                text,
+                (max(row.predicted_s, row.measured_s, 0.0), k),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+            )
+        axes.set_yticks(range(len(shown)), [_WORDS[row.stage] for row in shown], fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.45)  # room for the figures beside the bars
+        axes.set_xlim(left=min([0.0, *(min(row.predicted_s, row.measured_s) for row in shown)]))
+        axes.set_xlabel("seconds a turn, medians; predicted, measured, median error")
+        axes.legend(fontsize=7, frameon=False, loc="lower right")
+
+    @staticmethod
+    def _rests_on(told: Sequence[dict[str, Any]]) -> str:
+        """Where the figures come from, in a line under the picture."""
+
+        def each(values: Iterable[Any]) -> str:
+            found = list(dict.fromkeys(str(value) for value in values))
+            return ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
+
+        def rate(turn: dict[str, Any]) -> str:
+            up, down = turn["uplink_bps"], turn["downlink_bps"]
+            return "?" if up is None or down is None else f"{up / 1e6:.3g}/{down / 1e6:.3g}"
+
+        emulated = {bool(turn.get("link_emulated")) for turn in told}
+        kind = {True: "EMULATED link", False: "link as it is"}
+        link = " and ".join(kind[each] for each in sorted(emulated))
+        return (
+            f"devices {each(turn['device'] for turn in told)}; cuts {each(turn['cut'] for turn in told)}; codecs "
+            f"{each(turn['codec_up'] for turn in told)}; {link}, {each(rate(turn) for turn in told)} Mbit/s up/down\n"
+            "predicted: from the profiles, before each turn; measured: wall clocks of both machines"
         )
-        bars.barh([p - 0.2 for p in places], [row.measured_s for row in shown], 0.38, color="#4477aa", label="measured")
-        bars.set_yticks(list(places), [_WORDS[row.stage] for row in shown], fontsize=8)
-        bars.invert_yaxis()
-        bars.set_xlabel("seconds a turn, medians")
-        bars.legend(fontsize=7, frameon=False)
-        whole = summary.round
-        if whole is not None and whole.median_error_pct is not None and whole.worst_error_pct is not None:
-            off = f"delay off by {whole.median_error_pct:.1f} % (median), {abs(whole.worst_error_pct):.1f} % (worst)"
-            bars.set_title(f"{summary.turns} turns: {off}", fontsize=9)
-        return save(figure, path)
 
     # --- on disk -------------------------------------------------------------------------------------------------------
 
@@ -350,6 +398,7 @@ def _turn(round: int, device: str, decision: Decision, measured: Measured, losse
         "codec_down": decision.codec_down,
         "uplink_bps": decision.uplink_bps,
         "downlink_bps": decision.downlink_bps,
+        "link_emulated": decision.emulated,
         "mini_batches": len(measured.steps),
         "losses": list(losses),
         "predicted_s": None if predicted is None else predicted.delay_s,

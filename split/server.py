@@ -46,7 +46,7 @@ _LOOK_S = 1.0
 _DIVERGED = 3
 """So many turns in a row whose loss is no number end the run, where no device is left that may do better."""
 _RETURN_S = LONGEST_PAUSE_S + 5.0
-"""So long a server that was started again waits for the devices that trained before, and a run that is done for those that are away."""
+"""So long a server that was started again waits for its devices to come back, and a run that is done for those that are away."""
 
 
 @dataclass(frozen=True)
@@ -412,11 +412,11 @@ class _Run(contextlib.ExitStack):
         )
 
     def _meet(self) -> None:
-        """Wait for the devices: all of them before the first turn; where the run goes on, those that trained before, though not for long."""
+        """Wait for the devices, all of them before the first turn; where the run goes on not for long. They dial again within LONGEST_PAUSE_S."""
+        names = self.options.devices
         if self.state.turns:
-            known = tuple(name for name in self.options.devices if name in self.state.steps)
-            with self.say.stage(f"waiting for {', '.join(known)} to come back"):
-                self.sessions.wait(known, min(_RETURN_S, self.options.patience_s), everyone=True)
+            with self.say.stage(f"waiting for {', '.join(names)} to come back"):
+                self.sessions.wait(names, min(_RETURN_S, self.options.patience_s), everyone=True)
         self._wait_for_devices(everyone=not self.state.turns)
 
     def _tell_the_end(self) -> None:
@@ -508,8 +508,7 @@ class _Run(contextlib.ExitStack):
         """Cut, clock and codec of a turn, and the link as it is decided by, where it is an emulated one."""
         up, down = self.link.rates_bps()
         decision = self.decider.decide(number, session.name, uplink_bps=up, downlink_bps=down)
-        self.link.take(session.stream, decision, self.options.timeout_s)
-        return decision
+        return self.link.take(session.stream, decision, self.options.timeout_s)
 
     def _told(self, number: int, name: str, decision: Decision, turn: _Trained) -> str:
         measured = turn.measured
