@@ -90,6 +90,8 @@ def _main(app: typer.Typer, command: str) -> int:
 def _run(app: typer.Typer, command: str) -> int:
     try:
         result = app(standalone_mode=False, prog_name=command)
+        if _stopping:  # newer releases of Typer take the stop for an exit with 130
+            return _stopped(command)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):

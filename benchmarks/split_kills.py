@@ -39,7 +39,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
 DEVICES = ("one", "two")
-CUT, ROUNDS, EPOCHS, BATCH, TOKENS = 2, 40, 4, 2, 16
+CUT, ROUNDS, EPOCHS, BATCH, TOKENS = 2, 25, 4, 2, 16
 RATES = {"sgd": 0.05, "adamw": 1e-3}
 TIMEOUT_S, FLUSH_S, BUSY_S = 4.0, 2.0, 1.0
 UPLINK_MBPS = 3.0
@@ -49,6 +49,7 @@ LATE_S = 15.0
 """A device that is started again less than this before the run ends may come too late to be told."""
 
 MERGED = re.compile(r"round (\d+)/\d+ (\w+), cut .*: loss ")
+CONNECTED = "device: connected, between its turns"
 TOLD = re.compile(r"round (\d+): merged")
 
 
@@ -162,10 +163,14 @@ class Run:
         if not self.server_only:
             who = dice.choices([["server"], ["one"], ["two"], ["server", dice.choice(DEVICES)]], [3, 3, 3, 1])[0]
         way = dice.random()
-        if who == ["server"] and way < 0.3:
+        if way < 0.3:  # while it starts, or soon after
+            time.sleep(dice.uniform(0.0, 8.0))
+        elif not self._trains():
+            return
+        elif who == ["server"] and way < 0.5:
             self._until_it_writes()
         else:
-            time.sleep(dice.uniform(0.0, 1.5 if way < 0.45 else 9.0))
+            time.sleep(dice.uniform(0.0, 2.0))
         if not self.now["server"].alive:
             return  # the run is through
         hung = who[0] in DEVICES and way > 0.8
@@ -186,13 +191,36 @@ class Run:
                     labels[name] = "server: writing its state"
                 self.check()
             self.totals.phases[labels[name]] += 1
+            if labels[name] == CONNECTED and "server" not in who:
+                self.turn_lost(process)
         for name in who:
             self.start(name)
 
+    def turn_lost(self, device: Process) -> None:
+        """Whether that kill was in its turn: then the server says so at once."""
+        died = time.monotonic()
+        while time.monotonic() - died < 1.0:
+            if self.now["server"].said(f"{device.name}: lost", died - 0.1) is not None:
+                self.totals.phases[CONNECTED] -= 1
+                self.totals.phases["device: in its turn"] += 1
+                return
+            time.sleep(0.02)
+
+    def _trains(self) -> bool:
+        """Wait until the server has merged a turn in this life; whether it came to that."""
+        server, end = self.now["server"], time.monotonic() + 2 * PATIENCE_S
+        while server.alive and time.monotonic() < end:
+            if any(MERGED.match(line) for _, line in list(server.lines)):
+                return True
+            time.sleep(0.05)
+        if server.alive:
+            self.miss(f"nothing is merged for {2 * PATIENCE_S:g} s: {server.lines[-4:]}")
+        return False
+
     def _until_it_writes(self) -> None:
-        end = time.monotonic() + self.dice.uniform(3.0, 9.0)
+        """Wait for the moment at which it writes a state."""
+        end = time.monotonic() + 4.0
         written = re.compile(r"\.new-\d+")
-        time.sleep(self.dice.uniform(0.0, 3.0))
         while time.monotonic() < end and self.now["server"].alive:
             if self.folder.is_dir() and any(written.fullmatch(name) for name in os.listdir(self.folder)):
                 time.sleep(self.dice.uniform(0.0, 0.004))
@@ -230,7 +258,7 @@ class Run:
             return "server: in a turn"
         if process.said("connected") is None:
             return "device: starting" if process.said("building") is None else "device: building, shaking hands"
-        return "device: connected"
+        return CONNECTED
 
     # --- what must hold ------------------------------------------------------------------------------------------------
 

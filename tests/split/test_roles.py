@@ -204,12 +204,12 @@ class Rogue:
     def __init__(self, server: ServerOptions, name: str = "rogue") -> None:
         self.server, self.name = server, name
 
-    def meet(self) -> Stream:
+    def meet(self, batch: int = BATCH, tokens: int = TOKENS) -> Stream:
         stream = dial_when_there(self.server.listen, self.name)
         stream.send(wire.Hello(protocol=wire.PROTOCOL, toolkit="0", device=self.name))
         welcome = stream.receive(20).body
         assert isinstance(welcome, wire.Welcome)
-        half = Half(WorkloadSpec("tiny-llama-test", BATCH, TOKENS), "device")
+        half = Half(WorkloadSpec("tiny-llama-test", batch, tokens), "device")
         stream.send(wire.Ready(fingerprint=half.fingerprint, sequences=9, held_out=0, threads=1, torch="0"))
         return stream
 
