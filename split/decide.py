@@ -181,6 +181,9 @@ def _profiles_of(folder: Path, options: SolveOptions, names: Sequence[str], work
     return chosen
 
 
+_NO_OPTION = ("layers", "gradient_checkpointing")
+
+
 def _check_workload(profile: Profile, workload: TrainedWorkload) -> None:
     theirs = profile.workload
     pairs: dict[str, tuple[object, object]] = {
@@ -195,9 +198,10 @@ def _check_workload(profile: Profile, workload: TrainedWorkload) -> None:
     }
     for name, (profiled, trained) in pairs.items():
         if profiled != trained:
+            option = "" if name in _NO_OPTION else f", or give this run --{name.replace('_', '-')} {profiled}"
             raise BadInput(
                 f"profile {profile.name}: field workload.{name} is {profiled}, this run has {trained}: its times would be of another "
-                "workload; profile this one with 'card-profile run'"
+                f"workload; profile this one with 'card-profile run'{option}"
             )
 
 

@@ -208,14 +208,15 @@ class Report:
         for stage in (*STAGES, ROUND):
             row = rows.get(stage)
             seconds = row.measured_s if row is not None else measured.get(stage, 0.0)
+            foretold = row is not None and row.predicted_s > 0  # of nothing predicted no error tells anything
             share = f"{100 * seconds / whole:.0f} %" if whole > 0 else "?"
             table.add_row(
                 _WORDS[stage],
                 "?" if row is None else quantity(row.predicted_s, "s"),
                 quantity(seconds, "s"),
                 share,
-                _percent(None if row is None else row.bias_pct),
-                _percent(None if row is None else row.worst_error_pct),
+                _percent(row.bias_pct if row is not None and foretold else None),
+                _percent(row.worst_error_pct if row is not None and foretold else None),
                 style="bold" if stage == ROUND else None,
             )
         up, down = (median([turn[f"bytes_{way}"] for turn in self._turns.values()] or [0]) for way in ("up", "down"))
