@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 train_app = typer.Typer(
     name="card-train",
-    help="Fine-tune one model between devices and a server: each device runs the first layers, the server the rest.",
+    help="Fine-tune one model between devices and a server: each device runs the first layers, the server the rest.\n\n"
+    "First try: card-train local --model tiny-llama-test --cut 2 --data README.md --output run\n\n"
+    "On two machines: certificates, then server and device; docs/training.md goes through it. Afterwards the folder of the run holds "
+    "adapter/, a PEFT checkpoint.",
     add_completion=False,
     rich_markup_mode=None,
 )
@@ -208,7 +211,7 @@ def _apart(text: str) -> float | Path:
         return Path(text)
 
 
-@train_app.command("server")
+@train_app.command("server", short_help="Train with devices that dial in.")
 @taking(_training_options, 1)
 def server_command(
     options: dict[str, Any],
@@ -225,6 +228,8 @@ def server_command(
     merged turn when the same command is given again. OUTPUT/adapter is a PEFT checkpoint.
 
     Example: card-train server --model tiny-llama-test --cut 2 --devices one,two --rounds 3 --output run
+
+    Example: card-train server --model /models/llama --profiles profiles --devices orin-nano --listen 0.0.0.0:7770 --certificates certificates --report --output run
     """
     from split.server import ServerOptions, run_server
 
@@ -235,7 +240,7 @@ def server_command(
     _tell(outcome, json_output)
 
 
-@train_app.command("device")
+@train_app.command("device", short_help="Train this device's layers on its own data.")
 def device_command(
     server: Annotated[str, typer.Option(help="Where the server listens.", metavar="HOST:PORT")],
     name: Annotated[
@@ -295,7 +300,7 @@ def device_command(
         run_device(asked, say)
 
 
-@train_app.command("local")
+@train_app.command("local", short_help="Server and devices on this machine: a first try.")
 @taking(_training_options, 1)
 def local_command(
     options: dict[str, Any],
@@ -312,9 +317,12 @@ def local_command(
 ) -> None:
     """Start a server and its devices on this machine, as separate processes: a first try.
 
-    Each device draws its own mini-batches from the same text. What the devices say goes to OUTPUT/NAME.log.
+    Each device draws its own mini-batches from the same text. What the devices say goes to OUTPUT/NAME.log. The link between them is as
+    fast as loopback, or slowed to the rates that are given.
 
     Example: card-train local --model tiny-llama-test --cut 2 --data README.md --rounds 3 --output run
+
+    Example: card-train local --model tiny-llama-test --cut 2 --data README.md --channel poor --rounds 3 --report --output slow
     """
     from split.local import run_local
     from split.server import ServerOptions
@@ -329,7 +337,7 @@ def local_command(
     _tell(outcome, json_output)
 
 
-@train_app.command("certificates")
+@train_app.command("certificates", short_help="Who may join: certificates for server and devices.")
 def certificates_command(
     folder: Annotated[Path, typer.Argument(help="Where they go; an authority that is there is kept.", metavar="DIR")],
     server: Annotated[
@@ -385,6 +393,8 @@ def link(
     """Measure the link between two machines: uplink, downlink, round trip.
 
     Start it with --serve on the server, then with --to on each device.
+
+    Example: card-profile link --serve --certificates certificates
 
     Example: card-profile link --to 192.0.2.1 --certificates certificates --name orin-nano --profile profiles/orin-nano.json
     """
