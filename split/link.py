@@ -360,7 +360,8 @@ def measure_and_tell(
         print(json.dumps(found.as_json(), indent=1, allow_nan=False))
         return
     for what, rate in (("uplink", found.uplink), ("downlink", found.downlink)):
-        print(f"{what:10}  {rate.mbps:10.4g} Mbit/s  (interquartile range {rate.iqr_mbps:.2g})")
+        digits = 3 if rate.mbps < 100 else 0
+        print(f"{what:10}  {rate.mbps:10.{digits}f} Mbit/s  (interquartile range {rate.iqr_mbps:.{digits}f})")
     print(
         f"{'round trip':10}  {quantity(found.round_trip_s, 's')}  (interquartile range {quantity(found.round_trip_iqr_s, 's')})"
     )

@@ -88,7 +88,7 @@ def test_two_machines_rehearsed_on_one_run_as_written(tmp_path: Path) -> None:
     assert kept == {"authority.pem", "orin-nano.pem", "orin-nano.key"}
 
 
-@pytest.mark.parametrize("page", ["training.md", "security.md", "link.md"])
+@pytest.mark.parametrize("page", ["training.md", "security.md", "link.md", "data.md"])
 def test_every_command_about_training_is_one_that_the_programs_take(page: str) -> None:
     """Parsed, required options and all; what needs another machine is not run."""
     import cli
