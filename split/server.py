@@ -11,23 +11,23 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiler.profile import BadInput, MissingHardware, Role
+from profiler.profile import BadInput, MissingHardware
 from solver.codecs import AUTO
 from solver.problem import SolveOptions
 from split import wire
 from split.decide import Decider, Decision, Fixed, TrainedWorkload
-from split.device import LONGEST_PAUSE_S, codec_seed
+from split.device import LONGEST_PAUSE_S
 from split.emulated import EmulatedLink, posed
-from split.energy import Watched, Window, open_hardware, watching
-from split.progress import Turn, head
+from split.energy import open_hardware
+from split.progress import head
 from split.sessions import Session, Sessions
 from split.shaping import read_link_trace
-from split.stages import Measured, StepRecord
+from split.turns import Attempt, Lost, Trained, Turns, check_sound, diverged, reset, travels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +37,7 @@ if TYPE_CHECKING:
     from split.half import Half
     from split.report import Report
     from split.shaping import Shape
-    from split.transport import Received
 
-_SIDES: tuple[Role, Role] = ("device", "server")
 _BUILD_S = 1800.0
 """So long a device may take to build its half and read its data."""
 _LOOK_S = 1.0
@@ -112,39 +110,6 @@ class Fleet:
 
     def check(self) -> None:
         """Called now and then while the server waits. Raises BadInput or MissingHardware where a device will never come."""
-
-
-class _Lost(Exception):
-    """This turn is lost, for a reason that is the device's or the link's."""
-
-
-class _Diverged(_Lost):
-    """This turn is lost: the loss is no number."""
-
-
-def _diverged(error: Exception) -> bool:
-    """Whether a turn was lost because there were no numbers any more, wherever that was seen first."""
-    from split.transport import Gone
-
-    told = error.refusal if isinstance(error, Gone) else None
-    return isinstance(error, _Diverged | wire.NoNumbers) or (told is not None and wire.NO_NUMBERS in told)
-
-
-def _check_sound(now: tuple[dict[str, Tensor], dict[str, Tensor], int]) -> None:
-    """Raises _Diverged where an adapter or a moment is no number: the device's were looked at as they came, the server's were not."""
-    import torch
-
-    for name, tensor in (*now[0].items(), *now[1].items()):
-        if not bool(torch.isfinite(tensor).all()):
-            raise _Diverged(f"{name} holds {wire.NO_NUMBERS}")
-
-
-@dataclass
-class _Trained:
-    """What a turn gave."""
-
-    losses: list[float] = field(default_factory=list)
-    measured: Measured | None = None
 
 
 def run_server(options: ServerOptions, say: Reporter, fleet: Fleet | None = None) -> Outcome:
@@ -280,7 +245,16 @@ class _Run(contextlib.ExitStack):
             self.folder = self.enter_context(RunFolder(options.output, self.half.peft_config(), self.say.note))
             self._begin_or_resume()
             self.report = self._report()
-            self.clock = self._clock()
+            self.turns = Turns(
+                self.half,
+                self.settings,
+                options.solve.local_epochs,
+                options.solve.rounds or 1,
+                self.hardware,
+                self._clock(),
+                self.say,
+                options.timeout_s,
+            )
             names: Path | tuple[str, ...] = options.devices
             credentials = None
             if options.certificates is not None:
@@ -455,16 +429,16 @@ class _Run(contextlib.ExitStack):
         try:
             decision = self._decided(session, number)
             session.ping(self.options.timeout_s)
-            turn = self._train(session, decision)
+            turn = self.turns.train(session, decision, self._attempt(name))
             after = self._everything()
-            _check_sound(after)
-        except (Gone, Silent, wire.Refused, _Lost) as error:
+            check_sound(after)
+        except (Gone, Silent, wire.Refused, Lost) as error:
             self._put_back(before)
             state.lost += 1
             state.next_device = place + 1
             self.sessions.drop(session, f"round {number} lost: {error}"[:300])
             self.say.note(f"round {number}: {name}: lost, the adapters stay as they were: {error}")
-            if _diverged(error):
+            if diverged(error):
                 self._count_diverged(name)
             return 0
         self.diverged = []
@@ -494,6 +468,9 @@ class _Run(contextlib.ExitStack):
         self.say.note(self._told(number, name, decision, turn))
         return 1
 
+    def _attempt(self, name: str) -> Attempt:
+        return Attempt(self.state.round, self.state.attempts, self.state.steps.get(name, 0))
+
     def _count_diverged(self, name: str) -> None:
         """One more turn ended in no numbers. Raises BadInput where it is no single device's doing: a false one must not end the run."""
         self.diverged.append(name)
@@ -510,7 +487,7 @@ class _Run(contextlib.ExitStack):
         decision = self.decider.decide(number, session.name, uplink_bps=up, downlink_bps=down)
         return self.link.take(session.stream, decision, self.options.timeout_s)
 
-    def _told(self, number: int, name: str, decision: Decision, turn: _Trained) -> str:
+    def _told(self, number: int, name: str, decision: Decision, turn: Trained) -> str:
         measured = turn.measured
         assert measured is not None
         tokens = self.options.solve.local_epochs * self.settings.batch_size * self.settings.seq_len
@@ -529,294 +506,21 @@ class _Run(contextlib.ExitStack):
 
     # --- adapters and moments of all layers ------------------------------------------------------------------------------
 
-    @property
-    def _travels(self) -> bool:
-        """Whether there are moments that outlive a turn."""
-        return self.settings.optimizer == "adamw" and self.settings.optimizer_state == "travel"
-
     def _everything(self) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
         half, cut = self.half, self.half.cuts[0]
         adapters = half.adapters("device", cut) | half.adapters("server", cut)
-        if not self._travels:
+        if not travels(self.settings):
             return adapters, {}, 0
         return adapters, half.moments("device", cut) | half.moments("server", cut), half.optimizer_steps("server", cut)
-
-    def _reset(self) -> None:
-        """Forget the moments of all adapters."""
-        for side in _SIDES:
-            self.half.reset_optimizer(side, self.half.cuts[0])
 
     def _put_back(self, before: tuple[dict[str, Tensor], dict[str, Tensor], int]) -> None:
         adapters, moments, steps = before
         self.half.put_adapters(adapters)
-        self._reset()
+        reset(self.half)
         if moments:
             self.half.put_moments(moments, steps)
 
-    # --- one turn --------------------------------------------------------------------------------------------------------
-
-    def _begin(self, session: Session, decision: Decision, evaluate: int) -> tuple[float, int]:
-        """Stages 1 and 2: split the adapters at the cut, send the device its part. When it was sent, and the bytes."""
-        half, state = self.half, self.state
-        half.cut_at(decision.cut)
-        tensors = half.adapters("device", decision.cut)
-        steps = 0
-        if self._travels:
-            tensors |= half.moments("device", decision.cut)
-            steps = half.optimizer_steps("device", decision.cut)
-        elif not evaluate:
-            self._reset()
-        body = wire.Round(
-            round=state.round,
-            attempt=state.attempts,
-            cut=decision.cut,
-            epochs=self.options.solve.local_epochs,
-            codec_up="none" if evaluate else decision.codec_up,
-            codec_down="none" if evaluate else decision.codec_down,
-            evaluate=evaluate,
-            first_step=state.steps.get(session.name, 0),
-            optimizer_steps=steps,
-        )
-        packed = {name: wire.pack_tensor(tensor, "none", 0) for name, tensor in tensors.items()}
-        sent_s = time.monotonic()
-        return sent_s, session.stream.send(body, packed, self.options.timeout_s)
-
-    def _train(self, session: Session, decision: Decision) -> _Trained:
-        """Stages 2 to 5 with one device."""
-        turn, epochs = _Trained(), self.options.solve.local_epochs
-        records: list[StepRecord] = []
-        windows: list[Window] = []
-        up = down = 0
-        with self._at_clock(decision), watching(self.hardware) as watched:
-            sent_s, adapters_down = self._begin(session, decision, 0)
-            with self._shown(session, decision, epochs, watched).shown() as show:
-                for step in range(epochs):
-                    received = session.stream.receive(self.options.timeout_s)
-                    loss, record, sent = self._step(session, decision, step, received, windows)
-                    records.append(record)
-                    turn.losses.append(loss)
-                    up, down = up + received.bytes, down + sent
-                    show(step + 1, loss, up, adapters_down + down)
-                last = session.stream.receive(self.options.timeout_s)
-        body = self._merge(decision, last, epochs)
-        records = [
-            replace(
-                record,
-                waited_s=told.waited_s,
-                gradient_decode_s=told.decode_s,
-                backward_s=told.backward_s,
-                optimizer_s=told.optimizer_s,
-            )
-            for record, told in zip(records, body.steps, strict=True)
-        ]
-        turn.measured = Measured.of_round(
-            records,
-            session.clock,
-            round_sent_s=sent_s,
-            adapters_received_s=last.received_s,
-            uplink_bytes=up,
-            downlink_bytes=down,
-            adapters_down_bytes=adapters_down,
-            adapters_up_bytes=last.bytes,
-            round_received_s=body.round_received_s,
-            adapters_sent_s=body.sent_s,
-            server_energy_j=watched.joules(windows) if watched is not None else None,
-            device_energy_j=body.energy_j,
-        )
-        return turn
-
-    def _shown(self, session: Session, decision: Decision, steps: int, watched: Watched | None) -> Turn:
-        """This turn as it is told while it runs."""
-        words = head(
-            self.state.round,
-            self.options.solve.rounds or 1,
-            session.name,
-            decision.cut,
-            decision.codec_up,
-            decision.codec_down,
-        )
-        tokens = self.settings.batch_size * self.settings.seq_len
-        return Turn(self.say, words, steps, tokens, watched.watts if watched is not None else lambda: None)
-
-    def _smashed(
-        self, decision: Decision, step: int, received: Received, purpose: str
-    ) -> tuple[wire.Smashed, dict[str, Tensor], Tensor]:
-        """What came up, checked against what is expected just now. Raises wire.Refused."""
-        import torch
-
-        body, state = received.body, self.state
-        if not isinstance(body, wire.Smashed) or body.purpose != purpose:
-            raise wire.Refused(f"{body.kind}: expected the smashed data of step {step} ({purpose})")
-        if (body.round, body.attempt, body.step) != (state.round, state.attempts, step):
-            raise wire.Refused(
-                f"step {body.round}.{body.attempt}.{body.step}, expected {state.round}.{state.attempts}.{step}: taken once only"
-            )
-        labels = received.tensors.get("labels")
-        size = labels.shape[0] if labels is not None and purpose == "evaluate" and labels.shape else None
-        if size is not None and not 1 <= size <= self.settings.batch_size:
-            raise wire.Refused(f"labels of {size} sequences, expected 1 to {self.settings.batch_size}")
-        expected = self.half.crossing(decision.cut, size)
-        if received.tensors.keys() != {*expected, "labels"}:
-            raise wire.Refused(
-                f"tensors {', '.join(received.tensors)[:100]}, expected {', '.join(expected)} and labels"
-            )
-        codec = "none" if purpose == "evaluate" else decision.codec_up
-        for name in expected:
-            if received.tensors[name].codec != codec:
-                raise wire.Refused(f"{name} by codec {received.tensors[name].codec}, expected {codec}")
-        carried = {n: wire.unpack_tensor(received.tensors[n], shape, dtype) for n, (shape, dtype) in expected.items()}
-        shape = (size or self.settings.batch_size, self.settings.seq_len)
-        return body, carried, wire.unpack_tensor(received.tensors["labels"], shape, torch.int64)
-
-    def _step(
-        self, session: Session, decision: Decision, step: int, received: Received, windows: list[Window]
-    ) -> tuple[float, StepRecord, int]:
-        """Stages 3 and 4 on the server for one mini-batch: loss, times (the device's own are filled in later), bytes sent."""
-        from split.half import Unfit
-
-        half, state = self.half, self.state
-        t0 = time.monotonic()
-        smashed, carried, labels = self._smashed(decision, step, received, "train")
-        t1 = time.monotonic()
-        try:
-            loss = half.loss(carried, labels, decision.cut)
-        except Unfit as error:
-            raise wire.Refused(str(error)[:300]) from None
-        half.settle()
-        t2 = time.monotonic()
-        if not abs(loss) <= wire.MOST_LOSS:
-            raise _Diverged(f"the loss of step {step} is no number, or beyond all bounds")
-        gradients = half.backward()
-        half.settle()
-        t3 = time.monotonic()
-        if not self.settings.overlap:  # Eq. 4 comes before the gradient's transmission
-            half.step()
-            half.settle()
-        t4 = time.monotonic()
-        seed = codec_seed(self.settings.seed, session.name, state.steps.get(session.name, 0) + step, up=False)
-        try:
-            packed = {n: wire.pack_tensor(t.cpu(), decision.codec_down, seed) for n, t in gradients.items()}
-        except ValueError:  # a codec does not take it
-            raise _Diverged(f"the gradient of step {step} holds {wire.NO_NUMBERS}") from None
-        t5 = time.monotonic()
-        sent = session.stream.send(
-            wire.Gradient(
-                round=state.round,
-                attempt=state.attempts,
-                step=step,
-                loss=loss,
-                decode_s=t1 - t0,
-                forward_s=t2 - t1,
-                backward_s=t3 - t2,
-                encode_s=t5 - t4,
-                received_s=received.received_s,
-                sent_s=t5,
-            ),
-            packed,
-            self.options.timeout_s,
-        )
-        optimizer_s = t4 - t3
-        if self.settings.overlap:  # while the gradient is on its way
-            begun = time.monotonic()
-            half.step()
-            half.settle()
-            optimizer_s = time.monotonic() - begun
-        windows.append((t1, time.monotonic()))
-        record = StepRecord(
-            forward_s=smashed.forward_s,
-            encode_s=smashed.encode_s,
-            sent_s=smashed.sent_s,
-            received_s=received.received_s,
-            decode_s=t1 - t0,
-            server_forward_s=t2 - t1,
-            server_backward_s=t3 - t2,
-            server_optimizer_s=optimizer_s,
-            gradient_encode_s=t5 - t4,
-            answered_s=t5,
-            waited_s=0.0,
-            gradient_decode_s=0.0,
-            backward_s=0.0,
-            optimizer_s=0.0,
-        )
-        return loss, record, sent
-
-    def _merge(self, decision: Decision, received: Received, epochs: int) -> wire.Adapters:
-        """Stage 5: take the device's adapters back. Raises wire.Refused, and then nothing of them was taken."""
-        from split.half import FIRST_MOMENT, SECOND_MOMENT, Unfit
-
-        body, state, half = received.body, self.state, self.half
-        if not isinstance(body, wire.Adapters) or (body.round, body.attempt) != (state.round, state.attempts):
-            raise wire.Refused(f"{body.kind}: expected the adapters of round {state.round}.{state.attempts}")
-        if len(body.steps) != epochs:
-            raise wire.Refused(f"times of {len(body.steps)} mini-batches, expected {epochs}")
-        tensors = {n: wire.unpack_tensor(p, None, None) for n, p in received.tensors.items()}
-        moments = {n: t for n, t in tensors.items() if n.startswith((FIRST_MOMENT, SECOND_MOMENT))}
-        adapters = {n: t for n, t in tensors.items() if n not in moments}
-        names = half.adapter_names("device", decision.cut)
-        if adapters.keys() != set(names):
-            raise wire.Refused(f"{len(adapters)} adapters, expected the {len(names)} of layers 1..{decision.cut}")
-        wanted = {m + n for n in names for m in (FIRST_MOMENT, SECOND_MOMENT)} if self._travels else set()
-        if moments.keys() != wanted or (
-            self._travels and body.optimizer_steps != half.optimizer_steps("server", decision.cut)
-        ):
-            raise wire.Refused(
-                "moments: expected those of the adapters sent down, after as many steps as the server took"
-            )
-        try:
-            half.put_adapters(adapters)
-            if self._travels:
-                half.put_moments(moments, body.optimizer_steps)
-        except Unfit as error:
-            raise wire.Refused(str(error)[:300]) from None
-        return body
-
-    @contextlib.contextmanager
-    def _at_clock(self, decision: Decision) -> Iterator[None]:
-        if self.clock is not None and decision.frequency_hz is not None:
-            self.clock.lock(decision.frequency_hz)
-        yield
-
     # --- held-out loss -----------------------------------------------------------------------------------------------------
-
-    def _evaluate(self, session: Session, decision: Decision) -> float:
-        """Mean loss over the sequences that the device keeps apart, uncompressed, nothing trained."""
-        from split.half import Unfit
-
-        size = self.settings.batch_size
-        batches = -(-session.ready.held_out // size)
-        _, down = self._begin(session, decision, batches)
-        total, count, up = 0.0, 0, 0
-        words = f"held-out loss, {session.name}"
-        with Turn(self.say, words, batches, size * self.settings.seq_len).shown() as show:
-            for step in range(batches):
-                received = session.stream.receive(self.options.timeout_s)
-                _, carried, labels = self._smashed(decision, step, received, "evaluate")
-                try:
-                    loss = self.half.loss(carried, labels, decision.cut, train=False)
-                except Unfit as error:
-                    raise wire.Refused(str(error)[:300]) from None
-                if not abs(loss) <= wire.MOST_LOSS:
-                    raise _Diverged("the held-out loss is no number, or beyond all bounds")
-                total, count = total + loss * labels.shape[0], count + labels.shape[0]
-                now = time.monotonic()
-                down += session.stream.send(
-                    wire.Gradient(
-                        round=self.state.round,
-                        attempt=self.state.attempts,
-                        step=step,
-                        loss=loss,
-                        decode_s=0.0,
-                        forward_s=0.0,
-                        backward_s=0.0,
-                        encode_s=0.0,
-                        received_s=received.received_s,
-                        sent_s=now,
-                    ),
-                    timeout_s=self.options.timeout_s,
-                )
-                up += received.bytes
-                show(step + 1, total / count, up, down)
-        return total / count
 
     def _held_out_everywhere(self, when: str) -> float | None:
         """Mean held-out loss over the devices that are there."""
@@ -830,8 +534,8 @@ class _Run(contextlib.ExitStack):
             self.state.attempts += 1
             try:
                 decision = self._decided(session, max(self.state.round - 1, 1))
-                found.append(self._evaluate(session, decision))
-            except (Gone, Silent, wire.Refused, _Lost) as error:
+                found.append(self.turns.evaluate(session, decision, self._attempt(name)))
+            except (Gone, Silent, wire.Refused, Lost) as error:
                 self.sessions.drop(session, f"evaluation: {error}"[:300])
                 self.say.note(f"{name}: its held-out loss is missing: {error}")
         if not found:
