@@ -1,23 +1,24 @@
 """Does a profile predict a real split run, second by second, and is the cut that it decides the fastest?
 
     python -m benchmarks.split_prediction [--model NAME] [--batch-size N] [--seq-len N] [--rates 100,25,10] [--codecs A,B] [--cuts 1,3,5,7]
-                                          [--local-epochs T] [--repeats N] [--attempts N] [--output DIR]
+                                          [--local-epochs T] [--cycles N] [--attempts N] [--output DIR]
 
-One machine, two cores. `card-profile run` profiles a server on the first core and a device on the second, each in a process of its own that has
-ended before anything else happens. Then `card-train`'s own roles run as two processes, pinned to these cores with one thread each, over a link
-that is slowed inside the processes (emulated: rates in both directions, no delay). Cuts, rates and codecs change from round to round in an
-order that is shuffled in each repeat, so that a slow second of the machine falls on all of them; what the server decides is the only thing that
-is not the product's. The report that the server writes is what is judged: for each rate, cut and codec the median over the repeats.
+One machine, two cores. A cycle: `card-profile run` profiles a server on the first core and a device on the second, each in a process of its own
+that has ended before anything else happens. Then `card-train`'s own roles run as two processes, pinned to these cores with one thread each, over a
+link that is slowed inside the processes (emulated: rates in both directions, no delay). Every rate, cut and codec has one round in a cycle, in
+shuffled order; what the server decides is the only thing that is not the product's. The reports that the server writes are what is judged: for
+each rate, cut and codec the median over the cycles of what was measured, and of what that cycle's profiles had predicted.
 
 Judged: the round's delay, predicted against measured (median error at most 5 %, worst at most 12 %); every stage of more than 5 % of the round
 (median error at most 10 %); computing at least half of the round at the highest rate; and the cut that ``--w 1`` decides for each rate and codec
 against the one that was truly fastest (regret at most 2 %).
 
 No figure is corrected. But a shared machine has slow minutes that no profile can know. So the plain, unsplit step, which is no part of any
-prediction, is the control: the server's process times it between rounds, and where it differs by more than 2 % from the profile's plain step,
-the machine was not the one that was profiled. Then the attempt is printed, marked, and made again with new profiles, at most --attempts times.
+prediction, is the control: it is timed between rounds on both cores, and where it differs by more than 3 % from the plain step of that core's
+profile, the machine was not the one that was profiled. Then the cycle does not count, whatever its errors are; it is said, and another is
+made, at most --attempts in all.
 
-Ends with 1 when a bound is missed in an attempt that counts, or when none counts.
+Ends with 1 when a bound is missed, or when fewer than --cycles cycles count.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,17 +45,32 @@ from profiler.profile import Role
 from profiler.store import load, save
 from solver.problem import SolveOptions
 from split.decide import Decider, Decision, Fixed, TrainedWorkload
-from split.report import error_pct, summarise
+from split.report import error_pct
 from split.shaping import Shape
 
-MEDIAN_PCT, WORST_PCT, STAGE_PCT, REGRET_PCT, CONTROL_PCT, COMPUTE_SHARE = 5.0, 12.0, 10.0, 2.0, 2.0, 0.5
+MEDIAN_PCT, WORST_PCT, STAGE_PCT, REGRET_PCT, CONTROL_PCT, COMPUTE_SHARE = 5.0, 12.0, 10.0, 2.0, 3.0, 0.5
 WARMUP_ROUNDS = 3
 CONTROL_EVERY = 3
 LAYERS = 8
 TEXT = "The device runs the first layers, the server runs the others, and what crosses between them is measured. "
 
+MOST_S = 600.0
+"""The rounds of a cycle are given up after so many seconds."""
+
+Turn = dict[str, Any]
+"""One turn of the server's report, with the rate it ran at."""
+
 Point = tuple[float, int, str]
 """Rate in bit/s in both directions, cut, codec."""
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """What one cycle gave; whether it counts. ``choices``: "RATE CODEC" -> the cut that ``--w 1`` decides."""
+
+    turns: list[Turn]
+    choices: dict[str, int]
+    counts: bool
 
 
 class Dial:
@@ -121,7 +138,15 @@ def serve(task: dict[str, Any]) -> None:
     dial, clock = Dial(Path(task["dial"])), WallTime()
     control = SplitModel(build(WorkloadSpec(task["model"], task["batch_size"], task["seq_len"])))
     steps = Steps(control, control.batch())
-    plain: list[float] = []
+    plain: dict[int, list[float]] = {core: [] for core in task["cores"]}
+
+    def time_plain() -> None:
+        """On both cores: the device waits for its turn meanwhile."""
+        for core, found in plain.items():
+            os.sched_setaffinity(0, {core})
+            steps.plain(clock)  # the caches are another core's
+            found.append(steps.plain(clock)[0][2])
+        os.sched_setaffinity(0, {task["core"]})
 
     class Scheduled(Decider):
         """Every decision the schedule's; what is predicted of it is the product's."""
@@ -150,8 +175,7 @@ def serve(task: dict[str, Any]) -> None:
             rate, cut, codec = schedule[round - 1]
             dial.set(rate)
             if round % CONTROL_EVERY == 0:
-                for _again in range(2):
-                    plain.append(steps.plain(clock)[0][2])
+                time_plain()
             return self._each[cut, codec].decide(
                 round, device, uplink_bps=rate, downlink_bps=rate, round_trip_s=round_trip_s
             )
@@ -176,7 +200,7 @@ def serve(task: dict[str, Any]) -> None:
     )
     with Path(task["log"]).open("w") as log:
         split.server.run_server(options, Reporter(Console(file=log, width=200)))
-    Path(task["control"]).write_text(json.dumps(plain[len(plain) // 10 :]))
+    Path(task["control"]).write_text(json.dumps([plain[core] for core in task["cores"]]))
 
 
 def train(task: dict[str, Any]) -> None:
@@ -232,15 +256,15 @@ def profile_on(core: int, role: Role, arguments: argparse.Namespace, folder: Pat
     return output
 
 
-def run(arguments: argparse.Namespace, folder: Path, cores: tuple[int, int]) -> tuple[list[dict[str, Any]], Any, Any]:
-    """The turns as the report has them, the cuts that ``--w 1`` decides, and the control's seconds."""
+def rounds(
+    arguments: argparse.Namespace, folder: Path, cores: tuple[int, int], seed: int
+) -> tuple[list[Turn], dict[str, int], tuple[list[float], list[float]]]:
+    """One round at every point: the turns as the report has them, the cuts that ``--w 1`` decides, and the control's seconds on both cores."""
     points = [
         (1e6 * rate, cut, codec) for rate in arguments.rates for cut in arguments.cuts for codec in arguments.codecs
     ]
-    shuffled = random.Random(0)
-    schedule = [points[shuffled.randrange(len(points))] for _ in range(WARMUP_ROUNDS)]
-    for _ in range(arguments.repeats):
-        schedule += shuffled.sample(points, len(points))
+    shuffled = random.Random(seed)
+    schedule = [shuffled.choice(points) for _ in range(WARMUP_ROUNDS)] + shuffled.sample(points, len(points))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -258,6 +282,7 @@ def run(arguments: argparse.Namespace, folder: Path, cores: tuple[int, int]) -> 
     server = {
         **shared,
         "core": cores[0],
+        "cores": cores,
         "schedule": schedule,
         "profiles": str(folder / "profiles"),
         "output": str(folder / "run"),
@@ -268,71 +293,62 @@ def run(arguments: argparse.Namespace, folder: Path, cores: tuple[int, int]) -> 
     }
     device = {**shared, "core": cores[1], "data": str(data), "log": str(folder / "device.log")}
     with process("serve", server) as running, process("train", device):
-        if running.wait(arguments.most_s):
+        if running.wait(MOST_S):
             raise SystemExit(f"the server ended with {running.returncode}: {folder / 'server.log'}")
     turns = json.loads((folder / "run" / "report.json").read_text())["turns"][WARMUP_ROUNDS:]
     for turn, (rate, _, _) in zip(turns, schedule[WARMUP_ROUNDS:], strict=True):
         turn["rate_bps"] = rate
-    choices = json.loads((folder / "choices.json").read_text())
-    return turns, choices, json.loads((folder / "control.json").read_text())
+    return turns, json.loads((folder / "choices.json").read_text()), json.loads((folder / "control.json").read_text())
 
 
-def middle(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One turn whose measured figures are the medians over the repeats of a point; predictions are the same in all of them."""
-    first = turns[-1]
-    stages = {
-        stage: {**row, "measured_s": median(turn["stages"][stage]["measured_s"] for turn in turns)}
-        for stage, row in first["stages"].items()
-    }
-    return {**first, "measured_s": median(turn["measured_s"] for turn in turns), "stages": stages}
+def off_pct(pairs: Iterable[tuple[float, float]]) -> float:
+    """The median over cycles of predicted over measured, less one, in percent: each prediction beside what its own cycle measured."""
+    return median([error for pair in pairs if (error := error_pct(*pair)) is not None] or [0.0])
 
 
-def judge(arguments: argparse.Namespace, turns: list[dict[str, Any]], choices: dict[str, int]) -> bool:
-    """Print what came out, whether every bound is kept."""
-    by_point: dict[Point, list[dict[str, Any]]] = {}
-    for turn in turns:
-        by_point.setdefault((turn["rate_bps"], turn["cut"], turn["codec_up"]), []).append(turn)
-    points = {point: middle(found) for point, found in by_point.items()}
+def judge(arguments: argparse.Namespace, cycles: Sequence[Cycle]) -> bool:
+    """Print what came out of the cycles that count, whether every bound is kept."""
+    points: dict[Point, list[Turn]] = {}
+    for cycle in cycles:
+        for turn in cycle.turns:
+            points.setdefault((turn["rate_bps"], turn["cut"], turn["codec_up"]), []).append(turn)
+    measured = {point: median(turn["measured_s"] for turn in turns) for point, turns in points.items()}
+    errors = {point: off_pct((t["predicted_s"], t["measured_s"]) for t in turns) for point, turns in points.items()}
     print(
-        f"{'Mbit/s':>7} {'cut':>4} {'codec':14} {'predicted ms':>13} {'measured ms':>12} {'error %':>8} {'spread %':>9}"
+        f"{'Mbit/s':>7} {'cut':>4} {'codec':14} {'predicted ms':>13} {'measured ms':>12} {'error %':>8} {'error % in each cycle'}"
     )
-    for (rate, cut, codec), row in sorted(points.items()):
-        times = sorted(turn["measured_s"] for turn in by_point[rate, cut, codec])
-        spread = 100 * (times[-1] - times[0]) / row["measured_s"]
-        error = error_pct(row["predicted_s"], row["measured_s"])
+    for point, turns in sorted(points.items()):
+        rate, cut, codec = point
+        each = " ".join(f"{error_pct(t['predicted_s'], t['measured_s']) or 0.0:+.1f}" for t in turns)
         print(
-            f"{rate / 1e6:7g} {cut:4} {codec:14} {1e3 * row['predicted_s']:13.1f} {1e3 * row['measured_s']:12.1f} {error:+8.2f} {spread:9.1f}"
+            f"{rate / 1e6:7g} {cut:4} {codec:14} {1e3 * median(t['predicted_s'] for t in turns):13.1f} {1e3 * measured[point]:12.1f} "
+            f"{errors[point]:+8.2f} {each}"
         )
-    summary = summarise(list(points.values()))
-    assert summary.round is not None
-    errors = {point: abs(error_pct(row["predicted_s"], row["measured_s"]) or 0.0) for point, row in points.items()}
-    middle_pct, worst_pct = median(errors.values()), max(errors.values())
+    middle_pct, worst_pct = median(map(abs, errors.values())), max(map(abs, errors.values()))
     kept = [middle_pct <= MEDIAN_PCT, worst_pct <= WORST_PCT]
     print(
         f"round delay: median error {middle_pct:.2f} % (at most {MEDIAN_PCT:g}), worst {worst_pct:.2f} % (at most {WORST_PCT:g})"
     )
-    print(
-        f"{'stage':16} {'judged in':>9} {'predicted ms':>13} {'measured ms':>12} {'median error %':>15} {'bias %':>8}"
-    )
-    for stage in summary.stages:
+    print(f"{'stage':16} {'judged in':>9} {'median error %':>15} {'worst %':>8} {'bias %':>8}")
+    for stage in next(iter(points.values()))[0]["stages"]:
         # Judged wherever it is more than a twentieth of that point's own round.
         judged = [
-            (row["stages"][stage.stage]["predicted_s"], row["stages"][stage.stage]["measured_s"])
-            for row in points.values()
-            if abs(row["stages"][stage.stage]["measured_s"]) > 0.05 * row["measured_s"]
+            off_pct((t["stages"][stage]["predicted_s"], t["stages"][stage]["measured_s"]) for t in turns)
+            for point, turns in points.items()
+            if abs(median(t["stages"][stage]["measured_s"] for t in turns)) > 0.05 * measured[point]
         ]
-        off = [error for pair in judged if (error := error_pct(*pair)) is not None]
-        figure, bias = (median(abs(e) for e in off), median(off)) if off else (0.0, 0.0)
+        figure, worst, bias = (median(map(abs, judged)), max(map(abs, judged)), median(judged)) if judged else (0, 0, 0)
         kept.append(figure <= STAGE_PCT)
-        print(
-            f"{stage.stage:16} {len(judged):9} {1e3 * stage.predicted_s:13.2f} {1e3 * stage.measured_s:12.2f} {figure:15.2f} {bias:+8.2f}"
-        )
-    print(f"(stages at most {STAGE_PCT:g} % where they are more than 5 % of the round; most off: {summary.most_off})")
+        print(f"{stage:16} {len(judged):9} {figure:15.2f} {worst:8.2f} {bias:+8.2f}")
+    print(f"(stages at most {STAGE_PCT:g} %, median, where they are more than 5 % of the round)")
     fastest = max(arguments.rates) * 1e6
     compute = [
-        sum(row["stages"][name]["measured_s"] for name in ("device_forward", "server", "device_backward"))
-        / row["measured_s"]
-        for (rate, _, _), row in points.items()
+        median(
+            sum(t["stages"][name]["measured_s"] for name in ("device_forward", "server", "device_backward"))
+            / t["measured_s"]
+            for t in turns
+        )
+        for (rate, _, _), turns in points.items()
         if rate == fastest
     ]
     kept.append(min(compute) >= COMPUTE_SHARE)
@@ -341,42 +357,46 @@ def judge(arguments: argparse.Namespace, turns: list[dict[str, Any]], choices: d
     )
     for rate in sorted({rate for rate, _, _ in points}):
         for codec in arguments.codecs:
-            measured = {cut: row["measured_s"] for (r, cut, c), row in points.items() if (r, c) == (rate, codec)}
-            choice, best = choices[f"{rate:g} {codec}"], min(measured, key=lambda cut: measured[cut])
-            if choice not in measured:
-                print(f"{rate / 1e6:g} Mbit/s, {codec}: --w 1 decides cut {choice}, which was not run (--cuts)")
+            took = {cut: seconds for (r, cut, c), seconds in measured.items() if (r, c) == (rate, codec)}
+            best = min(took, key=lambda cut: took[cut])
+            chosen = [cycle.choices[f"{rate:g} {codec}"] for cycle in cycles]
+            if not set(chosen) <= set(took):
+                print(f"{rate / 1e6:g} Mbit/s, {codec}: --w 1 decides cuts {chosen}, not all were run (--cuts)")
                 continue
-            regret = 100 * (measured[choice] / measured[best] - 1)
-            spread = 100 * (max(measured.values()) / measured[best] - 1)
+            regret = 100 * (median(took[cut] for cut in chosen) / took[best] - 1)
+            spread = 100 * (max(took.values()) / took[best] - 1)
             kept.append(regret <= REGRET_PCT)
             print(
-                f"{rate / 1e6:g} Mbit/s, {codec}: --w 1 decides cut {choice}, fastest was {best}: regret {regret:.2f} % "
-                f"(at most {REGRET_PCT:g}; the slowest cut loses {spread:.1f} %)"
+                f"{rate / 1e6:g} Mbit/s, {codec}: --w 1 decides cut {', '.join(map(str, dict.fromkeys(chosen)))}, fastest was {best}: "
+                f"regret {regret:.2f} % (at most {REGRET_PCT:g}; the slowest cut loses {spread:.1f} %)"
             )
     return all(kept)
 
 
-def attempt(arguments: argparse.Namespace, folder: Path) -> tuple[bool, bool]:
-    """Profile, run, print: whether it counts, and whether every bound is kept."""
+def cycle_in(arguments: argparse.Namespace, folder: Path, number: int) -> Cycle:
+    """Profile, run a round at every point, hold the control beside the profiles."""
     cores = sorted(os.sched_getaffinity(0))
     pair = (cores[0], cores[1])
     began = time.monotonic()
     (folder / "profiles").mkdir(parents=True)
-    profiles = [
-        profile_on(core, role, arguments, folder / "profiles")
-        for core, role in zip(pair, ("server", "device"), strict=True)
-    ]  # type: ignore[arg-type]
+    profiles = [profile_on(pair[0], "server", arguments, folder / "profiles")]
+    profiles.append(profile_on(pair[1], "device", arguments, folder / "profiles"))
     profiled = time.monotonic()
-    turns, choices, plain = run(arguments, folder, pair)
-    print(f"profiles {profiled - began:.0f} s, {len(turns)} rounds {time.monotonic() - profiled:.0f} s")
-    kept = judge(arguments, turns, choices)
-    step = load(profiles[0]).timings[0].step
-    assert step is not None
-    control = 100 * (median(plain) / step.median_s - 1)
+    turns, choices, plain = rounds(arguments, folder, pair, number)
+    control = []
+    for path, seconds in zip(profiles, plain, strict=True):
+        step = load(path).timings[0].step
+        assert step is not None
+        control.append(100 * (median(seconds) / step.median_s - 1))
+    counts = max(map(abs, control)) <= CONTROL_PCT
+    middle_pct = median(abs(error_pct(t["predicted_s"], t["measured_s"]) or 0.0) for t in turns)
     print(
-        f"control: plain step {1e3 * median(plain):.2f} ms, {control:+.2f} % since the server's profile (counts within {CONTROL_PCT:g})"
+        f"cycle {number}: {'counts' if counts else 'does not count'}: plain step {control[0]:+.1f} % on the server's core, {control[1]:+.1f} % "
+        f"on the device's since their profiles; median error {middle_pct:.1f} %; profiles {profiled - began:.0f} s, "
+        f"{len(turns)} rounds {time.monotonic() - profiled:.0f} s",
+        flush=True,
     )
-    return abs(control) <= CONTROL_PCT, kept
+    return Cycle(turns, choices, counts)
 
 
 def main() -> int:
@@ -388,9 +408,8 @@ def main() -> int:
     parser.add_argument("--cuts", type=lambda text: [int(x) for x in text.split(",")], default=list(range(1, LAYERS)))
     parser.add_argument("--codecs", type=lambda text: text.split(","), default=["none", "int8-o2+zstd"])
     parser.add_argument("--local-epochs", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--attempts", type=int, default=2)
-    parser.add_argument("--most-s", type=float, default=1200.0, help="give up after so many seconds of rounds")
+    parser.add_argument("--cycles", type=int, default=3, help="that count")
+    parser.add_argument("--attempts", type=int, default=10, help="cycles at most")
     parser.add_argument("--output", type=Path, help="keep profiles, reports and logs here")
     parser.add_argument("--role", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -402,16 +421,20 @@ def main() -> int:
         return 1
     with contextlib.ExitStack() as stack:
         folder = arguments.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        kept = False
+        print(
+            f"{arguments.model}, batch {arguments.batch_size} x {arguments.seq_len}, T = {arguments.local_epochs}; a cycle counts where the "
+            f"plain step is within {CONTROL_PCT:g} % of the profile's on both cores",
+            flush=True,
+        )
+        counted: list[Cycle] = []
         for number in range(1, arguments.attempts + 1):
-            print(
-                f"attempt {number}: {arguments.model}, batch {arguments.batch_size} x {arguments.seq_len}, T = {arguments.local_epochs}"
-            )
-            counts, kept = attempt(arguments, folder / f"attempt-{number}")
-            if counts:
+            cycle = cycle_in(arguments, folder / f"cycle-{number}", number)
+            counted += [cycle] if cycle.counts else []
+            if len(counted) == arguments.cycles:
                 break
-            print("the machine changed its speed: this attempt does not count")
-            kept = False
+    kept = bool(counted) and judge(arguments, counted) and len(counted) == arguments.cycles
+    if len(counted) < arguments.cycles:
+        print(f"{len(counted)} cycles count, {arguments.cycles} asked: the machine changed its speed in the others")
     print("kept" if kept else "MISSED")
     return int(not kept)
 
