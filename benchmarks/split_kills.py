@@ -5,7 +5,7 @@
 Real processes over loopback: ``card-train server`` and two of ``card-train device``. Again and again one of them (or the server and a device at once)
 gets SIGKILL: while it starts, builds its model, waits for the others, trains, writes its state. Some devices are stopped with SIGSTOP first, as if
 they hung, and must be given up within the timeout. What was killed is started again by the same command. When a run is through, the next
-one begins; after the last kill the run under way is left to finish. In every second run only the server is killed.
+one begins; after the last kill the run under way is left to finish. In every third run only the server is killed.
 
 Asserted, at every death of the server and at the end of every run:
   - a turn that a device was told is merged, or that the server printed, is in the run's history on the disk; what was there stays there, in its order
@@ -33,6 +33,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,9 @@ class Process:
     reader: threading.Thread | None = None
 
     @classmethod
-    def start(cls, name: str, words: list[str]) -> Process:
+    def start(cls, name: str, words: list[str], before: Sequence[str] = ()) -> Process:
         popen = subprocess.Popen(
-            [sys.executable, "-c", "import cli; cli.train_main()", *words],
+            [*before, sys.executable, "-c", "import cli; cli.train_main()", *words],
             cwd=HERE,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             text=True,
@@ -91,6 +92,10 @@ class Process:
     def said(self, words: str, since_s: float = 0.0) -> float | None:
         """When it said so first."""
         return next((at for at, line in list(self.lines) if at >= since_s and words in line), None)
+
+    def said_like(self, pattern: str, since_s: float = 0.0) -> float | None:
+        """When it first said what begins like that."""
+        return next((at for at, line in list(self.lines) if at >= since_s and re.match(pattern, line)), None)
 
     def signal(self, number: int) -> None:
         if self.alive:
@@ -125,8 +130,8 @@ class Run:
 
     def __init__(self, number: int, base: Path, text: Path, dice: random.Random, totals: Totals) -> None:
         self.folder, self.text, self.dice, self.totals = base / f"run-{number}", text, dice, totals
-        self.server_only = number % 2 == 0
-        self.optimizer = "adamw" if number % 4 > 1 else "sgd"
+        self.server_only = number % 3 == 1
+        self.optimizer = "adamw" if number % 2 else "sgd"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -161,7 +166,7 @@ class Run:
         dice = self.dice
         who = ["server"]
         if not self.server_only:
-            who = dice.choices([["server"], ["one"], ["two"], ["server", dice.choice(DEVICES)]], [3, 3, 3, 1])[0]
+            who = dice.choices([["server"], ["one"], ["two"], ["server", dice.choice(DEVICES)]], [3, 5, 5, 1])[0]
         way = dice.random()
         if way < 0.3:  # while it starts, or soon after
             time.sleep(dice.uniform(0.0, 8.0))
@@ -173,7 +178,7 @@ class Run:
             time.sleep(dice.uniform(0.0, 2.0))
         if not self.now["server"].alive:
             return  # the run is through
-        hung = who[0] in DEVICES and way > 0.8
+        hung = who[0] in DEVICES and way > 0.75
         if hung:
             self._hang(self.now[who[0]])
         labels = {name: "hung device" if hung else self._phase(self.now[name]) for name in who}
