@@ -1,7 +1,7 @@
 """Does a profile predict a real split run, second by second, and is the cut that it decides the fastest?
 
     python -m benchmarks.split_prediction [--model NAME] [--batch-size N] [--seq-len N] [--rates 100,25,10] [--codecs A,B] [--cuts 1,3,5,7]
-                                          [--local-epochs T] [--cycles N] [--attempts N] [--output DIR]
+                                          [--local-epochs T] [--cycles N] [--output DIR]
 
 One machine, two cores. A cycle: `card-profile run` profiles a server on the first core and a device on the second, each in a process of its own
 that has ended before anything else happens. Then `card-train`'s own roles run as two processes, pinned to these cores with one thread each, over a
@@ -13,12 +13,11 @@ Judged: the round's delay, predicted against measured (median error at most 5 %,
 (median error at most 10 %); computing at least half of the round at the highest rate; and the cut that ``--w 1`` decides for each rate and codec
 against the one that was truly fastest (regret at most 2 %).
 
-No figure is corrected. But a shared machine has slow minutes that no profile can know. So the plain, unsplit step, which is no part of any
-prediction, is the control: it is timed between rounds on both cores, and where it differs by more than 3 % from the plain step of that core's
-profile, the machine was not the one that was profiled. Then the cycle does not count, whatever its errors are; it is said, and another is
-made, at most --attempts in all.
+No figure is corrected and no cycle is left out. A shared machine has slow minutes that no profile can know; they fall on profiles and rounds alike,
+so they widen the errors of a cycle and cancel out over many. How much of them there was is told by a control that is no part of any prediction:
+the plain, unsplit step is timed between rounds on both cores and set beside the plain step of that core's profile.
 
-Ends with 1 when a bound is missed, or when fewer than --cycles cycles count.
+Ends with 1 when a bound is missed.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from split.decide import Decider, Decision, Fixed, TrainedWorkload
 from split.report import error_pct
 from split.shaping import Shape
 
-MEDIAN_PCT, WORST_PCT, STAGE_PCT, REGRET_PCT, CONTROL_PCT, COMPUTE_SHARE = 5.0, 12.0, 10.0, 2.0, 3.0, 0.5
+MEDIAN_PCT, WORST_PCT, STAGE_PCT, REGRET_PCT, COMPUTE_SHARE = 5.0, 12.0, 10.0, 2.0, 0.5
 WARMUP_ROUNDS = 3
 CONTROL_EVERY = 3
 LAYERS = 8
@@ -66,11 +65,12 @@ Point = tuple[float, int, str]
 
 @dataclass(frozen=True)
 class Cycle:
-    """What one cycle gave; whether it counts. ``choices``: "RATE CODEC" -> the cut that ``--w 1`` decides."""
+    """What one cycle gave. ``choices``: "RATE CODEC" -> the cut that ``--w 1`` decides; ``control_pct``: the plain step since the profiles, on
+    the server's core and on the device's."""
 
     turns: list[Turn]
     choices: dict[str, int]
-    counts: bool
+    control_pct: tuple[float, float]
 
 
 class Dial:
@@ -307,7 +307,7 @@ def off_pct(pairs: Iterable[tuple[float, float]]) -> float:
 
 
 def judge(arguments: argparse.Namespace, cycles: Sequence[Cycle]) -> bool:
-    """Print what came out of the cycles that count, whether every bound is kept."""
+    """Print what came out, whether every bound is kept."""
     points: dict[Point, list[Turn]] = {}
     for cycle in cycles:
         for turn in cycle.turns:
@@ -383,20 +383,18 @@ def cycle_in(arguments: argparse.Namespace, folder: Path, number: int) -> Cycle:
     profiles.append(profile_on(pair[1], "device", arguments, folder / "profiles"))
     profiled = time.monotonic()
     turns, choices, plain = rounds(arguments, folder, pair, number)
-    control = []
-    for path, seconds in zip(profiles, plain, strict=True):
-        step = load(path).timings[0].step
-        assert step is not None
-        control.append(100 * (median(seconds) / step.median_s - 1))
-    counts = max(map(abs, control)) <= CONTROL_PCT
+    steps = [load(path).timings[0].step for path in profiles]
+    control = tuple(
+        100 * (median(p) / step.median_s - 1) for p, step in zip(plain, steps, strict=True) if step is not None
+    )
     middle_pct = median(abs(error_pct(t["predicted_s"], t["measured_s"]) or 0.0) for t in turns)
     print(
-        f"cycle {number}: {'counts' if counts else 'does not count'}: plain step {control[0]:+.1f} % on the server's core, {control[1]:+.1f} % "
-        f"on the device's since their profiles; median error {middle_pct:.1f} %; profiles {profiled - began:.0f} s, "
+        f"cycle {number}: median error {middle_pct:.1f} %; control: plain step {control[0]:+.1f} % on the server's core, {control[1]:+.1f} % on the "
+        f"device's since their profiles; profiles {profiled - began:.0f} s, "
         f"{len(turns)} rounds {time.monotonic() - profiled:.0f} s",
         flush=True,
     )
-    return Cycle(turns, choices, counts)
+    return Cycle(turns, choices, (control[0], control[1]))
 
 
 def main() -> int:
@@ -407,9 +405,8 @@ def main() -> int:
     parser.add_argument("--rates", type=lambda text: [float(x) for x in text.split(",")], default=[100.0, 25.0, 10.0])
     parser.add_argument("--cuts", type=lambda text: [int(x) for x in text.split(",")], default=list(range(1, LAYERS)))
     parser.add_argument("--codecs", type=lambda text: text.split(","), default=["none", "int8-o2+zstd"])
-    parser.add_argument("--local-epochs", type=int, default=2)
-    parser.add_argument("--cycles", type=int, default=3, help="that count")
-    parser.add_argument("--attempts", type=int, default=10, help="cycles at most")
+    parser.add_argument("--local-epochs", type=int, default=4)
+    parser.add_argument("--cycles", type=int, default=5)
     parser.add_argument("--output", type=Path, help="keep profiles, reports and logs here")
     parser.add_argument("--role", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -422,19 +419,13 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         folder = arguments.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         print(
-            f"{arguments.model}, batch {arguments.batch_size} x {arguments.seq_len}, T = {arguments.local_epochs}; a cycle counts where the "
-            f"plain step is within {CONTROL_PCT:g} % of the profile's on both cores",
+            f"{arguments.model}, batch {arguments.batch_size} x {arguments.seq_len}, T = {arguments.local_epochs}",
             flush=True,
         )
-        counted: list[Cycle] = []
-        for number in range(1, arguments.attempts + 1):
-            cycle = cycle_in(arguments, folder / f"cycle-{number}", number)
-            counted += [cycle] if cycle.counts else []
-            if len(counted) == arguments.cycles:
-                break
-    kept = bool(counted) and judge(arguments, counted) and len(counted) == arguments.cycles
-    if len(counted) < arguments.cycles:
-        print(f"{len(counted)} cycles count, {arguments.cycles} asked: the machine changed its speed in the others")
+        cycles = [cycle_in(arguments, folder / f"cycle-{k}", k) for k in range(1, arguments.cycles + 1)]
+    kept = judge(arguments, cycles)
+    moved = median(abs(pct) for cycle in cycles for pct in cycle.control_pct)
+    print(f"control: the plain step moved by {moved:.1f} % (median over cycles and cores)")
     print("kept" if kept else "MISSED")
     return int(not kept)
 
