@@ -10,7 +10,7 @@ connections at once; NaN and infinite tensors, wrong shapes, steps of another at
 
 Asserted: the server's memory (resident, read from /proc) grows by at most GROWTH_BYTES over what it was when training had begun: the bound of
 split/stream.py, five messages for each stream that may be open, beside what the allocator keeps; every message is answered (refused, or the stream ended);
-the server goes on serving; the adapters at the end are, bit for bit, those of unsplit training with the good device's turns alone. A minute or two.
+the server goes on serving; the adapters at the end are, bit for bit, those of unsplit training with the good device's turns alone. Some minutes.
 """
 
 from __future__ import annotations
@@ -307,10 +307,12 @@ def attacked(folder: Path, messages: int, seed: int, stack: contextlib.ExitStack
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    halves = [threading.Thread(target=attack.fuzz, args=(messages // 2,), daemon=True) for _ in range(2)]
-    for thread in halves:
+    # Two at a time: each stream replaces the other's, which bears the same name.
+    shares = (messages - messages // 10, messages // 10)
+    fuzzers = [threading.Thread(target=attack.fuzz, args=(share,), daemon=True) for share in shares]
+    for thread in fuzzers:
         thread.start()
-    for thread in halves:
+    for thread in fuzzers:
         thread.join()
     fuzz_peak, at = max(peak), merged(lines)
     attack.misbehave_in_turns(18)
