@@ -45,7 +45,7 @@ RATES = {"sgd": 0.05, "adamw": 1e-3}
 TIMEOUT_S, FLUSH_S, BUSY_S = 4.0, 2.0, 1.0
 UPLINK_MBPS = 3.0
 """The turns are stretched to half a second, most of it in the middle of a step."""
-PATIENCE_S = 60.0
+PATIENCE_S = 600.0
 LATE_S = 15.0
 """A device that is started again less than this before the run ends may come too late to be told."""
 
@@ -213,13 +213,13 @@ class Run:
 
     def _trains(self) -> bool:
         """Wait until the server has merged a turn in this life; whether it came to that."""
-        server, end = self.now["server"], time.monotonic() + 2 * PATIENCE_S
+        server, end = self.now["server"], time.monotonic() + PATIENCE_S
         while server.alive and time.monotonic() < end:
             if any(MERGED.match(line) for _, line in list(server.lines)):
                 return True
             time.sleep(0.05)
         if server.alive:
-            self.miss(f"nothing is merged for {2 * PATIENCE_S:g} s: {server.lines[-4:]}")
+            self.miss(f"nothing is merged for {PATIENCE_S:g} s: {server.lines[-4:]}")
         return False
 
     def _until_it_writes(self) -> None:
