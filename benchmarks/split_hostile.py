@@ -302,8 +302,9 @@ def attacked(folder: Path, messages: int, seed: int, stack: contextlib.ExitStack
     stop = threading.Event()
 
     def watch() -> None:
-        while not stop.wait(0.05) and server.poll() is None:
-            peak.append(resident_bytes(server.pid))
+        with contextlib.suppress(OSError, ValueError):  # it has ended
+            while not stop.wait(0.05):
+                peak.append(resident_bytes(server.pid))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
