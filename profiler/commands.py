@@ -126,7 +126,7 @@ def run_command(
         str | None,
         typer.Option(
             help="Codecs for --measure compression, by comma: fp16, bf16, int2 to int8, int8-o2 (2 outlier channels kept), topN- "
-            "before (the largest N %), +zstd after. Default: fp16, bf16 and four others up to top10-int8-o2+zstd.",
+            "before (the largest N %), +zstd after. Default: fp16 and five others up to top10-int8-o2+zstd.",
             metavar="A,B",
         ),
     ] = None,

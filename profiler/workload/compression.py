@@ -36,7 +36,7 @@ from profiler.workload.text import Passage, token_ids
 if TYPE_CHECKING:
     from torch import Tensor
 
-DEFAULT_CODECS = ("fp16", "bf16", "int8-o2+zstd", "int6-o8+zstd", "int4-o4+zstd", "top10-int8-o2+zstd")
+DEFAULT_CODECS = ("fp16", "int8-o2+zstd", "int7-o4+zstd", "int6-o8+zstd", "int4-o4+zstd", "top10-int8-o2+zstd")
 """From nearly free to nearly useless."""
 LOSS_TOKENS = 4096
 HARMLESS = 0.002
