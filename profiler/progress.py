@@ -41,7 +41,7 @@ class Reporter:
         self._below: Callable[[], str] | None = None
 
     def __enter__(self) -> Reporter:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._progress = self._bars()
             self._progress.start()
         return self

@@ -16,7 +16,7 @@ from split.progress import PLAIN_EVERY_S, Turn, head
 
 def reporter(terminal: bool) -> tuple[Reporter, io.StringIO]:
     out = io.StringIO()
-    return Reporter(Console(file=out, force_terminal=terminal, width=100, soft_wrap=True), FEW_PER_S), out
+    return Reporter(Console(file=out, force_terminal=terminal, width=100, soft_wrap=True, _environ={}), FEW_PER_S), out
 
 
 class Clock:
