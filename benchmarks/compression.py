@@ -149,7 +149,8 @@ def best_at(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def trained(text: Passage, name: str, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
     """Part 2, once: ``--steps`` split steps with codec ``name`` in both directions; loss of the sequences kept apart, before and after."""
     from profiler.workload.model import WorkloadSpec
-    from split.data import load, tokenizer_of
+    from profiler.workload.text import tokenizer_of
+    from split.data import load
     from split.half import Half, Training
 
     spec = WorkloadSpec(str(weights()), batch_size=chosen.train_batch_size, seq_len=chosen.train_seq_len)

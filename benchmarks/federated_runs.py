@@ -127,7 +127,8 @@ class Bench:
 
     def __init__(self, steps: int, optimizer: str) -> None:
         from profiler.workload.model import WorkloadSpec
-        from split.data import load, tokenizer_of
+        from profiler.workload.text import tokenizer_of
+        from split.data import load
         from split.half import Half, Training
 
         self.steps, self.optimizer = steps, optimizer

@@ -143,7 +143,8 @@ def main() -> int:
     import torch
 
     from profiler.workload.model import WorkloadSpec
-    from split.data import load, tokenizer_of
+    from profiler.workload.text import tokenizer_of
+    from split.data import load
     from split.half import Half, Training
 
     torch.set_num_threads(1)

@@ -66,32 +66,6 @@ class Tokens:
         return f"{type(self.tokenizer).__name__}, {len(self.tokenizer)} tokens"
 
 
-def tokenizer_of(model: str) -> Any | None:
-    """The tokenizer that lies beside a model's weights (directory or GGUF file) or in the local cache of its id; None for a preset.
-
-    Nothing is fetched and no code that comes with it is run. Raises BadInput where there is none.
-    """
-    from profiler.workload.pretrained import libraries, presets, quiet, reason_of
-
-    if model in presets():
-        return None
-    libraries()
-    from transformers import AutoTokenizer
-
-    path = Path(model).expanduser()
-    where, options = str(path) if path.exists() else model, {}
-    if path.is_dir() and not (path / "config.json").is_file():
-        files = sorted(path.glob("*.gguf"))
-        path = files[0] if len(files) == 1 else path
-    if path.is_file():
-        where, options = str(path.parent), {"gguf_file": path.name}
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        raise BadInput(f"--model {model}: no tokenizer to read the text with: {reason_of(error, False)}") from None
-
-
 # --- sequences --------------------------------------------------------------------------------------------------------
 
 

@@ -180,6 +180,7 @@ class _Worker:
     def _build(self, settings: wire.Settings) -> _Trainer:
         """The half and the data that the server asks for."""
         from profiler.workload.model import WorkloadSpec
+        from profiler.workload.text import tokenizer_of
         from split import data
         from split.half import Half, Training
 
@@ -199,7 +200,7 @@ class _Worker:
         with self.say.stage(f"reading {self.options.data}"):
             sequences = data.load(
                 self.options.data,
-                data.tokenizer_of(spec.model),
+                tokenizer_of(spec.model),
                 settings.seq_len,
                 vocab_size=half.vocab_size,
                 text_field=self.options.text_field,

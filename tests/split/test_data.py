@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.profile import BadInput
+from profiler.workload.text import tokenizer_of
 from split import data
 from split.data import IGNORED, load
 
@@ -328,10 +329,10 @@ def test_a_tokenizer_of_another_model_is_noticed(text: Path) -> None:
 
 
 def test_a_preset_has_no_tokenizer_and_a_folder_without_one_is_told(tmp_path: Path) -> None:
-    assert data.tokenizer_of("tiny-llama-test") is None
+    assert tokenizer_of("tiny-llama-test") is None
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(BadInput, match="no tokenizer to read the text with"):
-        data.tokenizer_of(str(tmp_path))
+        tokenizer_of(str(tmp_path))
 
 
 def test_a_tokenizer_in_the_models_folder_is_used(tmp_path: Path) -> None:
@@ -344,7 +345,7 @@ def test_a_tokenizer_in_the_models_folder_is_used(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", unk_token="<unk>").save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     path = jsonl(tmp_path / "a.jsonl", [{"text": "one two two"}, {"text": "nine"}])
-    assert everything(load(path, data.tokenizer_of(str(tmp_path)), 6, vocab_size=4, held_out=0)) == [[2, 3, 3, 1, 0, 1]]
+    assert everything(load(path, tokenizer_of(str(tmp_path)), 6, vocab_size=4, held_out=0)) == [[2, 3, 3, 1, 0, 1]]
 
 
 def test_a_large_text_takes_little_memory(tmp_path: Path) -> None:
