@@ -404,19 +404,24 @@ class _Run(contextlib.ExitStack):
 
     def _wait_for_devices(self, *, everyone: bool) -> None:
         names = self.options.devices
-        end = time.monotonic() + self.options.patience_s
-        with self.say.stage(f"waiting for {', '.join(names)}"):
-            while True:
-                left = end - time.monotonic()
-                there = self.sessions.wait(names, min(max(left, 0.0), _LOOK_S), everyone=everyone)
-                if there or left <= 0:
-                    break
-                self.fleet.check()
+        there = self._wait_for(names, f"waiting for {', '.join(names)}", everyone=everyone)
         if not there and not any(self.sessions.get(name) for name in names):
             raise MissingHardware(
                 f"--devices {','.join(names)}: none came within {self.options.patience_s:g} s; start 'card-train device' on them, "
                 "or wait longer with --patience"
             )
+
+    def _wait_for(self, names: tuple[str, ...], words: str, *, everyone: bool) -> bool:
+        """Whether one of ``names`` (``everyone``: all of them) is there within ``patience_s``."""
+        end = time.monotonic() + self.options.patience_s
+        with self.say.stage(words):
+            while True:
+                left = end - time.monotonic()
+                if self.sessions.wait(names, min(max(left, 0.0), _LOOK_S), everyone=everyone):
+                    return True
+                if left <= 0:
+                    return False
+                self.fleet.check()
 
     def _one(self, session: Session, place: int) -> int:
         """One turn with one device, whatever becomes of it; 1 where it was merged."""
@@ -472,14 +477,22 @@ class _Run(contextlib.ExitStack):
         return Attempt(self.state.round, self.state.attempts, self.state.steps.get(name, 0))
 
     def _count_diverged(self, name: str) -> None:
-        """One more turn ended in no numbers. Raises BadInput where it is no single device's doing: a false one must not end the run."""
+        """One more turn ended in no numbers. Raises BadInput where it is no single device's doing: a false one must not end the run.
+
+        Another device may be away just now, on its way back from a lost turn, and is waited for.
+        """
         self.diverged.append(name)
-        others = {n for n in self.options.devices if n in self.state.steps or self.sessions.get(n) is not None}
-        if len(self.diverged) >= _DIVERGED and others <= set(self.diverged):
-            raise BadInput(
-                f"--learning-rate {self.options.learning_rate:g}: the loss was no number in {len(self.diverged)} turns in a row; "
-                f"expected a smaller one. The adapters are those of the last merged turn ({self.state.turns} are merged)"
-            ) from None
+        if len(self.diverged) < _DIVERGED:
+            return
+        others = tuple(n for n in self.options.devices if n not in self.diverged)
+        if others and self._wait_for(
+            others, f"waiting for {', '.join(others)}: the loss with {name} is no number", everyone=False
+        ):
+            return
+        raise BadInput(
+            f"--learning-rate {self.options.learning_rate:g}: the loss was no number in {len(self.diverged)} turns in a row; "
+            f"expected a smaller one. The adapters are those of the last merged turn ({self.state.turns} are merged)"
+        ) from None
 
     def _decided(self, session: Session, number: int) -> Decision:
         """Cut, clock and codec of a turn, and the link as it is decided by, where it is an emulated one."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,13 +57,17 @@ def base_name(path: str) -> str:
 
 @contextmanager
 def hollow() -> Iterator[None]:
-    """Inside, every parameter of a new module is on the meta device; buffers are real, for they are computed and not read."""
+    """Inside, every parameter of a new module of this thread is on the meta device; buffers are real, for they are computed and not read.
+
+    One thread at a time, as ``model.build`` sees to: the class itself is changed, and two that give it back in the wrong order would
+    leave it changed.
+    """
     from torch import nn
 
-    register = nn.Module.register_parameter
+    register, here = nn.Module.register_parameter, threading.get_ident()
 
     def without_memory(module: Any, name: str, parameter: Any) -> None:
-        if parameter is not None and not parameter.is_meta:
+        if parameter is not None and not parameter.is_meta and threading.get_ident() == here:
             parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 

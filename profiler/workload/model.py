@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ FUSED_ATTENTION = "card_profile_fused"
 """Name of the attention that models on the meta device use (see ``_register_fused_attention``)."""
 
 _BATCH_SIZE, _SEQ_LEN = 8, 512
+
+_BUILDING = threading.RLock()
+"""Held while a model is built: torch's seed, its default dtype and how a module registers parameters belong to the whole process."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +136,14 @@ def build(spec: WorkloadSpec, device: str = "cpu", only: Collection[str] | None 
 
     ``only``: names of the parameters to hold; all others stay on the meta device and take no memory, not for a moment where parameters
     can be read one by one (``holding``). A process that runs one half of a split passes the names that
-    ``cuts.SplitModel.half_parameters`` gives, and later ``holding.hold`` others.
+    ``cuts.SplitModel.half_parameters`` gives, and later ``holding.hold`` others. Threads that build wait for one another.
     Raises BadInput for a model that is unknown, unreachable, quantized, pickled, or has no place for the adapters.
     """
+    with _BUILDING:
+        return _build(spec, device, only)
+
+
+def _build(spec: WorkloadSpec, device: str, only: Collection[str] | None) -> BuiltModel:
     torch, transformers = libraries()
     if device == "meta":
         _register_fused_attention()

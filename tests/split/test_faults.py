@@ -127,6 +127,42 @@ def test_a_device_that_sends_no_numbers_again_and_again_does_not_end_the_run_of_
     assert all(torch.equal(value, adapters[name]) for name, value in adapters_of(server).items())
 
 
+def test_a_device_that_is_away_while_another_sends_no_numbers_is_waited_for(
+    tmp_path: Path, text: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = options(tmp_path, rounds=2, devices=("rogue", "one"))
+    rogue, diverged = Rogue(server), threading.Semaphore(0)
+
+    def misbehave() -> None:
+        while True:
+            with contextlib.suppress(Gone):
+                stream = rogue.meet()
+                not_a_number(stream, rogue.begun(stream))
+                diverged.release()
+                stream.receive(20)
+
+    def come_back_late() -> None:
+        away = Rogue(server, "one").meet()
+        diverged.acquire()
+        away.close("away")
+        for _ in range(2):
+            diverged.acquire()
+        time.sleep(1.0)
+        with Notes().reporter as say:
+            run_device(DeviceOptions(server.listen, "one", text, hardware="cpu", patience_s=30, timeout_s=20), say)
+
+    in_the_background(misbehave)
+    other = in_the_background(come_back_late)
+    notes = Notes()
+    with notes.reporter as say:
+        outcome = run_server(server, say)
+    other.join(20)
+    assert outcome.turns == 2
+    assert sum("rogue: lost" in line for line in notes.lines) >= 3
+    assert "waiting for one: the loss with rogue is no number" in capfd.readouterr().err
+    assert [row["device"] for row in history(server)] == 2 * ["one"]
+
+
 # ------------------------------------------------------------------------------------------------- devices that stall
 
 

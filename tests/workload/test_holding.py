@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,19 @@ def test_a_whole_read_is_the_last_resort_and_is_told(monkeypatch: pytest.MonkeyP
         built.weights.note
     )
     assert_parts_equal_the_whole(spec, reads_singly=False)
+
+
+def test_threads_may_build_at_once_each_what_it_asked_for() -> None:
+    """What makes a model hollow changes a class of torch's; parts of one model must not make the whole of another one hollow."""
+    register = torch.nn.Module.register_parameter
+    with available():
+        spec = WorkloadSpec(preset("llama"), batch_size=2, seq_len=8, seed=4)
+        names = set(held(build(spec)))
+        asked: list[tuple[str, Collection[str] | None]] = [("cpu", None), ("cpu", ()), ("meta", None)] * 6
+        with ThreadPoolExecutor(len(asked)) as pool:
+            found = list(pool.map(lambda what: set(held(build(spec, *what))), asked))
+    assert found == [names, set(), set()] * 6
+    assert torch.nn.Module.register_parameter is register
 
 
 def test_fresh_adapters_do_not_depend_on_what_else_is_held() -> None:
