@@ -4,7 +4,7 @@
 
 First `card-profile run` writes a profile of this machine's CPU, in a process of its own that has ended before anything else
 happens. Then, for every cut, device half and server half run as a real split (forward, smashed data detached, backward, gradient
-handed back, AdamW on either side), and the median is held against the sum of the profile's segments. Cuts take turns in an order
+handed back, AdamW on either side; where a half would wait for the other one, it rests as long as the profiler does), and the median is held against the sum of the profile's segments. Cuts take turns in an order
 that is shuffled in each round, so that a slow second of the machine falls on all of them. Before that, the LoRA gradients of every cut
 are compared with the unsplit model's, bit for bit.
 
@@ -78,7 +78,7 @@ def unequal_gradients(split: SplitModel) -> list[int]:
     return different
 
 
-def measure_halves(split: SplitModel, rounds: int) -> tuple[dict[int, tuple[float, float]], float]:
+def measure_halves(split: SplitModel, rounds: int, wait_s: float) -> tuple[dict[int, tuple[float, float]], float]:
     """Median seconds of (device half, server half) by cut, and of the plain step, all interleaved."""
     clock, steps = WallTime(), Steps(split, split.batch())
     shuffled = random.Random(0)
@@ -92,7 +92,7 @@ def measure_halves(split: SplitModel, rounds: int) -> tuple[dict[int, tuple[floa
                     if number >= WARMUP_ROUNDS:
                         plain.append(reading)
                 else:
-                    pair = steps.halves(clock, cut)
+                    pair = steps.halves(clock, cut, wait_s)
                     if number >= WARMUP_ROUNDS:
                         halves[cut].append(pair)
     medians = {
@@ -105,7 +105,7 @@ def attempt(arguments: argparse.Namespace, split: SplitModel) -> tuple[float, fl
     """Profile, measure, print. (median error, worst error, change of the plain step), all in percent."""
     with tempfile.TemporaryDirectory() as folder:
         timing = profile_in_another_process(arguments, Path(folder)).timings[0]
-    measured, plain = measure_halves(split, arguments.rounds)
+    measured, plain = measure_halves(split, arguments.rounds, timing.wait_s)
     print(f"{'cut':>4} {'':6} {'predicted ms':>13} {'measured ms':>12} {'error %':>8}")
     errors = []
     for cut, halves in measured.items():

@@ -243,7 +243,11 @@ class Timing(Block):
     requested_hz: Hertz | None = None
     segments: list[SegmentTime] = Field(max_length=MAX_SEGMENTS)
     step: Stat | None = Field(
-        default=None, description="The plain, unsegmented training step, interleaved with the others"
+        default=None, description="The plain, unsegmented training step, interleaved with the others, without any wait"
+    )
+    wait_s: Seconds = Field(
+        default=0.0,
+        description="The segments' forward and backward pass each began after a rest of so long, as in a split",
     )
 
 

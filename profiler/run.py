@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 SINGLE_CLOCK_BUDGET_S = 45.0
 """Wall time for timing the layers where there is one clock; with several, each gets ``CLOCK_BUDGET_S``."""
 CLOCK_BUDGET_S = 15.0
+
 MEMORY_NOTE = "peaks composed from the lives of all tensors in one recorded step; see checks"
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)
@@ -443,11 +444,11 @@ class _Measurement:
         """Layer times at the clock that is held now."""
         from dataclasses import replace
 
-        from profiler.workload.timing import TimingOptions, measure
+        from profiler.workload.timing import WAIT_S, TimingOptions, measure
 
         split = self.split()
         several = self.choice.locks and len(self.choice.frequencies_hz) > 1
-        options = TimingOptions(budget_s=SINGLE_CLOCK_BUDGET_S)
+        options = TimingOptions(budget_s=SINGLE_CLOCK_BUDGET_S, wait_s=WAIT_S)
         if several:  # the fit over the clocks averages what the rounds at one clock do not
             options = replace(options, budget_s=CLOCK_BUDGET_S, min_rounds=4, warmup_rounds=1, min_s=0.05)
         at = f" at {requested_hz / 1e6:g} MHz" if requested_hz else ""
@@ -468,6 +469,7 @@ class _Measurement:
             note=unsteady,
             segments=result.segments,
             step=result.step,
+            wait_s=options.wait_s,
         )
         return {
             "requested_hz": requested_hz,

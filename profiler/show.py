@@ -135,13 +135,14 @@ def _segments(profile: Profile) -> Table:
 
 
 def _steps(profile: Profile) -> list[str]:
-    """One line for each clock: the plain step, what its segments add up to, and the optimizer's part."""
+    """One line for each clock: the plain step, what its segments add up to (after rests, as in a split), and the optimizer's part."""
     lines = []
     for timing in profile.timings:
         parts = [(s.forward.median_s + s.backward.median_s, s.optimizer.median_s) for s in timing.segments]
         update_s = sum(update for _, update in parts)
         total_s = sum(work for work, _ in parts) + update_s
-        line = f"segments {quantity(total_s, 's')}, of it optimizer {quantity(update_s, 's')}"
+        rested = f" after rests of {quantity(timing.wait_s, 's')}" if timing.wait_s else ""
+        line = f"segments{rested} {quantity(total_s, 's')}, of it optimizer {quantity(update_s, 's')}"
         if timing.step is not None:
             line = f"whole step {quantity(timing.step.median_s, 's')} ({timing.step.samples}); {line}"
         lines.append((f"{quantity(timing.frequency_hz, 'Hz', 4)}: " if timing.frequency_hz else "") + line)

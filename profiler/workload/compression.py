@@ -32,6 +32,7 @@ from profiler.profile import BadInput, CodecCut, CodecFigures, Compression, Prov
 from profiler.workload.cuts import Batch, SplitModel
 from profiler.workload.pretrained import presets
 from profiler.workload.text import Passage, token_ids
+from profiler.workload.timing import WAIT_S
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -213,7 +214,8 @@ def transfers(
 def _transfer(one: Codec, direction: str, tensors: Sequence[Tensor], device: str) -> dict[str, Any]:
     """phi, and the seconds of both ends with the copy off and onto the device, of one mini-batch in one direction.
 
-    In a run each end comes once a mini-batch, with layers in between that leave nothing of it in the caches. So something else fills them first.
+    In a run each end comes once a mini-batch, with layers in between that leave nothing of it in the caches. So something else fills them first;
+    and the end that decodes has waited for the link, so it rests before that.
     """
     import torch
 
@@ -236,6 +238,7 @@ def _transfer(one: Codec, direction: str, tensors: Sequence[Tensor], device: str
         payloads = [one.encode(t, len(encode_s)) for t in plain]
         encode_s.append(now() - start)
         other.add_(1)
+        time.sleep(WAIT_S)
         start = now()
         for payload, t in zip(payloads, plain, strict=True):
             one.decode(payload, tuple(t.shape), t.dtype).to(device)

@@ -12,6 +12,9 @@ data, the memory and the caches of a real step, and the parts add up to the whol
 
     round r:   plain step, segmented step;   round r+1: the other way round, so that a drift of the machine falls on both alike
 
+In a split each half waits for the other one and for the link, and a processor that has rested is slower for a while: its caches are cold, its
+clock or its share of a host has gone down. So the segmented step may rest too, before its forward and before its backward pass (``wait_s``).
+
 Cutting the graph at every boundary instead would add a call into autograd for each layer (2 to 3 % of a small layer).
 
 On Linux freed memory is kept in the process while we time (see ``keep_memory``).
@@ -37,12 +40,19 @@ if TYPE_CHECKING:
 
 LEARNING_RATE = 2e-4
 
+WAIT_S = 0.1
+"""Rest before what is timed as part of a split: about as long as a half waits for the other one (docs/timing.md)."""
+
 
 class Stopwatch(Protocol):
     """A clock that can be trusted around work submitted to the machine."""
 
     def now_s(self) -> float:
         """Seconds, after all work submitted so far has ended."""
+        ...
+
+    def wait(self, seconds_s: float) -> None:
+        """Let this much time pass."""
         ...
 
 
@@ -53,7 +63,7 @@ class TimingOptions:
     After ``warmup_rounds`` (the first calls are many times slower) rounds go on until the 95 % interval of the median step is
     within ``target_relative`` of it, at least ``min_rounds`` and ``min_s`` on the stopwatch (a machine has slow seconds, which
     a few quick rounds could all fall into), at most ``max_rounds``, and no longer than ``budget_s`` of wall time (None: no
-    bound; ``min_rounds`` are always taken).
+    bound; ``min_rounds`` are always taken). ``wait_s``: the segmented step rests so long before each of its two passes.
     """
 
     warmup_rounds: int = 3
@@ -62,6 +72,7 @@ class TimingOptions:
     max_rounds: int = 40
     target_relative: float = 0.01
     budget_s: float | None = None
+    wait_s: float = 0.0
 
 
 @dataclass
@@ -102,7 +113,7 @@ def measure(
         for number in range(most):
             warm = number >= options.warmup_rounds
             for kind in ("plain", "segmented") if number % 2 == 0 else ("segmented", "plain"):
-                rows = steps.plain(stopwatch) if kind == "plain" else steps.segmented(stopwatch)
+                rows = steps.plain(stopwatch) if kind == "plain" else steps.segmented(stopwatch, options.wait_s)
                 if warm:
                     (plain if kind == "plain" else total).append(math.fsum(seconds for _, _, seconds in rows))
                     samples += [
@@ -149,14 +160,18 @@ class Steps:
         self._whole.zero_grad(set_to_none=True)
         return [("", "step", stopwatch.now_s() - start)]
 
-    def segmented(self, stopwatch: Stopwatch) -> list[tuple[str, str, float]]:
-        """One segmented training step: rows (segment, phase, seconds) for forward, backward and optimizer."""
+    def segmented(self, stopwatch: Stopwatch, wait_s: float = 0.0) -> list[tuple[str, str, float]]:
+        """One segmented training step: rows (segment, phase, seconds) for forward, backward and optimizer.
+
+        The machine rests for ``wait_s`` before forward and backward pass.
+        """
         split, now = self.split, stopwatch.now_s
         names = [segment.name for segment in split.segments]
         rows: list[tuple[str, str, float]] = []
         passed: dict[int, float] = {}  # boundary -> when the backward pass crossed it
         hooked: set[int] = set()
         state = split.start(self.batch)
+        _rest(stopwatch, wait_s)
         for index, name in enumerate(names):
             start = now()
             state = split.forward(index, state)
@@ -168,6 +183,7 @@ class Steps:
         loss = state.loss
         assert loss is not None
         del state
+        _rest(stopwatch, wait_s)
         start = now()
         loss.backward()
         end = now()
@@ -197,19 +213,25 @@ class Steps:
             rows.append((self.split.segments[index].name, "optimizer" if place else "optimizer-cold", now() - start))
         return rows
 
-    def halves(self, stopwatch: Stopwatch, cut: int) -> tuple[float, float]:
-        """Seconds that the device half and the server half of a real split at ``cut`` take, forward to optimizer step."""
+    def halves(self, stopwatch: Stopwatch, cut: int, wait_s: float = 0.0) -> tuple[float, float]:
+        """Seconds that the device half and the server half of a real split at ``cut`` take, forward to optimizer step.
+
+        The machine rests for ``wait_s`` wherever a half would wait for the other one.
+        """
         split, now = self.split, stopwatch.now_s
+        _rest(stopwatch, wait_s)
         start = now()
         device = split.device_half(self.batch, cut)
         device_forward = now() - start
         crossed, leaves = split.cut_state(device)
+        _rest(stopwatch, wait_s)
         start = now()
         split.backward(split.server_half(self.batch, cut, crossed.carried))
         self._optimizer("server", cut).step()
         self._optimizer("server", cut).zero_grad(set_to_none=True)
         server = now() - start
         gradients = split.gradients(leaves)
+        _rest(stopwatch, wait_s)
         start = now()
         split.backward(device, gradients)
         del device
@@ -274,6 +296,12 @@ def undisturbed() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def _rest(stopwatch: Stopwatch, wait_s: float) -> None:
+    if wait_s > 0:
+        stopwatch.now_s()  # what was submitted is done before
+        stopwatch.wait(wait_s)
 
 
 def _relative_interval(seconds: Sequence[float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,6 +127,44 @@ class Fixed:
         self.time_s += self.steps_s[self.looks % len(self.steps_s)]
         self.looks += 1
         return self.time_s
+
+
+class Resting(OperatorClock):
+    """A stopwatch that notes how long the machine rested, and when, and on which the first operator after a rest takes a second more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rests_s: list[float] = []
+        self._rested = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.time_s += 1.0 if self._rested else 0.0
+        self._rested = False
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def wait(self, seconds_s: float) -> None:
+        self.time_s += seconds_s
+        self.rests_s.append(seconds_s)
+        self._rested = True
+
+
+def test_segments_are_timed_after_rests_as_in_a_split_and_the_plain_step_is_not() -> None:
+    split, clock = tiny("llama"), Resting()
+    with clock:
+        result = measure(split, clock, replace(FEW, wait_s=0.25))
+    assert clock.rests_s == [0.25] * 2 * 5  # one warm-up round and four
+    forward, backward = ([round(getattr(s, way).median_s) for s in result.segments] for way in ("forward", "backward"))
+    assert forward == [1, *[0] * (len(forward) - 1)]
+    assert backward == [*[0] * (len(backward) - 1), 1]  # it begins at the head
+    assert result.step.median_s < 0.1
+
+
+def test_a_half_rests_wherever_it_would_wait_for_the_other_one() -> None:
+    split, clock = tiny("llama"), Resting()
+    with clock:
+        device, server = Steps(split, split.batch()).halves(clock, 2, wait_s=0.5)
+    assert clock.rests_s == [0.5] * 3
+    assert (round(device), round(server)) == (2, 1)
 
 
 def test_timing_ends_when_steady_and_says_so() -> None:
