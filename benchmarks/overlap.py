@@ -34,16 +34,8 @@ def turns(asked: argparse.Namespace, rate: float, overlap: bool, folder: Path) -
     command = [sys.executable, "-c", "import cli; cli.train_main()", "local", "--model", asked.model, "--devices", "1"]
     command += ["--cut", str(asked.cut), "--data", str(text), "--rounds", str(asked.rounds), "--report"]
     command += ["--local-epochs", str(asked.local_epochs), "--optimizer", asked.optimizer, "--batch-size", "4"]
-    command += [
-        "--seq-len",
-        "128",
-        "--uplink-mbps",
-        f"{rate:g}",
-        "--downlink-mbps",
-        f"{rate:g}",
-        "--output",
-        str(output),
-    ]
+    command += ["--uplink-mbps", f"{rate:g}", "--downlink-mbps", f"{rate:g}", "--seq-len", "128"]
+    command += ["--output", str(output)]
     command += ["--overlap"] if overlap else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)

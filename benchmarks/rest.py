@@ -28,16 +28,13 @@ def main() -> int:
     parser.add_argument("--core", type=int, help="the core to run on (default: the first)")
     arguments = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {arguments.core if arguments.core is not None else cores[0]})
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
+    from benchmarks.split_prediction import alone_on
     from profiler.hardware.host import WallTime
     from profiler.workload.cuts import SplitModel
     from profiler.workload.model import WorkloadSpec, build
     from profiler.workload.timing import Steps, undisturbed
 
-    torch.set_num_threads(1)
+    alone_on(arguments.core if arguments.core is not None else cores[0])
     split = SplitModel(build(WorkloadSpec(arguments.model, arguments.batch_size, arguments.seq_len)))
     steps, clock = Steps(split, split.batch()), WallTime()
     rests = [0.0, *arguments.rests]
