@@ -2,9 +2,10 @@
 
     python -m benchmarks.rest [--model NAME] [--batch-size N] [--seq-len N] [--rests 0.03,0.1,0.4] [--rounds N] [--core K]
 
-In a split each half waits for the other one and for the link, and then goes on. A training step that rests before its forward and before its
-backward pass and one that does not take turns, in shuffled order, on one core with one thread. Printed: seconds of the parts (rests not counted),
-medians, and how much longer they are after each rest. This is why `card-profile run` rests before what it times.
+In a split each half waits for the other one and for the link, and then goes on. A training step that rests before its forward pass, before its
+backward pass and within it, at another layer in each round, and one that does not rest take turns, in shuffled order, on one core with one thread.
+Printed: milliseconds of the parts (rests not counted), medians, how much longer a step is, by how much the layer that goes on after the rest within the backward
+pass is slower than without one, and the layer after that. This is why `card-profile run` rests, and what it takes as the cost of beginning again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,20 @@ import sys
 from statistics import median
 
 MODEL = "tiny-llama-test"
+
+
+def slower(rounds: list[list[tuple[bool, float]]]) -> tuple[float, float]:
+    """Seconds that a layer takes longer where the backward pass goes on with it after a rest, and the layer after it, which runs next."""
+    usual = [median(seconds for cold, seconds in layer if not cold) for layer in zip(*rounds, strict=True)]
+    again, after = [], []
+    for layers in rounds:
+        over = [seconds - warm for (_, seconds), warm in zip(layers, usual, strict=True)]
+        began = [cold for cold, _ in layers]
+        if any(began):  # no layer is rested in one step of a few
+            at = began.index(True)
+            again.append(over[at])
+            after += [over[at + 1]] if at + 1 < len(over) else []
+    return median(again or [0.0]), median(after or [0.0])
 
 
 def main() -> int:
@@ -39,23 +54,35 @@ def main() -> int:
     steps, clock = Steps(split, split.batch()), WallTime()
     rests = [0.0, *arguments.rests]
     found: dict[float, list[dict[str, float]]] = {rest: [] for rest in rests}
+    backward: dict[float, list[list[tuple[bool, float]]]] = {
+        rest: [] for rest in rests
+    }  # (begins again, seconds) of the layers
     shuffled = random.Random(0)
     with undisturbed():
         for number in range(3 + arguments.rounds):
             for rest in shuffled.sample(rests, len(rests)):
                 steps.segmented(clock)  # what came before is alike
+                rows = steps.segmented(clock, rest)
                 parts: dict[str, float] = {}
-                for _, phase, seconds in steps.segmented(clock, rest):
+                for _, phase, seconds in rows:
                     parts[phase.removesuffix("-cold")] = parts.get(phase.removesuffix("-cold"), 0.0) + seconds
                 if number >= 3:
                     found[rest].append(parts)
+                    backward[rest].append(
+                        [(p == "backward-cold", s) for _, p, s in rows if p.startswith("backward")][1:-1]
+                    )
     print(f"{arguments.model}, batch {arguments.batch_size} x {arguments.seq_len}, {arguments.rounds} rounds, one core")
-    print(f"{'rest ms':>8} {'forward ms':>11} {'backward ms':>12} {'all ms':>8} {'longer by':>10}")
+    print(
+        f"{'rest ms':>8} {'forward ms':>11} {'backward ms':>12} {'all ms':>8} {'longer by':>10} {'begins again ms':>16} {'the next ms':>12}"
+    )
     whole = {rest: median(sum(parts.values()) for parts in rows) for rest, rows in found.items()}
-    for rest, rows in found.items():
-        forward, backward = (1e3 * median(parts[phase] for parts in rows) for phase in ("forward", "backward"))
+    for rest, each in found.items():
+        forward_ms, backward_ms = (1e3 * median(parts[phase] for parts in each) for phase in ("forward", "backward"))
         longer = 100 * (whole[rest] / whole[0.0] - 1)
-        print(f"{1e3 * rest:8.0f} {forward:11.1f} {backward:12.1f} {1e3 * whole[rest]:8.1f} {longer:+9.1f} %")
+        again, after = slower(backward[rest])
+        print(
+            f"{1e3 * rest:8.0f} {forward_ms:11.1f} {backward_ms:12.1f} {1e3 * whole[rest]:8.1f} {longer:+8.1f} % {1e3 * again:+16.2f} {1e3 * after:+12.2f}"
+        )
     return 0
 
 

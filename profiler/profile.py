@@ -247,7 +247,7 @@ class Timing(Block):
     )
     wait_s: Seconds = Field(
         default=0.0,
-        description="The segments' forward and backward pass each began after a rest of so long, as in a split",
+        description="The segments were timed with rests of so long wherever a half of a split waits (docs/timing.md)",
     )
 
 

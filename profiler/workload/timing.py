@@ -12,8 +12,10 @@ data, the memory and the caches of a real step, and the parts add up to the whol
 
     round r:   plain step, segmented step;   round r+1: the other way round, so that a drift of the machine falls on both alike
 
-In a split each half waits for the other one and for the link, and a processor that has rested is slower for a while: its caches are cold, its
-clock or its share of a host has gone down. So the segmented step may rest too, before its forward and before its backward pass (``wait_s``).
+In a split each half waits for the other one and for the link, and beginning again takes a moment: caches are cold, a clock or a share of a host has
+gone down. A device half begins twice (forward and backward), a server half once. So the segmented step may rest too (``wait_s``): before its forward
+pass, where the embedding bears it; before its backward pass, where the head bears it; and at a boundary within the backward pass, another one in
+each round. What a layer's backward pass takes longer there is what any device half's takes once, whatever the cut: it is the embedding's.
 
 Cutting the graph at every boundary instead would add a call into autograd for each layer (2 to 3 % of a small layer).
 
@@ -30,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from profiler.profile import SegmentTime, Stat
@@ -63,7 +66,7 @@ class TimingOptions:
     After ``warmup_rounds`` (the first calls are many times slower) rounds go on until the 95 % interval of the median step is
     within ``target_relative`` of it, at least ``min_rounds`` and ``min_s`` on the stopwatch (a machine has slow seconds, which
     a few quick rounds could all fall into), at most ``max_rounds``, and no longer than ``budget_s`` of wall time (None: no
-    bound; ``min_rounds`` are always taken). ``wait_s``: the segmented step rests so long before each of its two passes.
+    bound; ``min_rounds`` are always taken). ``wait_s``: how long the segmented step rests wherever a half would.
     """
 
     warmup_rounds: int = 3
@@ -149,7 +152,7 @@ class Steps:
         self._whole = AdamW(split.adapters(), lr=LEARNING_RATE)
         self._single = [AdamW(s.adapters, lr=LEARNING_RATE) if s.adapters else None for s in split.segments]
         self._halves: dict[tuple[str, int], torch.optim.Optimizer] = {}
-        self._begin = -1
+        self._turn = -1
         keep_memory()
 
     def plain(self, stopwatch: Stopwatch) -> list[tuple[str, str, float]]:
@@ -163,13 +166,25 @@ class Steps:
     def segmented(self, stopwatch: Stopwatch, wait_s: float = 0.0) -> list[tuple[str, str, float]]:
         """One segmented training step: rows (segment, phase, seconds) for forward, backward and optimizer.
 
-        The machine rests for ``wait_s`` before forward and backward pass.
+        The machine rests for ``wait_s`` before the forward and before the backward pass and, except in one of a few steps, once within
+        the backward pass. The segment that then goes on is in phase ``backward-cold``.
         """
         split, now = self.split, stopwatch.now_s
         names = [segment.name for segment in split.segments]
         rows: list[tuple[str, str, float]] = []
-        passed: dict[int, float] = {}  # boundary -> when the backward pass crossed it
+        passed: dict[int, tuple[float, float]] = {}  # boundary -> when the backward pass came there and when it went on
+        due: dict[int, int] = {}  # boundary -> gradients that are still to come
         hooked: set[int] = set()
+        resting: int | None = None
+        self._turn += 1
+
+        def crossed(_gradient: torch.Tensor, at: int) -> None:
+            came = now()
+            due[at] -= 1
+            if at == resting and not due[at]:
+                _rest(stopwatch, wait_s)
+            passed[at] = came, now()
+
         state = split.start(self.batch)
         _rest(stopwatch, wait_s)
         for index, name in enumerate(names):
@@ -179,10 +194,13 @@ class Steps:
             for tensor in state.carried.values():
                 if tensor.requires_grad and id(tensor) not in hooked:
                     hooked.add(id(tensor))
-                    tensor.register_hook(lambda _gradient, at=index: passed.__setitem__(at, now()))
+                    due[index] = due.get(index, 0) + 1
+                    tensor.register_hook(partial(crossed, at=index))
         loss = state.loss
         assert loss is not None
         del state
+        if wait_s > 0:
+            resting = [None, *due][self._turn % (1 + len(due))]
         _rest(stopwatch, wait_s)
         start = now()
         loss.backward()
@@ -191,10 +209,10 @@ class Steps:
         release = (now() - end) / split.layers
         for index in reversed(range(len(names))):
             # Where no gradient crosses (frozen embeddings), the segment ends where the next lower one would begin.
-            until = next((passed[at] for at in range(index - 1, -1, -1) if at in passed), end)
+            until, next_start = next((passed[at] for at in range(index - 1, -1, -1) if at in passed), (end, end))
             seconds = until - start + (release if split.segments[index].kind == "layer" else 0.0)
-            rows.append((names[index], "backward", seconds))
-            start = until
+            rows.append((names[index], "backward-cold" if index == resting else "backward", seconds))
+            start = next_start
         return rows + self._optimizer_steps(now)
 
     def _optimizer_steps(self, now: Callable[[], float]) -> list[tuple[str, str, float]]:
@@ -202,9 +220,9 @@ class Steps:
         half's optimizer costs once, beyond its layers. Every device half has the embedding and every server half the head, so
         these two bear it. Another segment begins in each round."""
         order = [i for i, optimizer in enumerate(self._single) if optimizer is not None]
-        self._begin = (self._begin + 1) % len(order)
+        first = self._turn % len(order)
         rows: list[tuple[str, str, float]] = []
-        for place, index in enumerate(order[self._begin :] + order[: self._begin]):
+        for place, index in enumerate(order[first:] + order[:first]):
             optimizer = self._single[index]
             assert optimizer is not None
             start = now()
@@ -316,13 +334,21 @@ def _by_segment(split: SplitModel, samples: Sequence[dict[str, Any]]) -> list[Se
     readings: dict[tuple[str, str], list[float]] = {}
     for row in samples:
         readings.setdefault((row["segment"], row["phase"]), []).append(max(row["seconds_s"], 0.0))
-    warm = {name: stat(seconds).median_s for (name, phase), seconds in readings.items() if phase == "optimizer"}
-    once = stat([max(r["seconds_s"] - warm[r["segment"]], 0.0) for r in samples if r["phase"] == "optimizer-cold"])
-    return [
-        SegmentTime(
-            forward=stat(readings[s.name, "forward"]),
-            backward=stat(readings[s.name, "backward"]),
-            optimizer=once if s.kind in ("embedding", "head") else stat(readings.get((s.name, "optimizer"), [0.0])),
-        )
-        for s in split.segments
-    ]
+
+    def warm(name: str, phase: str) -> Stat:
+        return stat(readings.get((name, phase)) or readings.get((name, phase + "-cold")) or [0.0])
+
+    def once(phase: str) -> Stat:
+        """What a half's ``phase`` takes once, beyond its layers."""
+        cold = [(name, seconds) for (name, of), each in readings.items() if of == phase + "-cold" for seconds in each]
+        return stat([max(seconds - warm(name, phase).median_s, 0.0) for name, seconds in cold] or [0.0])
+
+    times = []
+    for s in split.segments:
+        backward = warm(s.name, "backward")
+        if s.kind == "embedding":
+            again = once("backward")
+            backward = again.model_copy(update={"median_s": backward.median_s + again.median_s})
+        optimizer = once("optimizer") if s.kind in ("embedding", "head") else warm(s.name, "optimizer")
+        times.append(SegmentTime(forward=warm(s.name, "forward"), backward=backward, optimizer=optimizer))
+    return times

@@ -148,15 +148,21 @@ class Resting(OperatorClock):
         self._rested = True
 
 
-def test_segments_are_timed_after_rests_as_in_a_split_and_the_plain_step_is_not() -> None:
-    split, clock = tiny("llama"), Resting()
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_what_beginning_again_costs_a_half_is_predicted_once_for_each_time_it_begins(name: str) -> None:
+    split, clock = tiny(name), Resting()
     with clock:
         result = measure(split, clock, replace(FEW, wait_s=0.25))
-    assert clock.rests_s == [0.25] * 2 * 5  # one warm-up round and four
+    # Three rests in each round, two in those that have none within the backward pass.
+    assert set(clock.rests_s) == {0.25}
+    assert 2 * 5 < len(clock.rests_s) < 3 * 5
     forward, backward = ([round(getattr(s, way).median_s) for s in result.segments] for way in ("forward", "backward"))
     assert forward == [1, *[0] * (len(forward) - 1)]
-    assert backward == [*[0] * (len(backward) - 1), 1]  # it begins at the head
+    assert backward == [1, *[0] * (len(backward) - 2), 1]
     assert result.step.median_s < 0.1
+    for cut in split.cuts:
+        device, server = predict(result.segments, len(split.device_segments(cut)))
+        assert (round(device), round(server)) == (2, 1)
 
 
 def test_a_half_rests_wherever_it_would_wait_for_the_other_one() -> None:
