@@ -15,7 +15,7 @@ Nothing here was read off a measured sweep. What went in, and from where:
 - Sweeps of 4 to 28 clocks, the lowest at 5 to 60 % of the highest; evenly spaced, by index of an uneven table, or denser to the top; in rising, falling or
   random order.
 - What a mean scatters by: the load's own fluctuations, 0.1 to 2 % of the switching watts alone; the surroundings, whose temperature walks by up to 4 degrees over a
-  sweep, in the order of visits, and acts through leakage; the sensor's noise, 0.05 to 1 % of each reading.
+  sweep, in the order of visits, and acts through leakage; the sensor's noise, 0.05 to 1 % of each reading (up to ``sensor_most``, where that is given).
 - Sensors: 5 to 300 W at the top; in half of the sweeps readings in steps of 0.1, 0.2 or 0.4 W (never above 2 % of the lowest watts), a milliwatt otherwise.
 """
 
@@ -57,7 +57,7 @@ class MadeUp:
     noise: float
 
 
-def draw(kind: str, clocks: int, seed: int) -> MadeUp:
+def draw(kind: str, clocks: int, seed: int, sensor_most: float = 0.01) -> MadeUp:
     """The sweep of this kind and number of clocks with this seed; the same whenever it is asked for."""
     rng = np.random.default_rng([21, KINDS.index(kind), clocks, seed])
     curve = _plain(rng) if kind == "plain" else _chip(kind, rng)
@@ -65,7 +65,9 @@ def draw(kind: str, clocks: int, seed: int) -> MadeUp:
     x = _clocks(low, clocks, rng)
     asked = np.linspace(x[0], 1.0, ASKED)
     top_w, top_hz = np.exp(rng.uniform(np.log(5), np.log(300))), rng.uniform(0.8e9, 3.2e9)
-    load, sensor = (np.exp(rng.uniform(np.log(low), np.log(high))) for low, high in ((0.001, 0.02), (0.0005, 0.01)))
+    load, sensor = (
+        np.exp(rng.uniform(np.log(low), np.log(high))) for low, high in ((0.001, 0.02), (0.0005, sensor_most))
+    )
     drift = rng.uniform(0, 4)
     true_w, asked_w = top_w * curve(x), top_w * curve(asked)
     step_w = 1e-3

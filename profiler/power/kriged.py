@@ -27,8 +27,8 @@ class Kriged:
 
     P0 and c are integrated out (universal kriging; the restricted likelihood of Harville, 1974), and so are, on a grid, ridge,
     rise and its bend, ceiling, exponent, that factor, correlation length and noise, each weighted by its restricted likelihood given the
-    points that are kept: no single shape has to be right. What means scatter by is believed to be near a usual figure (an inverse gamma
-    prior of the noise's variance), and a shape counts for as much as P0 and c are likely to be positive under it. What a new measurement may be is then a mixture of Student's t, and its 2.5 %
+    points that are kept: no single shape has to be right. What means scatter by is believed to be near one of some usual figures (inverse gamma
+    priors of the noise's variance), and a shape counts for as much as P0 and c are likely to be positive under it. What a new measurement may be is then a mixture of Student's t, and its 2.5 %
     and 97.5 % quantiles are the interval. A left-out clock is removed in closed form: with Q the
     precision matrix after the trend is projected out, its residual is (Q y)_S solved by Q_SS.
     """
@@ -182,10 +182,10 @@ class _KrigingPass:
         self.log_base = np.empty((len(self.hyper), count))
         self.q_diagonal, self.qy = np.empty((2, len(self.hyper), count, n))
         self.within, self.log_within = np.zeros((2, len(self.hyper), count, n))
-        # What is believed of the noise, as squares that were seen before any point, in the unit of the rest.
+        # What is believed of the noise, as squares that were seen before any point, in the unit of the rest: (k, h).
         ratios = np.array([ratio for _, ratio in self.hyper])
-        noise_sd, worth = priors.scatter
-        self.squares_before = worth * (noise_sd * level_w) ** 2 / ratios
+        sizes, worth = priors.scatter
+        self.squares_before = worth * (np.array(sizes)[:, None] * level_w) ** 2 / ratios
         at_rest = self.shapes.at_rest(self.low)
         self.positive: list[
             tuple[Array, Array, Array]
@@ -202,8 +202,6 @@ class _KrigingPass:
             q /= scale[:, :, None] * scale[:, None, :]
             half_log_det = (np.linalg.slogdet(gram)[1] - np.linalg.slogdet(inverse)[1]) / 2 + log_scale
             self.log_base[h] = self.shapes.log_prior - half_log_det
-            if worth:
-                self.log_base[h] += worth / 2 * np.log(self.squares_before[h])
             self.q_diagonal[h], self.qy[h] = np.einsum("sii->si", q), q @ y
             if priors.positive:
                 # From the trend's two factors to P0 and c: P0 is what the trend says at a clock of zero.
@@ -223,14 +221,22 @@ class _KrigingPass:
     def _place(self, frequency_hz: Array) -> Array:
         return (frequency_hz - self.curve.low_hz) / (self.curve.high_hz - self.curve.low_hz)
 
-    def _log_likely(self, rss: Array, freedom: Array, before: Array) -> Array:
+    def _noise(self, rss: Array, freedom: Array, h: int | None = None) -> tuple[Array, Array]:
+        """Log likelihood of the squares left over, ``rss`` (h, ...) or those of one h, and the variance in the unit of the rest; over all
+        sizes of noise that are believed in."""
         # Rounding leaves a floor in rss that must not decide between shapes that all fit exactly.
         floor = 1e-20 * float(self.y @ self.y)
-        return np.asarray(-freedom / 2 * np.log(np.maximum(rss, floor) + floor + before))
-
-    def _rate(self, rss: Array, freedom: Array, before: Array) -> Array:
-        """Variance in the unit of the rest, given the squares left over and those believed before."""
-        return np.asarray((rss + before) / np.maximum(freedom, 1.0))
+        worth = self.priors.scatter[1]
+        log, variance = np.full(rss.shape, -np.inf), np.zeros(rss.shape)
+        for before in self.squares_before:
+            seen = before[h] if h is not None else before.reshape(-1, *(1 for _ in rss.shape[1:]))
+            each = -freedom / 2 * np.log(np.maximum(rss, floor) + floor + seen)
+            if worth:
+                each = each + worth / 2 * np.log(seen)
+            total = np.logaddexp(log, each)
+            variance += (np.exp(each - total)) * ((rss + seen) / np.maximum(freedom, 1.0) - variance)
+            log = total
+        return log, variance
 
     @staticmethod
     def _log_positive(value: Array, variance: Array, rate: Array) -> Array:
@@ -259,9 +265,8 @@ class _KrigingPass:
             within, log_within = self.within[h], self.log_within[h]
             rss = rss + within.sum(1)[:, None] - within[:, i] - within[:, j]
             log = log - (log_within.sum(1)[:, None] - log_within[:, i] - log_within[:, j])
-        freedom, before = self._freedom(i, j), self.squares_before[h]
-        rate = self._rate(rss, freedom, before)
-        log = log + self._log_likely(rss, freedom, before)
+        likely, rate = self._noise(rss, self._freedom(i, j), h)
+        log = log + likely
         if self.priors.positive:
             value, pull, variance = self.positive[h]
             at_i, at_j = pull[:, i], pull[:, j]
@@ -273,9 +278,8 @@ class _KrigingPass:
     def _all(self) -> tuple[Array, Array]:
         """Log weights (h, s) of every shape given all clocks, and variances in the unit of the rest."""
         rss = self.rss + self.within.sum(axis=2)
-        freedom, before = self._freedom(), self.squares_before[:, None]
-        log, rate = self.log_base - self.log_within.sum(axis=2), self._rate(rss, freedom, before)
-        log = log + self._log_likely(rss, freedom, before)
+        likely, rate = self._noise(rss, self._freedom())
+        log = self.log_base - self.log_within.sum(axis=2) + likely
         if self.priors.positive:
             for h, (value, _, variance) in enumerate(self.positive):
                 log[h] += self._log_positive(value, variance, rate[h])
@@ -291,9 +295,9 @@ class _KrigingPass:
         if self.repeats.any():
             rss = rss + self.within.sum(axis=2)[:, :, None] - self.within[:, :, i]
             log = log - (self.log_within.sum(axis=2)[:, :, None] - self.log_within[:, :, i])
-        freedom, before = self._freedom(i), self.squares_before[:, None, None]
-        rate = self._rate(rss, freedom, before)
-        log = log + self._log_likely(rss, freedom, before)
+        freedom = self._freedom(i)
+        likely, rate = self._noise(rss, freedom)
+        log = log + likely
         if self.priors.positive:
             for h, (value, pull, variance) in enumerate(self.positive):
                 more = pull[:, i] ** 2 / q[h, ..., None]

@@ -17,8 +17,8 @@ class KrigedPriors:
     ``lengths``: correlation lengths of the rest over the width of the domain. ``noise``: variances of the noise over that of the rest.
     ``rougher``: what is left over at the highest clock, over what is left over below the ridge clock. ``ceiling``: probability that the voltage
     stops rising within the top tenth of the clocks. ``plain``: probability of a law without a voltage floor, a plain power of the clock.
-    ``bends``: powers of the way from ridge to ceiling with which the voltage rises. ``scatter``: what a mean scatters by, over the
-    watts, and how many measurements that belief is worth. ``positive``: P0 and the factor are not negative.
+    ``bends``: powers of the way from ridge to ceiling with which the voltage rises. ``scatter``: sizes, one as likely as the other, of what a mean
+    scatters by, over the watts, and how many measurements that belief is worth. ``positive``: P0 and the factor are not negative.
     """
 
     lengths: tuple[float, ...] = (0.2, 0.4, 0.8)
@@ -27,7 +27,7 @@ class KrigedPriors:
     ceiling: float = 0.5
     plain: float = 0.5
     bends: tuple[float, ...] = (1.0,)
-    scatter: tuple[float, float] = (0.005, 0.0)
+    scatter: tuple[tuple[float, ...], float] = ((0.005,), 0.0)
     positive: bool = False
 
 

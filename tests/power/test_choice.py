@@ -11,7 +11,7 @@ from benchmarks import power_choice, power_synthetic
 from benchmarks.power_choice import (
     GRIDS,
     START,
-    STRUCTURE,
+    STRUCTURES,
     Judged,
     adopted,
     look_at,
@@ -31,7 +31,7 @@ from profiler.power.priors import PRIORS, AveragePriors, KrigedPriors, Priors
 def judged(objective: float, covered: float = 0.95, sweeps: int = 50) -> Judged:
     """Every sweep with the same objective, and the same share held."""
     level = np.full((sweeps, 2), math.exp(objective) - power_choice.FLOOR_PCT)
-    return Judged(level, level, np.full((sweeps, 3), covered))
+    return Judged(level, level, np.full((sweeps, 3), covered), np.linspace(0.001, 0.02, sweeps))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,8 +50,8 @@ def test_choice_and_validation_share_no_sweep():
     rounds = (
         power_choice.TRAINING,
         power_choice.VALIDATION,
-        power_choice.STRUCTURE_TRAINING,
-        power_choice.STRUCTURE_VALIDATION,
+        *(round.training for round in STRUCTURES.values()),
+        *(round.validation for round in STRUCTURES.values()),
         (power_synthetic.SEEDS,),
     )
     seeds = [seed for blocks in rounds for block in blocks for seed in block]
@@ -59,7 +59,7 @@ def test_choice_and_validation_share_no_sweep():
 
 
 def test_every_constant_of_the_package_lies_on_the_grid_it_was_chosen_from():
-    for constant, values in {**GRIDS, **STRUCTURE}.items():
+    for constant, values in {**GRIDS, **STRUCTURES[5].values}.items():
         assert value_of(PRIORS, constant) in values
         assert value_of(START, constant) == values[0]
 
@@ -85,7 +85,7 @@ def test_of_lists_that_tie_the_shortest_is_taken_and_one_at_hand_stays():
         value = priors.kriged.rougher
         if value not in noisy:
             return judged(2.0)
-        return Judged(noisy[value], noisy[value], np.full((50, 3), 0.95))
+        return Judged(noisy[value], noisy[value], np.full((50, 3), 0.95), np.zeros(50))
 
     gap = (
         judge(with_value(START, "kriged.rougher", (1.0,))).objective
@@ -93,7 +93,7 @@ def test_of_lists_that_tie_the_shortest_is_taken_and_one_at_hand_stays():
     )
     noisy[(1.0,)] = noisy[(1.0,)] * math.exp(0.2 * gap.std() / math.sqrt(50) - gap.mean())
     at_hand = with_value(START, "kriged.rougher", (1.0, 3.0))
-    assert look_at("kriged.rougher", at_hand, judge, stays=False).taken == 0
+    assert look_at("kriged.rougher", at_hand, judge).taken == 0
     assert look_at("kriged.rougher", at_hand, judge, stays=True).taken == 1
 
 
@@ -101,7 +101,7 @@ def test_an_interval_that_covers_too_little_is_not_taken_however_well_it_scores(
     def judge(priors: Priors) -> Judged:
         return judged(0.5, covered=0.88) if priors.interval.claim == 0.0 else judged(1.0)
 
-    assert GRIDS["interval.claim"][look_at("interval.claim", START, judge, stays=False).taken] == math.inf
+    assert GRIDS["interval.claim"][look_at("interval.claim", START, judge).taken] == math.inf
 
 
 def test_priors_reach_the_laws():
@@ -126,7 +126,7 @@ def test_priors_reach_the_laws():
 
 
 def test_of_beliefs_that_are_not_told_apart_the_weakest_is_taken_and_a_law_that_gains_nothing_stays_as_it_was():
-    weak, strong = STRUCTURE["kriged.scatter"][2], STRUCTURE["kriged.scatter"][-1]
+    weak, strong = STRUCTURES[4].values["kriged.scatter"][2], STRUCTURES[4].values["kriged.scatter"][-1]
     rng = np.random.default_rng(2)
     noise = np.exp(0.1 * rng.standard_normal((50, 2)))
 
@@ -137,12 +137,12 @@ def test_of_beliefs_that_are_not_told_apart_the_weakest_is_taken_and_a_law_that_
             level = judged(1.0).error_pct * noise
             gap = (np.log(level + power_choice.FLOOR_PCT) - 1.0).mean(axis=1)
             level = level * math.exp(0.2 * gap.std() / math.sqrt(50) - gap.mean())
-            return Judged(level, level, np.full((50, 3), 0.95))
+            return Judged(level, level, np.full((50, 3), 0.95), np.zeros(50))
         return judged(1.5)
 
-    *_, (_, _, won) = search_structure(judge, PRIORS)
+    *_, (_, _, won) = search_structure(judge, PRIORS, STRUCTURES[4])
     assert won == with_value(without_structure(PRIORS), "kriged.scatter", weak)
-    *_, (_, _, nothing) = search_structure(lambda priors: judged(1.0), PRIORS)
+    *_, (_, _, nothing) = search_structure(lambda priors: judged(1.0), PRIORS, STRUCTURES[4])
     assert nothing == without_structure(PRIORS)
 
 
@@ -151,17 +151,42 @@ def test_the_law_changes_only_if_it_is_clearly_better_and_honest():
     noise = np.exp(0.1 * rng.standard_normal((200, 2)))
 
     def found(factor: float) -> Judged:
-        return Judged(present.error_pct * noise * factor, present.score_pct * noise * factor, present.held)
+        return Judged(
+            present.error_pct * noise * factor, present.score_pct * noise * factor, present.held, present.noise
+        )
 
     present = judged(0.0, sweeps=200)
-    assert adopted(present, found(0.9), judged(0.0, covered=0.94))
-    assert not adopted(present, found(0.9), judged(0.0, covered=0.92))
-    assert not adopted(present, found(0.9), judged(0.0, covered=0.98))
-    assert not adopted(present, found(1.0), judged(0.0))
-    assert not adopted(present, found(1.1), judged(0.0))
+    assert adopted(STRUCTURES[4], present, found(0.9), judged(0.0, covered=0.94))
+    assert not adopted(STRUCTURES[4], present, found(0.9), judged(0.0, covered=0.92))
+    assert not adopted(STRUCTURES[4], present, found(0.9), judged(0.0, covered=0.98))
+    assert not adopted(STRUCTURES[4], present, found(1.0), judged(0.0))
+    assert not adopted(STRUCTURES[4], present, found(1.1), judged(0.0))
 
 
-ADDED = KrigedPriors(scatter=(0.005, 3.0), bends=(1.0, 1.6), positive=True)
+def test_the_fifth_round_asks_for_honest_intervals_whatever_the_noise_and_where_it_confirms():
+    fifth, present = STRUCTURES[5], judged(1.0)
+    better = judged(0.5)
+    assert adopted(fifth, present, better, judged(0.5))
+    for shares in ((0.88, 0.95, 1.0), (0.99, 0.95, 0.93)):
+        held = better.held.copy()
+        for third, share in zip(np.array_split(np.arange(len(held)), 3), shares, strict=True):
+            held[third] = share
+        uneven = Judged(better.error_pct, better.score_pct, held, better.noise)
+        assert uneven.covered_by_noise == pytest.approx(shares)
+        assert abs(uneven.covered[1] - 0.95) < 0.02
+        assert adopted(STRUCTURES[4], present, uneven, uneven)
+        assert not adopted(fifth, present, uneven, judged(0.5))
+        assert not adopted(fifth, present, better, uneven)
+
+
+def test_sensors_of_the_fifth_round_are_noisier_and_nothing_else_of_its_sweeps_is_another():
+    usual, noisy = draw("ridge", 8, 7), draw("ridge", 8, 7, 0.03)
+    assert noisy.noise > usual.noise
+    assert np.array_equal(noisy.true_w, usual.true_w)
+    assert not np.array_equal(noisy.power_w, usual.power_w)
+
+
+ADDED = KrigedPriors(scatter=((0.002, 0.01), 3.0), bends=(1.0, 1.6), positive=True)
 
 
 def bent(count: int, seed: int, noise: float = 0.005) -> tuple[np.ndarray, np.ndarray]:
@@ -189,14 +214,14 @@ def test_with_every_addition_what_is_said_of_a_clock_left_out_is_what_a_fit_with
 
 
 def test_a_belief_in_the_scatter_speaks_where_points_are_few_and_is_overruled_where_they_are_many():
-    def width(count: int, noise: float, scatter: tuple[float, float]) -> float:
+    def width(count: int, noise: float, scatter: tuple[tuple[float, ...], float]) -> float:
         f, watts = bent(count, 5, noise)
         said = Kriged(KrigedPriors(scatter=scatter)).cross_fit(Curve.of(f, watts, (f[0], f[-1]))).predictive
         assert said is not None
         low, high = said.at(f[[count // 2]])
         return float((high - low)[0])
 
-    none, some = (0.005, 0.0), (0.005, 3.0)
+    none, some = ((0.005,), 0.0), ((0.005,), 3.0)
     assert width(4, 0.002, some) < 0.7 * width(4, 0.002, none)
     assert width(24, 0.03, some) > 0.75 * width(24, 0.03, none)
 
