@@ -26,9 +26,9 @@ class KrigedPriors:
     rougher: tuple[float, ...] = (1.0, 3.0)
     ceiling: float = 0.5
     plain: float = 0.5
-    bends: tuple[float, ...] = (1.0,)
-    scatter: tuple[tuple[float, ...], float] = ((0.005,), 0.0)
-    positive: bool = False
+    bends: tuple[float, ...] = (1.0, 1.6)
+    scatter: tuple[tuple[float, ...], float] = ((0.001, 0.003, 0.01, 0.03), 3.0)
+    positive: bool = True
 
 
 @dataclass(frozen=True)
