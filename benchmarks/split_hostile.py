@@ -306,8 +306,17 @@ def attacked(folder: Path, messages: int, seed: int, stack: contextlib.ExitStack
             while not stop.wait(0.05):
                 peak.append(resident_bytes(server.pid))
 
+    def tell() -> None:
+        """On a terminal the figures come at the end, after half an hour."""
+        while not stop.wait(30.0):
+            answered = sum(attack.answers.values())
+            print(
+                f"{answered} of {messages} messages answered, {merged(lines)} turns merged", file=sys.stderr, flush=True
+            )
+
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
+    threading.Thread(target=tell, daemon=True).start()
     # Two at a time: each stream replaces the other's, which bears the same name.
     shares = (messages - messages // 10, messages // 10)
     fuzzers = [threading.Thread(target=attack.fuzz, args=(share,), daemon=True) for share in shares]
