@@ -221,15 +221,14 @@ class _KrigingPass:
     def _place(self, frequency_hz: Array) -> Array:
         return (frequency_hz - self.curve.low_hz) / (self.curve.high_hz - self.curve.low_hz)
 
-    def _noise(self, rss: Array, freedom: Array, h: int | None = None) -> tuple[Array, Array]:
-        """Log likelihood of the squares left over, ``rss`` (h, ...) or those of one h, and the variance in the unit of the rest; over all
-        sizes of noise that are believed in."""
+    def _noise(self, rss: Array, freedom: Array, squares_before: Array) -> tuple[Array, Array]:
+        """Log likelihood of the squares left over, ``rss`` (...), and the variance in the unit of the rest, over all k sizes of noise that are
+        believed in: ``squares_before`` (k, ...)."""
         # Rounding leaves a floor in rss that must not decide between shapes that all fit exactly.
         floor = 1e-20 * float(self.y @ self.y)
         worth = self.priors.scatter[1]
         log, variance = np.full(rss.shape, -np.inf), np.zeros(rss.shape)
-        for before in self.squares_before:
-            seen = before[h] if h is not None else before.reshape(-1, *(1 for _ in rss.shape[1:]))
+        for seen in squares_before:
             each = -freedom / 2 * np.log(np.maximum(rss, floor) + floor + seen)
             if worth:
                 each = each + worth / 2 * np.log(seen)
@@ -265,7 +264,7 @@ class _KrigingPass:
             within, log_within = self.within[h], self.log_within[h]
             rss = rss + within.sum(1)[:, None] - within[:, i] - within[:, j]
             log = log - (log_within.sum(1)[:, None] - log_within[:, i] - log_within[:, j])
-        likely, rate = self._noise(rss, self._freedom(i, j), h)
+        likely, rate = self._noise(rss, self._freedom(i, j), self.squares_before[:, h])
         log = log + likely
         if self.priors.positive:
             value, pull, variance = self.positive[h]
@@ -278,7 +277,7 @@ class _KrigingPass:
     def _all(self) -> tuple[Array, Array]:
         """Log weights (h, s) of every shape given all clocks, and variances in the unit of the rest."""
         rss = self.rss + self.within.sum(axis=2)
-        likely, rate = self._noise(rss, self._freedom())
+        likely, rate = self._noise(rss, self._freedom(), self.squares_before[:, :, None])
         log = self.log_base - self.log_within.sum(axis=2) + likely
         if self.priors.positive:
             for h, (value, _, variance) in enumerate(self.positive):
@@ -296,7 +295,7 @@ class _KrigingPass:
             rss = rss + self.within.sum(axis=2)[:, :, None] - self.within[:, :, i]
             log = log - (self.log_within.sum(axis=2)[:, :, None] - self.log_within[:, :, i])
         freedom = self._freedom(i)
-        likely, rate = self._noise(rss, freedom)
+        likely, rate = self._noise(rss, freedom, self.squares_before[:, :, None, None])
         log = log + likely
         if self.priors.positive:
             for h, (value, pull, variance) in enumerate(self.positive):

@@ -340,15 +340,19 @@ def _by_segment(split: SplitModel, samples: Sequence[dict[str, Any]]) -> list[Se
 
     def once(phase: str) -> Stat:
         """What a half's ``phase`` takes once, beyond its layers."""
-        cold = [(name, seconds) for (name, of), each in readings.items() if of == phase + "-cold" for seconds in each]
-        return stat([max(seconds - warm(name, phase).median_s, 0.0) for name, seconds in cold] or [0.0])
+        over: list[float] = []
+        for (name, of), cold in readings.items():
+            if of == phase + "-cold":
+                usual_s = warm(name, phase).median_s
+                over += [max(seconds - usual_s, 0.0) for seconds in cold]
+        return stat(over or [0.0])
 
+    again, update = once("backward"), once("optimizer")
     times = []
     for s in split.segments:
         backward = warm(s.name, "backward")
         if s.kind == "embedding":
-            again = once("backward")
             backward = again.model_copy(update={"median_s": backward.median_s + again.median_s})
-        optimizer = once("optimizer") if s.kind in ("embedding", "head") else warm(s.name, "optimizer")
+        optimizer = update if s.kind in ("embedding", "head") else warm(s.name, "optimizer")
         times.append(SegmentTime(forward=warm(s.name, "forward"), backward=backward, optimizer=optimizer))
     return times
