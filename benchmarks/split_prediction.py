@@ -6,12 +6,14 @@
 One machine, two cores. A cycle: `card-profile run` profiles a server on the first core and a device on the second, each in a process of its own
 that has ended before anything else happens. Then `card-train`'s own roles run as two processes, pinned to these cores with one thread each, over a
 link that is slowed inside the processes (emulated: rates in both directions, no delay). Every rate, cut and codec has ``--repeats`` rounds in a
-cycle, in shuffled order; what the server decides is the only thing that is not the product's. The reports that the server writes are what is
-judged: for each rate, cut and codec the median over all its rounds of what that cycle's profiles had predicted over what was measured.
+cycle, faster rates more, for their rounds are shorter and their cuts lie closer together. They come in groups of one rate and codec, all cuts of
+a group one after the other; groups, and cuts in a group, in shuffled order. What the server decides is the only thing that is not the product's. The
+reports that the server writes are what is judged: for each rate, cut and codec the median over all its rounds of what that cycle's profiles had
+predicted over what was measured.
 
 Judged: the round's delay, predicted against measured (median error at most 5 %, worst at most 12 %); every stage of more than 5 % of the round
 (median error at most 10 %); computing at least half of the round at the highest rate; and the cut that ``--w 1`` decides for each rate and codec
-against the one that was truly fastest (regret at most 2 %).
+against the one that was truly fastest (regret at most 2 %): how long a cut takes beside the others of its own group, median over the groups.
 
 No figure is corrected and no single round is left out. A shared machine has slow seconds and minutes that no profile can know; they fall on profiles and
 rounds alike, so they widen the errors of a cycle and cancel out over many. How much it moved is told by a control that is no part of any prediction:
@@ -39,7 +41,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from profiler.profile import Role
@@ -51,7 +53,7 @@ from split.shaping import Shape
 
 MEDIAN_PCT, WORST_PCT, STAGE_PCT, REGRET_PCT, COMPUTE_SHARE = 5.0, 12.0, 10.0, 2.0, 0.5
 WARMUP_ROUNDS = 3
-CONTROL_EVERY = 3
+CONTROL_EVERY = 7
 STEAL_PCT = 1.0
 LAYERS = 8
 TEXT = "The device runs the first layers, the server runs the others, and what crosses between them is measured. "
@@ -60,7 +62,7 @@ MOST_S = 900.0
 """The rounds of a cycle are given up after so many seconds."""
 
 Turn = dict[str, Any]
-"""One turn of the server's report, with the rate it ran at."""
+"""One turn of the server's report, with the rate it ran at and the group it ran in."""
 
 Point = tuple[float, int, str]
 """Rate in bit/s in both directions, cut, codec."""
@@ -267,17 +269,25 @@ def profile_on(core: int, role: Role, arguments: argparse.Namespace, folder: Pat
     return output
 
 
+def groups_of(arguments: argparse.Namespace) -> list[list[Point]]:
+    """All cuts of one rate and codec, as often as that rate has them: ``repeats`` times at the slowest, more by the root of how much faster it is."""
+    often = {rate: round(arguments.repeats * (rate / min(arguments.rates)) ** 0.5) for rate in arguments.rates}
+    return [
+        [(1e6 * rate, cut, codec) for cut in arguments.cuts]
+        for rate in arguments.rates
+        for codec in arguments.codecs
+        for _ in range(often[rate])
+    ]
+
+
 def rounds(
     arguments: argparse.Namespace, folder: Path, cores: tuple[int, int], seed: int
 ) -> tuple[list[Turn], dict[str, int], tuple[list[float], list[float]]]:
-    """``repeats`` rounds at every point: the turns as the report has them, the cuts that ``--w 1`` decides, the control's seconds on both cores."""
-    points = [
-        (1e6 * rate, cut, codec) for rate in arguments.rates for cut in arguments.cuts for codec in arguments.codecs
-    ]
-    shuffled = random.Random(seed)
-    schedule = [shuffled.choice(points) for _ in range(WARMUP_ROUNDS)]
-    for _ in range(arguments.repeats):
-        schedule += shuffled.sample(points, len(points))
+    """All rounds of a cycle: the turns as the report has them, the cuts that ``--w 1`` decides, the control's seconds on both cores."""
+    shuffled, groups = random.Random(seed), groups_of(arguments)
+    schedule = [shuffled.choice(groups[0]) for _ in range(WARMUP_ROUNDS)]
+    for group in shuffled.sample(groups, len(groups)):
+        schedule += shuffled.sample(group, len(group))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -309,14 +319,29 @@ def rounds(
         if running.wait(MOST_S):
             raise SystemExit(f"the server ended with {running.returncode}: {folder / 'server.log'}")
     turns = json.loads((folder / "run" / "report.json").read_text())["turns"][WARMUP_ROUNDS:]
-    for turn, (rate, _, _) in zip(turns, schedule[WARMUP_ROUNDS:], strict=True):
-        turn["rate_bps"] = rate
+    for place, (turn, (rate, _, _)) in enumerate(zip(turns, schedule[WARMUP_ROUNDS:], strict=True)):
+        turn["rate_bps"], turn["group"] = rate, place // len(arguments.cuts)
     return turns, json.loads((folder / "choices.json").read_text()), json.loads((folder / "control.json").read_text())
 
 
 def off_pct(pairs: Iterable[tuple[float, float]]) -> float:
     """The median over rounds of predicted over measured, less one, in percent: each prediction beside what its own round measured."""
     return median([error for pair in pairs if (error := error_pct(*pair)) is not None] or [0.0])
+
+
+def beside_each_other(cycles: Sequence[Cycle], rate: float, codec: str) -> dict[int, float]:
+    """Delay of each cut over the mean of its group, median over the groups: minutes in which the machine is slower are slower for all cuts."""
+    groups: dict[tuple[int, int], list[Turn]] = {}
+    for number, cycle in enumerate(cycles):
+        for turn in cycle.turns:
+            if (turn["rate_bps"], turn["codec_up"]) == (rate, codec):
+                groups.setdefault((number, turn["group"]), []).append(turn)
+    beside: dict[int, list[float]] = {}
+    for turns in groups.values():
+        usual_s = fmean(turn["measured_s"] for turn in turns)
+        for turn in turns:
+            beside.setdefault(turn["cut"], []).append(turn["measured_s"] / usual_s)
+    return {cut: median(ratios) for cut, ratios in beside.items()}
 
 
 def judge(arguments: argparse.Namespace, cycles: Sequence[Cycle]) -> bool:
@@ -370,7 +395,7 @@ def judge(arguments: argparse.Namespace, cycles: Sequence[Cycle]) -> bool:
     )
     for rate in sorted({rate for rate, _, _ in points}):
         for codec in arguments.codecs:
-            took = {cut: seconds for (r, cut, c), seconds in measured.items() if (r, c) == (rate, codec)}
+            took = beside_each_other(cycles, rate, codec)
             best = min(took, key=lambda cut: took[cut])
             chosen = [cycle.choices[f"{rate:g} {codec}"] for cycle in cycles]
             if not set(chosen) <= set(took):
@@ -421,7 +446,9 @@ def main() -> int:
     parser.add_argument("--cuts", type=lambda text: [int(x) for x in text.split(",")], default=list(range(1, LAYERS)))
     parser.add_argument("--codecs", type=lambda text: text.split(","), default=["none", "int8-o2+zstd"])
     parser.add_argument("--local-epochs", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3, help="rounds at every rate, cut and codec in a cycle")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="rounds at every cut and codec in a cycle, at the slowest rate"
+    )
     parser.add_argument("--cycles", type=int, default=5)
     parser.add_argument("--output", type=Path, help="keep profiles, reports and logs here")
     parser.add_argument("--role", nargs=2, help=argparse.SUPPRESS)

@@ -348,11 +348,42 @@ def _by_segment(split: SplitModel, samples: Sequence[dict[str, Any]]) -> list[Se
         return stat(over or [0.0])
 
     again, update = once("backward"), once("optimizer")
+
+    def usual_s(name: str, phase: str) -> float:
+        """What a reading is by these medians."""
+        extra = {"backward-cold": again, "optimizer-cold": update}.get(phase)
+        return warm(name, phase.removesuffix("-cold")).median_s + (extra.median_s if extra else 0.0)
+
+    longer = _whole_over_parts(samples, {of: usual_s(*of) for of in readings})
+
+    def as_in_a_step(figure: Stat) -> Stat:
+        return figure.model_copy(update={"median_s": longer * figure.median_s})
+
     times = []
     for s in split.segments:
         backward = warm(s.name, "backward")
         if s.kind == "embedding":
             backward = again.model_copy(update={"median_s": backward.median_s + again.median_s})
         optimizer = update if s.kind in ("embedding", "head") else warm(s.name, "optimizer")
-        times.append(SegmentTime(forward=warm(s.name, "forward"), backward=backward, optimizer=optimizer))
+        parts = (warm(s.name, "forward"), backward, optimizer)
+        forward, backward, optimizer = map(as_in_a_step, parts)
+        times.append(SegmentTime(forward=forward, backward=backward, optimizer=optimizer))
     return times
+
+
+def _whole_over_parts(samples: Sequence[dict[str, Any]], usual_s: dict[tuple[str, str], float]) -> float:
+    """How much longer a segmented step takes than its parts' usual times add up to (mean of the middle half of the rounds).
+
+    What disturbs a machine now and then makes a part longer and none shorter. It falls on one part or another, so the median of
+    each part leaves it out, and the step has it all the same. It comes with time, so every part bears its share.
+    """
+    from scipy.stats import trim_mean
+
+    took: dict[int, float] = {}
+    expected: dict[int, float] = {}
+    for row in samples:
+        if row["segment"]:
+            took[row["round"]] = took.get(row["round"], 0.0) + row["seconds_s"]
+            expected[row["round"]] = expected.get(row["round"], 0.0) + usual_s[row["segment"], row["phase"]]
+    ratios = [took[number] / expected[number] for number in took if expected[number] > 0]
+    return float(trim_mean(ratios, 0.25)) if ratios else 1.0
