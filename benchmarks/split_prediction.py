@@ -18,7 +18,7 @@ against the one that was truly fastest (regret at most 2 %): how long a cut take
 No figure is corrected and no single round is left out. A shared machine has slow seconds and minutes that no profile can know; they fall on profiles and
 rounds alike, so they widen the errors of a cycle and cancel out over many. How much it moved is told by a control that is no part of any prediction:
 the plain, unsplit step is timed between rounds on both cores and set beside the plain step of that core's profile. Where a hypervisor has taken
-the two cores away for more than 1 % of a cycle's time (`steal` in /proc/stat), there was no machine to predict: that cycle is told and made again, at most as
+the two cores away for more than 5 % of a cycle's time (`steal` in /proc/stat), there was no machine to predict: that cycle is told and made again, at most as
 often as there are --cycles.
 
 Ends with 1 when a bound is missed.
@@ -54,7 +54,7 @@ from split.shaping import Shape
 MEDIAN_PCT, WORST_PCT, STAGE_PCT, REGRET_PCT, COMPUTE_SHARE = 5.0, 12.0, 10.0, 2.0, 0.5
 WARMUP_ROUNDS = 3
 CONTROL_EVERY = 7
-STEAL_PCT = 1.0
+STEAL_PCT = 5.0
 LAYERS = 8
 TEXT = "The device runs the first layers, the server runs the others, and what crosses between them is measured. "
 

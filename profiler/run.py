@@ -448,7 +448,7 @@ class _Measurement:
 
         split = self.split()
         several = self.choice.locks and len(self.choice.frequencies_hz) > 1
-        options = TimingOptions(budget_s=SINGLE_CLOCK_BUDGET_S, max_rounds=30, wait_s=WAIT_S)  # rests make rounds long
+        options = TimingOptions(budget_s=SINGLE_CLOCK_BUDGET_S, max_rounds=26, wait_s=WAIT_S)  # rests make rounds long
         if several:  # the fit over the clocks averages what the rounds at one clock do not
             options = replace(options, budget_s=CLOCK_BUDGET_S, min_rounds=4, warmup_rounds=1, min_s=0.05)
         at = f" at {requested_hz / 1e6:g} MHz" if requested_hz else ""

@@ -116,7 +116,8 @@ def measure(
         for number in range(most):
             warm = number >= options.warmup_rounds
             for kind in ("plain", "segmented") if number % 2 == 0 else ("segmented", "plain"):
-                rows = steps.plain(stopwatch) if kind == "plain" else steps.segmented(stopwatch, options.wait_s)
+                wait_s = options.wait_s if warm else 0.0
+                rows = steps.plain(stopwatch) if kind == "plain" else steps.segmented(stopwatch, wait_s)
                 if warm:
                     (plain if kind == "plain" else total).append(math.fsum(seconds for _, _, seconds in rows))
                     samples += [

@@ -153,10 +153,10 @@ class Resting(OperatorClock):
 def test_what_beginning_again_costs_a_half_is_predicted_once_for_each_time_it_begins(name: str) -> None:
     split, clock = tiny(name), Resting()
     with clock:
-        result = measure(split, clock, replace(FEW, wait_s=0.25))
-    # Three rests in each round, two in those that have none within the backward pass.
+        result = measure(split, clock, replace(FEW, min_rounds=9, max_rounds=9, wait_s=0.25))
+    # Three rests in each round, two in those that have none within the backward pass; none while warming up.
     assert set(clock.rests_s) == {0.25}
-    assert 2 * 5 < len(clock.rests_s) < 3 * 5
+    assert 2 * 9 < len(clock.rests_s) < 3 * 9
     forward, backward = ([round(getattr(s, way).median_s) for s in result.segments] for way in ("forward", "backward"))
     assert forward == [1, *[0] * (len(forward) - 1)]
     assert backward == [1, *[0] * (len(backward) - 2), 1]
