@@ -270,7 +270,7 @@ class Steps:
 
 
 def predict(segments: Sequence[SegmentTime], first_server: int) -> tuple[float, float]:
-    """Seconds of the device half and the server half of one mini-batch: the sums of their segments' medians.
+    """Seconds of the device half and the server half of one mini-batch: the sums of their segments' times.
 
     ``first_server`` is the index of the first segment on the server.
     """
@@ -332,6 +332,7 @@ def _relative_interval(seconds: Sequence[float]) -> float:
 
 
 def _by_segment(split: SplitModel, samples: Sequence[dict[str, Any]]) -> list[SegmentTime]:
+    """What each segment takes in a half: its medians, what beginning again costs where it bears that, all longer by ``_whole_over_parts``."""
     readings: dict[tuple[str, str], list[float]] = {}
     for row in samples:
         readings.setdefault((row["segment"], row["phase"]), []).append(max(row["seconds_s"], 0.0))
