@@ -40,8 +40,8 @@ CLAIMANTS = 8
 GROWTH_BYTES = 96 * 2**20
 METHOD = "/card.Split/Stream"
 BUSY = "TURNED AWAY EVERY TIME"
-"""A connection has only so many streams at a time, and gRPC holds on to those of a client that breaks them off, longer with each try: the message
-was not looked at, and is sent again over a new connection, as a stubborn client would."""
+"""A connection has only so many streams at a time, and gRPC holds on to those that a client breaks off. A message that meets this is not looked at, so it is
+sent again over a new connection, as a stubborn client would."""
 TRIES = 50
 
 
@@ -309,7 +309,7 @@ def attacked(folder: Path, messages: int, seed: int, stack: contextlib.ExitStack
                 peak.append(resident_bytes(server.pid))
 
     def tell() -> None:
-        """The figures come at the end, after some minutes."""
+        """How far it is: the figures come at the end, after some minutes."""
         while not stop.wait(30.0):
             answered = sum(attack.answers.values())
             print(

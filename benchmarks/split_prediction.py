@@ -15,10 +15,10 @@ Judged: the round's delay, predicted against measured (median error at most 5 %,
 (median error at most 10 %); computing at least half of the round at the highest rate; and the cut that ``--w 1`` decides for each rate and codec
 against the one that was truly fastest (regret at most 2 %): how long a cut takes beside the others of its own group, median over the groups.
 
-No figure is corrected and no single round is left out. A shared machine has slow seconds and minutes that no profile can know; they fall on profiles and
+No prediction or measured delay is corrected and no single round is left out. A shared machine has slow seconds and minutes that no profile can know; they fall on profiles and
 rounds alike, so they widen the errors of a cycle and cancel out over many. How much it moved is told by a control that is no part of any prediction:
 the plain, unsplit step is timed between rounds on both cores and set beside the plain step of that core's profile. Where a hypervisor has taken
-the two cores away for more than 5 % of a cycle's time (`steal` in /proc/stat), there was no machine to predict: that cycle is told and made again, at most as
+the two cores away for more than 1 % of a cycle's time (`steal` in /proc/stat), there was no machine to predict: that cycle is told and made again, at most as
 often as there are --cycles.
 
 Ends with 1 when a bound is missed.
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import mmap
 import os
@@ -41,7 +42,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from profiler.profile import Role
@@ -53,8 +54,7 @@ from split.shaping import Shape
 
 MEDIAN_PCT, WORST_PCT, STAGE_PCT, REGRET_PCT, COMPUTE_SHARE = 5.0, 12.0, 10.0, 2.0, 0.5
 WARMUP_ROUNDS = 3
-CONTROL_EVERY = 7
-STEAL_PCT = 5.0
+STEAL_PCT = 1.0
 LAYERS = 8
 TEXT = "The device runs the first layers, the server runs the others, and what crosses between them is measured. "
 
@@ -187,7 +187,7 @@ def serve(task: dict[str, Any]) -> None:
         def decide(self, round: int, device: str, *, round_trip_s: float | None = None, **_: Any) -> Decision:
             rate, cut, codec = schedule[round - 1]
             dial.set(rate)
-            if round % CONTROL_EVERY == 0:
+            if (round - 1 - WARMUP_ROUNDS) % task["group"] == 0:  # between groups
                 time_plain()
             return self._each[cut, codec].decide(
                 round, device, uplink_bps=rate, downlink_bps=rate, round_trip_s=round_trip_s
@@ -285,7 +285,10 @@ def rounds(
 ) -> tuple[list[Turn], dict[str, int], tuple[list[float], list[float]]]:
     """All rounds of a cycle: the turns as the report has them, the cuts that ``--w 1`` decides, the control's seconds on both cores."""
     shuffled, groups = random.Random(seed), groups_of(arguments)
-    schedule = [shuffled.choice(groups[0]) for _ in range(WARMUP_ROUNDS)]
+    codecs = itertools.cycle(arguments.codecs)
+    schedule = [
+        (1e6 * max(arguments.rates), shuffled.choice(arguments.cuts), next(codecs)) for _ in range(WARMUP_ROUNDS)
+    ]
     for group in shuffled.sample(groups, len(groups)):
         schedule += shuffled.sample(group, len(group))
     with socket.socket() as probe:
@@ -307,6 +310,7 @@ def rounds(
         "core": cores[0],
         "cores": cores,
         "schedule": schedule,
+        "group": len(arguments.cuts),
         "profiles": str(folder / "profiles"),
         "output": str(folder / "run"),
         "local_epochs": arguments.local_epochs,
@@ -330,7 +334,7 @@ def off_pct(pairs: Iterable[tuple[float, float]]) -> float:
 
 
 def beside_each_other(cycles: Sequence[Cycle], rate: float, codec: str) -> dict[int, float]:
-    """Delay of each cut over the mean of its group, median over the groups: minutes in which the machine is slower are slower for all cuts."""
+    """Delay of each cut over the median of its group, median over the groups: minutes in which the machine is slower are slower for all cuts."""
     groups: dict[tuple[int, int], list[Turn]] = {}
     for number, cycle in enumerate(cycles):
         for turn in cycle.turns:
@@ -338,7 +342,7 @@ def beside_each_other(cycles: Sequence[Cycle], rate: float, codec: str) -> dict[
                 groups.setdefault((number, turn["group"]), []).append(turn)
     beside: dict[int, list[float]] = {}
     for turns in groups.values():
-        usual_s = fmean(turn["measured_s"] for turn in turns)
+        usual_s = median(turn["measured_s"] for turn in turns)
         for turn in turns:
             beside.setdefault(turn["cut"], []).append(turn["measured_s"] / usual_s)
     return {cut: median(ratios) for cut, ratios in beside.items()}

@@ -229,7 +229,7 @@ class SizesBlock(Block):
 
 
 class SegmentTime(Document):
-    """Seconds of one mini-batch through one segment: medians, all longer by one factor, so that they add up to whole steps (docs/timing.md)."""
+    """Seconds of one mini-batch through one segment: medians and their spread, all times one factor, so that they add up to whole steps (docs/timing.md)."""
 
     forward: Stat
     backward: Stat

@@ -5,7 +5,7 @@ Two models give the same `CostModel`, so whatever decides or reports need not kn
 letter
     Eq. 7-11 as printed. Times are FLOPs / (f delta sigma), power is xi f^3.
 profile
-    What was measured. Times are sums of the segments' median times, power is the fitted table P(f).
+    What was measured. Times are sums of the segments' times, power is the fitted table P(f).
 
 Shapes: M devices, C = I-1 cuts, N decisions (one for each device and round), K clocks. Everything is per training round, that
 is T mini-batches (the letter's "local epochs"). Elementwise expressions use only + - * /, in one fixed order, so that one cost

@@ -4,7 +4,7 @@ The fleet is posed once. A call then decides one place: this device, at the rate
 measured lately). The cost model is the solver's, with the bytes that the messages really have: labels, headers, and AdamW's moments where
 they travel. So what is predicted of a round is what `CostModel.at` gives for it, told part by part:
 
-    device_compute_s   forward, backward and optimizer, shared as the profile's own medians are
+    device_compute_s   forward, backward and optimizer, shared as the profile's own times are
     uplink_s           encoding (device), the link, decoding (server);   downlink_s   the same the other way round
     adapters_s         stage 2 down, stage 5 up
     server_compute_s   forward, backward and optimizer at the clock that was decided

@@ -66,7 +66,8 @@ class TimingOptions:
     After ``warmup_rounds`` (the first calls are many times slower) rounds go on until the 95 % interval of the median step is
     within ``target_relative`` of it, at least ``min_rounds`` and ``min_s`` on the stopwatch (a machine has slow seconds, which
     a few quick rounds could all fall into), at most ``max_rounds``, and no longer than ``budget_s`` of wall time (None: no
-    bound; ``min_rounds`` are always taken). ``wait_s``: how long the segmented step rests wherever a half would.
+    bound; ``min_rounds`` are always taken). ``wait_s``: how long the segmented step rests wherever a half would,
+    once it is warm.
     """
 
     warmup_rounds: int = 3
@@ -332,7 +333,7 @@ def _relative_interval(seconds: Sequence[float]) -> float:
 
 
 def _by_segment(split: SplitModel, samples: Sequence[dict[str, Any]]) -> list[SegmentTime]:
-    """What each segment takes in a half: its medians, what beginning again costs where it bears that, all longer by ``_whole_over_parts``."""
+    """What each segment takes in a half: its medians, what beginning again costs where it bears that, all times ``_whole_over_parts``."""
     readings: dict[tuple[str, str], list[float]] = {}
     for row in samples:
         readings.setdefault((row["segment"], row["phase"]), []).append(max(row["seconds_s"], 0.0))
@@ -345,8 +346,8 @@ def _by_segment(split: SplitModel, samples: Sequence[dict[str, Any]]) -> list[Se
         over: list[float] = []
         for (name, of), cold in readings.items():
             if of == phase + "-cold":
-                usual_s = warm(name, phase).median_s
-                over += [max(seconds - usual_s, 0.0) for seconds in cold]
+                warm_s = warm(name, phase).median_s
+                over += [max(seconds - warm_s, 0.0) for seconds in cold]
         return stat(over or [0.0])
 
     again, update = once("backward"), once("optimizer")
@@ -356,10 +357,10 @@ def _by_segment(split: SplitModel, samples: Sequence[dict[str, Any]]) -> list[Se
         extra = {"backward-cold": again, "optimizer-cold": update}.get(phase)
         return warm(name, phase.removesuffix("-cold")).median_s + (extra.median_s if extra else 0.0)
 
-    longer = _whole_over_parts(samples, {of: usual_s(*of) for of in readings})
+    factor = _whole_over_parts(samples, {of: usual_s(*of) for of in readings})
 
     def as_in_a_step(figure: Stat) -> Stat:
-        return figure.model_copy(update={"median_s": longer * figure.median_s})
+        return figure.model_copy(update={"median_s": factor * figure.median_s, "iqr_s": factor * figure.iqr_s})
 
     times = []
     for s in split.segments:
@@ -374,10 +375,11 @@ def _by_segment(split: SplitModel, samples: Sequence[dict[str, Any]]) -> list[Se
 
 
 def _whole_over_parts(samples: Sequence[dict[str, Any]], usual_s: dict[tuple[str, str], float]) -> float:
-    """How much longer a segmented step takes than its parts' usual times add up to (mean of the middle half of the rounds).
+    """What a segmented step takes over what its parts' usual times add up to (mean of the middle half of the rounds).
 
-    What disturbs a machine now and then makes a part longer and none shorter. It falls on one part or another, so the median of
-    each part leaves it out, and the step has it all the same. It comes with time, so every part bears its share.
+    What disturbs a machine now and then falls on one part or another: the median of each part leaves it out, and the step has it all
+    the same. Where the machine goes fast and slow by turns, medians are those of the turn that lasted longer. Both come with time, so
+    every part bears its share.
     """
     from scipy.stats import trim_mean
 

@@ -66,7 +66,7 @@ def test_equations_7_to_11_of_the_letter() -> None:
     assert float(costs.energy_j) == pytest.approx(3 * 1.5e-26 * 1.5e9**2 * 8e9 / 2000)  # Eq. 11
 
 
-def test_the_profile_model_adds_up_the_measured_medians_and_reads_watts_from_the_fitted_table() -> None:
+def test_the_profile_model_adds_up_the_measured_times_and_reads_watts_from_the_fitted_table() -> None:
     solution = answer(make_profile("srv", "server"), make_profile("dev"))
     assert solution.problem.evaluated.name == "profile"
     costs = at(solution, 2, 1.5e9)

@@ -183,9 +183,9 @@ def test_what_disturbs_one_part_now_and_then_is_missing_from_no_sum_of_parts() -
 
 
 def test_one_bad_round_in_ten_changes_no_time() -> None:
-    split = tiny("llama")
-    looks = len(measure(split, Fixed(0.001), replace(FEW, warmup_rounds=0, min_rounds=1, max_rounds=1)).samples)
-    bad = Fixed(*[0.001] * (9 * 3 * looks), *[0.1] * (3 * looks))
+    split, one = tiny("llama"), Fixed(0.001)
+    measure(split, one, replace(FEW, warmup_rounds=0, min_rounds=1, max_rounds=1))
+    bad = Fixed(*[0.001] * (9 * one.looks), *[0.1] * one.looks)
     options = TimingOptions(warmup_rounds=1, min_rounds=40, max_rounds=40, min_s=0)
     assert measure(split, bad, options).segments[2].forward.median_s == pytest.approx(0.001)
 
