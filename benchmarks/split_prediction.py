@@ -15,8 +15,8 @@ Judged: the round's delay, predicted against measured (median error at most 5 %,
 (median error at most 10 %); computing at least half of the round at the highest rate; and the cut that ``--w 1`` decides for each rate and codec
 against the one that was truly fastest (regret at most 2 %): how long a cut takes beside the others of its own group, median over the groups.
 
-No prediction or measured delay is corrected and no single round is left out. A shared machine has slow seconds and minutes that no profile can know; they fall on profiles and
-rounds alike, so they widen the errors of a cycle and cancel out over many. How much it moved is told by a control that is no part of any prediction:
+No prediction or measured delay is corrected and no single round is left out. A shared machine has slow seconds and minutes that no profile can know; they
+fall on profiles and rounds alike, so they widen the errors of a cycle and cancel out over many. How much it moved is told by a control that is no part of any prediction:
 the plain, unsplit step is timed between rounds on both cores and set beside the plain step of that core's profile. Where a hypervisor has taken
 the two cores away for more than 1 % of a cycle's time (`steal` in /proc/stat), there was no machine to predict: that cycle is told and made again, at most as
 often as there are --cycles.
