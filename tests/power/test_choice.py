@@ -19,7 +19,6 @@ from benchmarks.power_choice import (
     search_structure,
     value_of,
     with_value,
-    without_structure,
 )
 from benchmarks.power_population import COUNTS, KINDS, draw
 from profiler.power.curve import Curve
@@ -59,9 +58,14 @@ def test_choice_and_validation_share_no_sweep():
 
 
 def test_every_constant_of_the_package_lies_on_the_grid_it_was_chosen_from():
-    for constant, values in {**GRIDS, **STRUCTURES[5].values}.items():
+    chosen_from = {**GRIDS, **STRUCTURES[5].values, **STRUCTURES[6].values}
+    for constant, values in chosen_from.items():
         assert value_of(PRIORS, constant) in values
+    for constant, values in GRIDS.items():
         assert value_of(START, constant) == values[0]
+    for structure in STRUCTURES.values():
+        for constant, values in structure.values.items():
+            assert value_of(structure.start, constant) == values[0]
 
 
 def test_the_search_takes_what_is_better_by_more_than_its_error():
@@ -140,10 +144,10 @@ def test_of_beliefs_that_are_not_told_apart_the_weakest_is_taken_and_a_law_that_
             return Judged(level, level, np.full((50, 3), 0.95), np.zeros(50))
         return judged(1.5)
 
-    *_, (_, _, won) = search_structure(judge, PRIORS, STRUCTURES[4])
-    assert won == with_value(without_structure(PRIORS), "kriged.scatter", weak)
-    *_, (_, _, nothing) = search_structure(lambda priors: judged(1.0), PRIORS, STRUCTURES[4])
-    assert nothing == without_structure(PRIORS)
+    *_, (_, _, won) = search_structure(judge, STRUCTURES[4])
+    assert won == with_value(STRUCTURES[4].start, "kriged.scatter", weak)
+    *_, (_, _, nothing) = search_structure(lambda priors: judged(1.0), STRUCTURES[4])
+    assert nothing == STRUCTURES[4].start
 
 
 def test_the_law_changes_only_if_it_is_clearly_better_and_honest():
