@@ -21,13 +21,13 @@ class KrigedPriors:
     scatters by, over the watts, and how many measurements that belief is worth. ``positive``: P0 and the factor are not negative.
     """
 
-    lengths: tuple[float, ...] = (0.4, 0.8, 1.6)
+    lengths: tuple[float, ...] = (0.2, 0.4, 0.8)
     noise: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
     rougher: tuple[float, ...] = (1.0, 3.0)
     ceiling: float = 0.5
     plain: float = 0.5
     bends: tuple[float, ...] = (1.0, 1.6)
-    scatter: tuple[tuple[float, ...], float] = ((0.001, 0.0018, 0.003, 0.0055, 0.01, 0.018, 0.03), 15.0)
+    scatter: tuple[tuple[float, ...], float] = ((0.001, 0.003, 0.01, 0.03), 3.0)
     positive: bool = True
 
 
