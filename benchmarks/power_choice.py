@@ -1,6 +1,6 @@
 """Which priors should the power fit have? Chosen on made-up curves alone, by a rule written down before the search was run.
 
-    python benchmarks/power_choice.py [CACHE] [--processes 2] [--structure 4|5|6]
+    python benchmarks/power_choice.py [CACHE] [--processes 2] [--structure 4|5|6|7]
 
 No measured sweep is read. CACHE (default `build/power_choice`) keeps every fit made, so that a search that was
 stopped goes on where it was.
@@ -56,6 +56,12 @@ are the fifth round's. The ideas were tried before on the 192 development sweeps
 error: errors of `auto`'s members over what the kriged law expects there, instead of over the watts; a larger say of the kriged law in `auto`; powers of the clock in
 steps of a quarter; more sizes of noise; a smaller probability of a ceiling or of a plain power; growth by ten; intervals that follow the errors found. If it is adopted, the
 measured files are looked at once, told whatever they say, and it stays whatever they say.
+
+**Intervals that follow the errors found (`--structure 7`).** The sixth round's law was not confirmed by boards that nobody had looked at, so this round begins again from the fifth one's. Whether an
+interval follows the errors found at clocks left out was last asked in the third round, of another law, and lost there by a hair (92.9 % of left-out points held, 93 asked). Asked again: a claim that
+counts for all (no scale), 32, 16, 8 or 4 clocks, or as many as there are. Fresh sweeps, numbers and rules are the sixth round's; and adopted is only what, on the boards of
+`power_blind.py`, all boards alike, has a mean log interval score that is not larger than the fifth's. That part is computed by hand, with the same functions. If it is adopted, the four measured files are
+looked at once, told whatever they say.
 """
 
 from __future__ import annotations
@@ -201,6 +207,14 @@ STRUCTURES = {
         },
         (range(5000, 5004), range(5004, 5008)),
         (range(6000, 6004), range(6004, 6008)),
+        sensor_most=0.03,
+        thirds=(0.90, 0.98),
+    ),
+    7: Structure(
+        _FIFTH,
+        {"interval.claim": (math.inf, 32.0, 16.0, 8.0, 4.0, None)},
+        (range(7000, 7004), range(7004, 7008)),
+        (range(8000, 8004), range(8004, 8008)),
         sensor_most=0.03,
         thirds=(0.90, 0.98),
     ),
