@@ -13,8 +13,8 @@ that neither the laws nor their priors were ever tried on:
 - nsfcac/gpupowermodel: a GV100, 24 programs at 117 clocks, by DCGM, over whole runs of programs that do not always keep the card busy.
 
 Every workload is fitted on its own, as by ``card-profile fit-power`` on a CSV. Sweeps of more than 14 clocks are thinned to 14 for what is said
-about clocks left out; from five clocks, all others are asked. **The law stands before this is run**: what it prints is told in docs/power.md whatever it says, and nothing
-is changed because of it. Nothing is downloaded.
+about clocks left out; from five clocks, all others are asked. **The law stood before this was first run**: what it printed is told in docs/power.md whatever it said, and no law was
+fitted to it. (It was a reason not to take the sixth round's priors.) Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -153,11 +153,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("clones", nargs="*", type=Path, metavar="CLONE")
     given = parser.parse_args()
-    clones = [(path, known(path)) for path in given.clones]
-    for path, clone in clones:
+    clones: list[Clone] = []
+    for path in given.clones:
+        clone = known(path)
         if clone is None:
             print(f"{path}: holds none of the commits {', '.join(commit[:8] for commit in SOURCES)}")
             return 2
+        clones.append(clone)
     if not clones:
         print("skipped: no clones given (see --help)")
         return 0
@@ -166,16 +168,17 @@ def main() -> int:
     refused = Table(title="Refused, with the reason")
     refused.add_column("workload")
     refused.add_column("reason")
-    for clone in (clone for _, clone in clones if clone is not None):
+    for clone in clones:
         for title, workload, points in SOURCES[clone.commit](clone):
             sweep = sweep_of(title, workload, points)
+            few = thinned(sweep)
             try:
-                fitted = fit(thinned(sweep))
+                fitted = fit(few)
             except BadInput as error:
                 refused.add_row(f"{title}: {workload}", str(error))
                 continue
             group = Group(title, "")
-            left_out.setdefault(group, []).append((thinned(sweep), fitted))
+            left_out.setdefault(group, []).append((few, fitted))
             whole.setdefault(group, []).append((sweep, fitted))
     for group, rows in left_out.items():
         at_cap = sum(fitted.power_cap_w is not None for _, fitted in rows)

@@ -154,16 +154,21 @@ GRIDS: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Structure:
-    """A round about the form of the kriged law. ``start``: the law before. ``values``: additions to it, from the weakest belief to the strongest; the
+    """A round that begins at a law which stands. ``start``: that law. ``values``: additions to it, from the weakest belief to the strongest; the
     first of each is none. ``sensor_most``: the sensors' noise, at most. ``thirds``: shares that must be held in each third of the sweeps by noise, or
-    None."""
+    None. Both are the fifth round's unless said otherwise."""
 
     start: Priors
     values: dict[str, tuple[Any, ...]]
     training: tuple[range, ...]
     validation: tuple[range, ...]
-    sensor_most: float = 0.01
-    thirds: tuple[float, float] | None = None
+    sensor_most: float = 0.03
+    thirds: tuple[float, float] | None = (0.90, 0.98)
+
+
+def _seeds(first: int, count: int = 8) -> tuple[range, ...]:
+    """``count`` seeds from ``first`` on, in blocks of four."""
+    return tuple(range(block, block + 4) for block in range(first, first + count, 4))
 
 
 NO_BELIEF = ((0.005,), 0.0)
@@ -185,8 +190,10 @@ STRUCTURES = {
             ),
             **_FORM,
         },
-        tuple(range(first, first + 4) for first in range(1000, 1016, 4)),
-        (range(2000, 2004), range(2004, 2008)),
+        _seeds(1000, 16),
+        _seeds(2000),
+        sensor_most=0.01,
+        thirds=None,
     ),
     5: Structure(
         _THIRD,
@@ -194,10 +201,8 @@ STRUCTURES = {
             "kriged.scatter": (NO_BELIEF, *((FOUR_SIZES, worth) for worth in (1.0, 2.0, 3.0, 5.0))),
             **_FORM,
         },
-        (range(3000, 3004), range(3004, 3008)),
-        (range(4000, 4004), range(4004, 4008)),
-        sensor_most=0.03,
-        thirds=(0.90, 0.98),
+        _seeds(3000),
+        _seeds(4000),
     ),
     6: Structure(
         _FIFTH,
@@ -205,18 +210,14 @@ STRUCTURES = {
             "kriged.scatter": ((FOUR_SIZES, 3.0), *((SEVEN_SIZES, worth) for worth in (3.0, 8.0, 15.0, 30.0))),
             "kriged.lengths": ((0.2, 0.4, 0.8), (0.2, 0.4, 0.8, 1.6), (0.4, 0.8, 1.6)),
         },
-        (range(5000, 5004), range(5004, 5008)),
-        (range(6000, 6004), range(6004, 6008)),
-        sensor_most=0.03,
-        thirds=(0.90, 0.98),
+        _seeds(5000),
+        _seeds(6000),
     ),
     7: Structure(
         _FIFTH,
         {"interval.claim": (math.inf, 32.0, 16.0, 8.0, 4.0, None)},
-        (range(7000, 7004), range(7004, 7008)),
-        (range(8000, 8004), range(8004, 8008)),
-        sensor_most=0.03,
-        thirds=(0.90, 0.98),
+        _seeds(7000),
+        _seeds(8000),
     ),
 }
 
