@@ -6,7 +6,6 @@ is written down there, and prints what it tried. docs/power.md says what came ou
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 
@@ -44,10 +43,10 @@ class AveragePriors:
 
 @dataclass(frozen=True)
 class IntervalPriors:
-    """How far an interval follows the errors found at clocks left out: the kriged law's claim counts for ``claim`` clocks (infinity:
-    it is taken as it is), or for as much as all errors found together (None)."""
+    """What the interval of a law is made of (`profiler.power.fit.Intervals`). ``alike``: for as many clocks it counts, before any error is seen, that
+    the law errs as the kriged law does. None: the interval is the kriged law's own, whatever the law."""
 
-    claim: float | None = math.inf
+    alike: float | None = None
 
 
 @dataclass(frozen=True)

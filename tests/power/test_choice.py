@@ -103,9 +103,10 @@ def test_of_lists_that_tie_the_shortest_is_taken_and_one_at_hand_stays():
 
 def test_an_interval_that_covers_too_little_is_not_taken_however_well_it_scores():
     def judge(priors: Priors) -> Judged:
-        return judged(0.5, covered=0.88) if priors.interval.claim == 0.0 else judged(1.0)
+        return judged(0.5, covered=0.88) if priors.interval.alike == 1.0 else judged(1.0)
 
-    assert GRIDS["interval.claim"][look_at("interval.claim", START, judge).taken] == math.inf
+    step = look_at("interval.alike", STRUCTURES[8].start, judge, structure=STRUCTURES[8])
+    assert STRUCTURES[8].values["interval.alike"][step.taken] is None
 
 
 def test_priors_reach_the_laws():
