@@ -3,8 +3,8 @@
 The errors reported for every law are leave-one-clock-out: all rows of a clock are left out together, the law is fitted to the
 rest, and its prediction is held against what was measured. For ``auto`` the weights are made anew each time (nested).
 
-The interval is the kriged law's own: what a new measurement may be, averaged over every shape that the points allow. For a law that was
-asked for by name it is stretched by how that law errs at clocks left out, against what the kriged law expects there. See docs/power.md.
+The interval begins at the kriged law's own: what a new measurement may be, averaged over every shape that the points allow. For ``auto``, and
+for a law that was asked for by name, it is averaged with the same interval around what that law says. See docs/power.md.
 """
 
 from __future__ import annotations
@@ -204,9 +204,7 @@ def fit_sweep(
     models |= {key: ModelFit({}, {}, None, None, None) for key in _ALWAYS if key not in models}
     models = {key: models[key] for key in MODELS if key in models}
     chosen = fits[name]
-    # A law that somebody asked for may not fit at all, and its interval has to say so.
-    priors = PRIORS.interval if name in ("auto", "kriged") else IntervalPriors(alike=1.0)
-    intervals = Intervals(curve, chosen, fits.get("kriged"), fits["cubic"], priors)
+    intervals = Intervals(curve, chosen, fits.get("kriged"), fits["cubic"])
     low, high = intervals.at(at, bare[name])
     low, high = cap.interval(at, low, high)
     power = curves[name]

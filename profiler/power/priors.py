@@ -46,7 +46,7 @@ class IntervalPriors:
     """What the interval of a law is made of (`profiler.power.fit.Intervals`). ``alike``: for as many clocks it counts, before any error is seen, that
     the law errs as the kriged law does. None: the interval is the kriged law's own, whatever the law."""
 
-    alike: float | None = None
+    alike: float | None = 1.0
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def test_choice_and_validation_share_no_sweep():
 
 
 def test_every_constant_of_the_package_lies_on_the_grid_it_was_chosen_from():
-    chosen_from = {**GRIDS, **STRUCTURES[5].values, **STRUCTURES[6].values}
+    chosen_from = {**GRIDS, **STRUCTURES[5].values, **STRUCTURES[6].values, **STRUCTURES[8].values}
     for constant, values in chosen_from.items():
         assert value_of(PRIORS, constant) in values
     for constant, values in GRIDS.items():

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.power.fit import fit, fit_into_profile, fit_sweep, plateau
+from profiler.power.curve import CrossFit, Curve, Predictive
+from profiler.power.fit import Intervals, fit, fit_into_profile, fit_sweep, plateau
 from profiler.power.kriged import teach_most
 from profiler.power.models import MODELS
 from profiler.power.plot import plot_fits
+from profiler.power.priors import IntervalPriors
 from profiler.power.source import Sweep, read_csv, scatter_w, sweep_of_profile
 from profiler.profile import BadInput, PowerPoint, Profile
 
@@ -642,3 +644,56 @@ def test_a_law_asked_for_that_does_not_fit_has_a_wider_interval_than_the_average
     wide, usual = (fit_sweep(f, watts, model=name) for name in ("affine-cubic", "auto"))
     at = np.searchsorted(usual.frequency_hz, f)
     assert np.median((wide.high_w - wide.low_w)[at]) > 3 * np.median((usual.high_w - usual.low_w)[at])
+
+
+# ---- the interval
+
+
+def two_opinions(errors: tuple[float, float], says_w: float, priors: IntervalPriors) -> tuple[float, float]:
+    """Low and high at a clock where the kriged law says 100 W, from 90 to 115, and another law ``says_w``; at the three clocks measured
+    they err by ``errors`` (the kriged law first), in watts, where the kriged law expects 1 W."""
+
+    def law(error_w: float, there_w: float, predictive: Predictive | None) -> CrossFit:
+        pair = np.tile(curve.target_w + error_w, (3, 1))
+        return CrossFit(pair[0], pair, lambda f: np.full(len(f), there_w), {}, predictive=predictive)
+
+    curve = Curve.of(CLOCKS[:3], np.array([50.0, 60.0, 70.0]), (CLOCKS[0], CLOCKS[2]))
+    said = Predictive(np.ones((3, 3)), np.ones((2, 3)), lambda f: np.array([[90.0] * len(f), [115.0] * len(f)]))
+    kriged, other = law(errors[0], 100.0, said), law(errors[1], says_w, None)
+    low, high = Intervals(curve, other, kriged, kriged, priors).at(CLOCKS[:1], np.array([says_w]))
+    return float(low[0]), float(high[0])
+
+
+def test_the_interval_lies_between_that_of_the_kriged_law_and_the_same_around_the_law_that_is_asked() -> None:
+    none_before = IntervalPriors(alike=0.0)
+    # Both err alike: half of 90 to 115 and half of 94 to 119.
+    assert two_opinions((0.7, 0.7), 104.0, none_before) == pytest.approx((92.0, 117.0))
+    # Half the error counts four times: a fifth of 90 to 115, four fifths of 99 to 111.5.
+    assert two_opinions((1.0, 0.5), 104.0, none_before) == pytest.approx((97.2, 112.2))
+    # The kriged law itself, and an average that says and errs the same.
+    assert two_opinions((1.0, 1.0), 100.0, none_before) == pytest.approx((90.0, 115.0))
+    # One clock at which both err as expected, sqrt(2 / pi) W, before anything is seen.
+    expected = math.sqrt(2 / math.pi)
+    ratio = (3 * 0.5 + expected) / (3 * 1.0 + expected)
+    share = 1 / (1 + ratio**2)
+    low = (1 - share) * 90 + share * (104 - 10 * ratio)
+    assert two_opinions((1.0, 0.5), 104.0, IntervalPriors(alike=1.0))[0] == pytest.approx(low)
+    assert two_opinions((1.0, 0.5), 104.0, IntervalPriors(alike=None)) == (90.0, 115.0)
+
+
+def test_of_a_law_that_is_far_off_the_interval_reaches_from_what_it_says_to_where_the_truth_is() -> None:
+    low, high = two_opinions((0.7, 70.0), 160.0, IntervalPriors(alike=0.0))
+    assert high == 160.0
+    assert low == pytest.approx(90, abs=1)
+
+
+def test_the_interval_at_a_clock_left_out_has_not_seen_it() -> None:
+    power = measured(2)
+    whole = fit_sweep(CLOCKS, power).left_out
+    for i in (0, 5, 11):
+        kept = np.arange(len(CLOCKS)) != i
+        again = fit_sweep(CLOCKS[kept], power[kept], domain_hz=(300e6, 1.5e9), supported_hz=(CLOCKS[i],))
+        at = np.searchsorted(again.frequency_hz, CLOCKS[i])
+        wide = whole.high_w[i] - whole.low_w[i]
+        # Noise is proportional to the watts predicted, or measured: that alone is not the same.
+        assert [again.low_w[at], again.high_w[at]] == pytest.approx([whole.low_w[i], whole.high_w[i]], abs=0.05 * wide)
