@@ -1,6 +1,6 @@
 """Which priors should the power fit have? Chosen on made-up curves alone, by a rule written down before the search was run.
 
-    python benchmarks/power_choice.py [CACHE] [--processes 2] [--structure 4|5|6|8]
+    python benchmarks/power_choice.py [CACHE] [--processes 2] [--structure 4|5|6|9]
 
 No measured sweep is read. CACHE (default `build/power_choice`) keeps every fit made, so that a search that was
 stopped goes on where it was.
@@ -54,17 +54,20 @@ error: errors of `auto`'s members over what the kriged law expects there, instea
 steps of a quarter; more sizes of noise; a smaller probability of a ceiling or of a plain power; growth by ten; intervals that follow the errors found. If it is adopted, the
 measured files are looked at once, told whatever they say, and it stays whatever they say.
 
-**A seventh round** asked whether the interval should be scaled by the errors found at clocks left out over those expected there (and the first three asked it last of all). It never
-was, so that scale and its search are gone from here; docs/power.md tells what they said.
+**A seventh round** asked whether the interval should be scaled by the errors found at clocks left out over those expected there (and the first three asked it last of all). None took it,
+so that scale and its search are gone from here; docs/power.md tells what they said.
 
-**Two intervals, averaged (`--structure 8`).** An eighth round, from the fifth one's law. The interval is the kriged law's own, but the figure that is said is that of `auto`, which is
-not the kriged law and errs less. So there are two opinions: the kriged law's interval, and the same moved to what `auto` says and scaled by the ratio r of `auto`'s errors at clocks left out
-to the kriged law's. Two predictions with errors of size 1 and r are averaged with weights 1 and 1/r^2, and so are the intervals' edges here (quantile averaging; no narrower for there being two, since
-both saw the same points). r is a ratio of few errors, so that both sums begin with the size expected at `alike` clocks: 4, 2 or 1, or the kriged law's own interval as before. 768 fresh
-sweeps choose, 768 others confirm; sensors, shares to be held, the rule of choice and that of adoption are the fifth round's. And adopted is only what, on the boards of `power_blind.py`, all boards
-alike, has a mean log interval score that is not larger than before. That was seen already: the idea was found on the 192 development sweeps (seeds 300 to 303: -0.005 +- 0.003 with 1) and on those boards
-(4 % off the score with 1), after three others that did less (moved without a scale, a scale without moving, weights of one half each). None was tried on the four measured files. They are looked at once
-if it is adopted, told whatever they say, and it stays whatever they say.
+**Two intervals, averaged (`--structure 9`).** From the fifth round's law. The interval is the kriged law's own, but the figure that is said is that of `auto`, which is not the kriged law. So there are two
+opinions: the kriged law's interval, and the same moved to what `auto` says and scaled by the ratio r of `auto`'s errors at clocks left out to the kriged law's. Predictions with independent errors of size 1 and r are
+best averaged with weights 1 and 1/r^2; these are not independent, so that the intervals' edges are averaged so (quantile averaging), and nothing is taken off for there being two. r is a ratio of few errors, so
+that both sums begin with the size expected at `alike` clocks: 8, 4, 2 or 1, or the kriged law's own interval as before.
+
+This was an eighth round, which adopted it, and which does not count: at clocks left out it took `auto`'s errors under weights that had seen them, at new clocks under weights that had not, so that the intervals that were judged were narrower than those
+that were given. Now both are made by one rule: the weights leave out the error at the clock that is asked, and no more. The eighth round's sweeps have been seen with this mended: score and shares held lie near the edge of what is allowed
+(new measurements 92.9 to 93.5 % held). The ninth: 768 fresh sweeps choose, 768 others confirm; sensors, shares to be held, the rule of choice and that of adoption are the fifth round's. And adopted is only what, on the boards of `power_blind.py`, all boards
+alike, has a mean log interval score that is not larger than before; that part is computed by hand, with the same functions. The idea was found on 192 development sweeps (seeds 300 to 303) and on those boards, beside three
+others that did less (moved without a scale, a scale without moving, weights of one half each). The measured files were looked at once after the eighth round, and are once more if this is adopted, told whatever they say; it stays whatever they say.
+If it is not adopted, the kriged law's own interval comes back.
 """
 
 from __future__ import annotations
@@ -218,11 +221,11 @@ STRUCTURES = {
         _seeds(5000),
         _seeds(6000),
     ),
-    8: Structure(
+    9: Structure(
         _FIFTH,
-        {"interval.alike": (None, 4.0, 2.0, 1.0)},
-        _seeds(9000, 16),
-        _seeds(10000, 16),
+        {"interval.alike": (None, 8.0, 4.0, 2.0, 1.0)},
+        _seeds(11000, 16),
+        _seeds(12000, 16),
     ),
 }
 

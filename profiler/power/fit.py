@@ -458,8 +458,9 @@ class Intervals:
         if kriged is None or kriged.predictive is None:
             half = power_w * self._rough()
             return power_w - half, power_w + half
-        everywhere = np.arange(len(self.curve))
-        ratio = self._ratio(self.chosen.loo_w, kriged.loo_w, np.diag(kriged.predictive.pair_sd_w), everywhere)
+        checked = self.chosen.loo_w if self.chosen.checked_w is None else self.chosen.checked_w
+        expected = np.diag(kriged.predictive.pair_sd_w)
+        ratio = self._ratio(checked, kriged.loo_w, expected, self.curve.target_w)
         own = kriged.predictive.at(frequency_hz)
         return self._averaged(own, kriged.curve(frequency_hz), power_w, np.full(len(power_w), ratio))
 
@@ -472,30 +473,28 @@ class Intervals:
             for i in range(n):
                 others = np.delete(np.arange(n), i)
                 pairs = chosen.pair_w[i, others], kriged.pair_w[i, others], said.pair_sd_w[i, others]
-                ratio[i] = self._ratio(*pairs, others)
+                ratio[i] = self._ratio(*pairs, self.curve.target_w[others])
             low, high = self._averaged(said.left_out_w, kriged.loo_w, chosen.loo_w, ratio)
         low, high = cap.interval(self.curve.frequency_hz, low, high)
         loo = cap.limit(self.curve.frequency_hz, chosen.loo_w)
         return LeftOut(self.curve.frequency_hz, loo, np.maximum(low, 0), high)
 
-    def _ratio(self, chosen_w: Array, kriged_w: Array, sd_w: Array, clocks: NDArray[np.int64]) -> float:
-        """Errors of the chosen law over those of the kriged law at ``clocks`` (k,), both in units of what the latter expects there; NaN: not known,
-        or not asked."""
+    def _ratio(self, chosen_w: Array, kriged_w: Array, expected_w: Array, target_w: Array) -> float:
+        """Errors of the chosen law over those of the kriged law, all (k,), in units of what the latter expects; NaN: not known, or not asked."""
         if self.priors.alike is None:
             return math.nan
-        target = self.curve.target_w[clocks]
         # Where points follow a law exactly nothing is expected, and rounding must not decide.
-        sd = np.maximum(sd_w, 1e-9 * target)
-        sizes = [float(np.sum(np.abs(said - target) / sd)) for said in (chosen_w, kriged_w)]
+        unit = np.maximum(expected_w, 1e-9 * target_w)
+        chosen, kriged = (float(np.sum(np.abs(said - target_w) / unit)) for said in (chosen_w, kriged_w))
         before = self.priors.alike * _MEAN_OF_NORMAL
-        return (sizes[0] + before) / (sizes[1] + before)
+        return (chosen + before) / (kriged + before)
 
     @staticmethod
-    def _averaged(own: Iterable[Array], kriged_w: Array, power_w: Array, ratio: Array) -> tuple[Array, Array]:
-        """Low and high (m,) of the average under the ratios (m,), no narrower than to hold ``power_w`` (m,)."""
+    def _averaged(own: Array, kriged_w: Array, power_w: Array, ratio: Array) -> tuple[Array, Array]:
+        """Low and high (m,) of the average of ``own`` (2, m) and the other under the ratios (m,), no narrower than to hold ``power_w`` (m,)."""
         share = 1 / (1 + ratio**2)
-        moved = (np.where(np.isnan(ratio), w, w + share * (power_w + ratio * (w - kriged_w) - w)) for w in own)
-        low, high = moved
+        other = power_w + ratio * (own - kriged_w)
+        low, high = np.where(np.isnan(ratio), own, (1 - share) * own + share * other)
         return np.minimum(low, power_w), np.maximum(high, power_w)
 
     def _rough(self) -> float:

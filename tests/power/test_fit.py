@@ -687,13 +687,29 @@ def test_of_a_law_that_is_far_off_the_interval_reaches_from_what_it_says_to_wher
     assert low == pytest.approx(90, abs=1)
 
 
+@pytest.mark.parametrize("count", [6, 8])
+def test_the_interval_at_a_clock_left_out_is_that_of_a_fit_without_it(count: int) -> None:
+    clocks = np.linspace(300e6, 1.5e9, count)
+    power = measured(2, clocks=clocks)
+    whole = fit_sweep(clocks, power).left_out
+    again_w, share = [], []
+    for i in range(count):
+        kept = np.arange(count) != i
+        again = fit_sweep(clocks[kept], power[kept], domain_hz=(300e6, 1.5e9), supported_hz=(clocks[i],))
+        at = np.searchsorted(again.frequency_hz, clocks[i])
+        again_w.append(again.high_w[at] - again.low_w[at])
+        share.append((whole.high_w[i] - whole.low_w[i]) / again_w[-1])
+    # Noise is proportional to the watts predicted, or measured: that alone is not the same.
+    assert share == pytest.approx(np.ones(count), abs=0.1)
+
+
 def test_the_interval_at_a_clock_left_out_has_not_seen_it() -> None:
     power = measured(2)
-    whole = fit_sweep(CLOCKS, power).left_out
-    for i in (0, 5, 11):
-        kept = np.arange(len(CLOCKS)) != i
-        again = fit_sweep(CLOCKS[kept], power[kept], domain_hz=(300e6, 1.5e9), supported_hz=(CLOCKS[i],))
-        at = np.searchsorted(again.frequency_hz, CLOCKS[i])
-        wide = whole.high_w[i] - whole.low_w[i]
-        # Noise is proportional to the watts predicted, or measured: that alone is not the same.
-        assert [again.low_w[at], again.high_w[at]] == pytest.approx([whole.low_w[i], whole.high_w[i]], abs=0.05 * wide)
+    other = power.copy()
+    other[4] *= 1.01
+    before, after = (fit_sweep(CLOCKS, watts).left_out for watts in (power, other))
+    for said in ("low_w", "high_w"):
+        # Noise is proportional to the watts, here to those measured at the clock itself.
+        width = before.high_w[4] - before.low_w[4]
+        assert getattr(after, said)[4] == pytest.approx(getattr(before, said)[4], abs=0.02 * width)
+        assert getattr(after, said)[5] != pytest.approx(getattr(before, said)[5], abs=0.001 * width)
