@@ -30,6 +30,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from profiler.power.curve import Array  # noqa: E402
 from profiler.power.fit import SweepFit, fit, fit_sweep  # noqa: E402
 from profiler.power.kriged import teach_most  # noqa: E402
 from profiler.power.source import Sweep, read_csv  # noqa: E402
@@ -177,12 +178,12 @@ def few_clocks(members: dict[Group, Rows]) -> None:
 def intervals(members: dict[Group, Rows]) -> list[str]:
     """Print how often 95 % intervals hold a point that neither fit nor interval has seen; return the aims not reached."""
     table = Table(title="95 % prediction intervals at clocks left out")
-    columns = ("set", "points", "covered", "ends covered", "median half width", "over median error", "at ends")
+    columns = ("set", "points", "covered", "ends covered", "median half width", "over median error", "at ends", "score")
     for column in columns:
         table.add_column(column, justify="left" if column == "set" else "right")
     wanting = []
     for group, rows in members.items():
-        inside, inside_end, half, error, half_end = [], [], [], [], []
+        inside, inside_end, half, error, half_end, score = [], [], [], [], [], []
         for sweep, fitted in rows:
             left = fitted.left_out
             watts = by_clock(sweep)[np.isin(np.unique(sweep.frequency_hz), left.frequency_hz)]
@@ -193,6 +194,7 @@ def intervals(members: dict[Group, Rows]) -> list[str]:
             half += width.tolist()
             half_end += width[[0, -1]].tolist()
             error += (np.abs(left.power_w / watts - 1) * 100).tolist()
+            score.append(100 * np.mean(interval_score(left.low_w, left.high_w, watts) / watts))
         covered, covered_end = 100 * np.mean(inside), 100 * np.mean(inside_end)
         ratio = np.median(half) / np.median(error)
         table.add_row(
@@ -203,6 +205,7 @@ def intervals(members: dict[Group, Rows]) -> list[str]:
             f"{np.median(half):.2f} %",
             f"{ratio:.1f}",
             f"{np.median(half_end):.1f} %",
+            f"{np.exp(np.mean(np.log(score))):.2f} %",
         )
         if len(inside) < 100:
             continue
@@ -213,7 +216,13 @@ def intervals(members: dict[Group, Rows]) -> list[str]:
         if ratio > 4:
             wanting.append(f"{group.title}: median half width {ratio:.1f} times the median error, 4 asked")
     Console(width=150).print(table)
+    print("(score: Winkler's, geometric mean over workloads of the mean over clocks; less is better)")
     return wanting
+
+
+def interval_score(low: Array, high: Array, watts: Array) -> Array:
+    """Winkler's score of 95 % intervals (m,) for what came (m,): their width, and 40 times what lies outside (Gneiting and Raftery, 2007)."""
+    return np.asarray(high - low + 40 * (np.maximum(low - watts, 0) + np.maximum(watts - high, 0)))
 
 
 def choosing(members: dict[Group, Rows]) -> None:
