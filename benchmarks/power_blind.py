@@ -3,7 +3,7 @@
     python benchmarks/power_blind.py CLONE...
 
 Each CLONE is a git clone (bare or not) of one of the public repositories below, known by the commit it holds. They measured power against clock on boards
-that neither the laws nor their priors were ever tried on:
+that neither the laws nor their priors had been tried on when this was written:
 
 - blackjack2015/NV-DVFS-Benchmark: Tesla V100, 20 applications and 138 microbenchmarks at 10 clocks, by NVML.
 - emwjacobson/JetsonEfficiencyTesting: Jetson Nano, matrix products of 32 sizes at 12 clocks, the whole board by a meter at the wall in
@@ -14,7 +14,7 @@ that neither the laws nor their priors were ever tried on:
 
 Every workload is fitted on its own, as by ``card-profile fit-power`` on a CSV. Sweeps of more than 14 clocks are thinned to 14 for what is said
 about clocks left out; from five clocks, all others are asked. **The law stood before this was first run**: what it printed is told in docs/power.md whatever it said, and no law was
-fitted to it. (It was a reason not to take the sixth round's priors, and one for the eighth round's intervals.) Nothing is downloaded.
+fitted to it. (It was a reason not to take the sixth round's priors, and the ninth round's intervals were found on it.) Nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -440,7 +440,7 @@ def _t_quantile(freedom: Array) -> Array:
 
 class Intervals:
     """Two intervals, averaged: the kriged law's own, and the same moved to what the chosen law says and scaled by how that law errs at clocks left
-    out over how the kriged law errs there. Each counts by one over the square of its size, as predictions with such errors do."""
+    out over how the kriged law errs there. Each counts by one over the square of its size, as predictions with independent errors would."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Everything that the fit of a power curve believes before it has seen a point, in one place.
 
 Nothing here is fitted to measured sweeps: `benchmarks/power_choice.py` chooses these figures on curves made for the purpose, by a rule that
-is written down there, and prints what it tried. docs/power.md says what came out.
+is written down there, and prints what it tried. docs/power.md says what came out, and what measured boards had to do with it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class AveragePriors:
 
 @dataclass(frozen=True)
 class IntervalPriors:
-    """What the interval of a law is made of (`profiler.power.fit.Intervals`). ``alike``: for as many clocks it counts, before any error is seen, that
+    """What the interval of a law is made of (`profiler.power.fit.Intervals`). ``alike``: for as many clocks (more than 0) it counts, before any error is seen, that
     the law errs as the kriged law does. None: the interval is the kriged law's own, whatever the law."""
 
     alike: float | None = 1.0

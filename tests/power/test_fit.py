@@ -687,6 +687,22 @@ def test_of_a_law_that_is_far_off_the_interval_reaches_from_what_it_says_to_wher
     assert low == pytest.approx(90, abs=1)
 
 
+def test_where_errors_cannot_be_told_the_interval_is_that_of_the_kriged_law() -> None:
+    clocks = np.array([300e6, 900e6, 1.5e9])
+    kriged, auto = (fit_sweep(clocks, measured(2, clocks=clocks), model=name) for name in ("kriged", "auto"))
+    assert auto.low_w == pytest.approx(np.minimum(kriged.low_w, auto.power_w))
+    assert auto.high_w == pytest.approx(np.maximum(kriged.high_w, auto.power_w))
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_intervals_of_watts_without_any_noise_are_finite_and_hold_the_curve(name: str) -> None:
+    clocks = np.linspace(300e6, 1.5e9, 6)
+    fitted = fit_sweep(clocks, 10 + 4 * (clocks / 1e9) ** 3, model=name)
+    assert np.isfinite([fitted.low_w, fitted.high_w]).all()
+    assert (fitted.low_w <= fitted.power_w).all()
+    assert (fitted.power_w <= fitted.high_w).all()
+
+
 @pytest.mark.parametrize("count", [6, 8])
 def test_the_interval_at_a_clock_left_out_is_that_of_a_fit_without_it(count: int) -> None:
     clocks = np.linspace(300e6, 1.5e9, count)
