@@ -94,7 +94,6 @@ class CrossFit:
     ``loo_w`` (n,): at clock i, fitted without clock i. ``pair_w`` (n, n): at clock j, fitted without clocks i and j (its
     diagonal is ``loo_w``). NaN where the law cannot be fitted to what is left. ``curve(f)``: watts (m,) at clocks f (m,) in
     Hz, fitted to all clocks. ``parameters``: name -> (1 + n,), first fitted to all clocks, then without clock i each.
-    ``checked_w`` (n,): what the sweep can tell the law of its own errors, as row i of ``pair_w`` can without clock i; None: ``loo_w``.
     """
 
     loo_w: Array
@@ -103,7 +102,6 @@ class CrossFit:
     parameters: Mapping[str, Array]
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     predictive: Predictive | None = None
-    checked_w: Array | None = None
 
 
 class PowerModel(Protocol):

@@ -3,8 +3,8 @@
 The errors reported for every law are leave-one-clock-out: all rows of a clock are left out together, the law is fitted to the
 rest, and its prediction is held against what was measured. For ``auto`` the weights are made anew each time (nested).
 
-The interval begins at the kriged law's own: what a new measurement may be, averaged over every shape that the points allow. For ``auto``, and
-for a law that was asked for by name, it is averaged with the same interval around what that law says. See docs/power.md.
+The interval is the kriged law's own: what a new measurement may be, averaged over every shape that the points allow. For a law that was
+asked for by name it is stretched by how that law errs at clocks left out, against what the kriged law expects there. See docs/power.md.
 """
 
 from __future__ import annotations
@@ -204,7 +204,9 @@ def fit_sweep(
     models |= {key: ModelFit({}, {}, None, None, None) for key in _ALWAYS if key not in models}
     models = {key: models[key] for key in MODELS if key in models}
     chosen = fits[name]
-    intervals = Intervals(curve, chosen, fits.get("kriged"), fits["cubic"])
+    # A law that somebody asked for may not fit at all, and its interval has to say so.
+    claim = PRIORS.interval if name in ("auto", "kriged") else IntervalPriors(claim=None)
+    intervals = Intervals(curve, chosen, fits.get("kriged"), fits["cubic"], claim)
     low, high = intervals.at(at, bare[name])
     low, high = cap.interval(at, low, high)
     power = curves[name]
@@ -439,8 +441,8 @@ def _t_quantile(freedom: Array) -> Array:
 
 
 class Intervals:
-    """Two intervals, averaged: the kriged law's own, and the same moved to what the chosen law says and scaled by how that law errs at clocks left
-    out over how the kriged law errs there. Each counts by one over the square of its size, as predictions with independent errors would."""
+    """The kriged law's interval, scaled as far as the priors say by how the chosen law errs at clocks left out against what the kriged law
+    expects there."""
 
     def __init__(
         self,
@@ -452,56 +454,53 @@ class Intervals:
     ) -> None:
         self.curve, self.chosen, self.kriged, self.fallback, self.priors = curve, chosen, kriged, cubic, priors
 
+    def _stretch(self, error_w: Array, sd_w: Array) -> float:
+        """Mean of the expected size of errors, 1, and the one found, each counting for as many clocks as the priors say."""
+        found = float(np.mean(np.abs(error_w) / np.maximum(sd_w, 1e-9 * np.abs(error_w) + 1e-300))) / _MEAN_OF_NORMAL
+        claim = len(error_w) if self.priors.claim is None else self.priors.claim
+        if math.isinf(claim):
+            return 1.0
+        return (claim + len(error_w) * found) / (claim + len(error_w))
+
     def at(self, frequency_hz: Array, power_w: Array) -> tuple[Array, Array]:
         """Low and high (m,) at clocks (m,) for the chosen law, which says ``power_w`` (m,) there."""
-        kriged = self.kriged
+        curve, kriged = self.curve, self.kriged
         if kriged is None or kriged.predictive is None:
             half = power_w * self._rough()
             return power_w - half, power_w + half
-        checked = self.chosen.loo_w if self.chosen.checked_w is None else self.chosen.checked_w
-        expected = np.diag(kriged.predictive.pair_sd_w)
-        ratio = self._ratio(checked, kriged.loo_w, expected, self.curve.target_w)
-        own = kriged.predictive.at(frequency_hz)
-        return self._averaged(own, kriged.curve(frequency_hz), power_w, np.full(len(power_w), ratio))
-
-    def left_out(self, cap: Cap) -> LeftOut:
-        """Every clock predicted without itself, interval included: what is said at clock i has not seen clock i."""
-        chosen, kriged, n = self.chosen, self.kriged, len(self.curve)
-        low, high = np.full((2, n), np.nan)
-        if kriged is not None and kriged.predictive is not None:
-            said, ratio = kriged.predictive, np.empty(n)
-            for i in range(n):
-                others = np.delete(np.arange(n), i)
-                pairs = chosen.pair_w[i, others], kriged.pair_w[i, others], said.pair_sd_w[i, others]
-                ratio[i] = self._ratio(*pairs, self.curve.target_w[others])
-            low, high = self._averaged(said.left_out_w, kriged.loo_w, chosen.loo_w, ratio)
-        low, high = cap.interval(self.curve.frequency_hz, low, high)
-        loo = cap.limit(self.curve.frequency_hz, chosen.loo_w)
-        return LeftOut(self.curve.frequency_hz, loo, np.maximum(low, 0), high)
-
-    def _ratio(self, chosen_w: Array, kriged_w: Array, expected_w: Array, target_w: Array) -> float:
-        """Errors of the chosen law over those of the kriged law, all (k,), in units of what the latter expects; NaN: not known, or not asked."""
-        if self.priors.alike is None:
-            return math.nan
-        # Where points follow a law exactly nothing is expected, and rounding must not decide.
-        unit = np.maximum(expected_w, 1e-9 * target_w)
-        chosen, kriged = (float(np.sum(np.abs(said - target_w) / unit)) for said in (chosen_w, kriged_w))
-        before = self.priors.alike * _MEAN_OF_NORMAL
-        return (chosen + before) / (kriged + before)
+        low, high = kriged.predictive.at(frequency_hz)
+        sd = np.diag(kriged.predictive.pair_sd_w)
+        error = self.chosen.loo_w - curve.target_w
+        if not (np.isfinite(sd).all() and np.isfinite(error).all()):
+            return low, high
+        return self._around(low, high, power_w, self._stretch(error, sd))
 
     @staticmethod
-    def _averaged(own: Array, kriged_w: Array, power_w: Array, ratio: Array) -> tuple[Array, Array]:
-        """Low and high (m,) of the average of ``own`` (2, m) and the other under the ratios (m,), no narrower than to hold ``power_w`` (m,)."""
-        share = 1 / (1 + ratio**2)
-        other = power_w + ratio * (own - kriged_w)
-        low, high = np.where(np.isnan(ratio), own, (1 - share) * own + share * other)
-        return np.minimum(low, power_w), np.maximum(high, power_w)
+    def _around(low: Array, high: Array, power_w: Array, stretch: float) -> tuple[Array, Array]:
+        half, middle = stretch * (high - low) / 2, (low + high) / 2
+        return np.minimum(middle - half, power_w), np.maximum(middle + half, power_w)
 
     def _rough(self) -> float:
         """Relative half width from whatever left-out errors there are: with 2 clocks it is, rightly, very wide."""
         error = self.chosen.loo_w if np.isfinite(self.chosen.loo_w).all() else self.fallback.loo_w
         relative = float(np.sqrt(np.mean((error / self.curve.target_w - 1) ** 2)))
         return float(_t_quantile(np.array(len(error) - 1.0))) * relative
+
+    def left_out(self, cap: Cap) -> LeftOut:
+        """Every clock predicted without itself, interval included: what is said at clock i has not seen clock i."""
+        n = len(self.curve)
+        low, high = np.full(n, np.nan), np.full(n, np.nan)
+        predictive = self.kriged.predictive if self.kriged is not None else None
+        loo, pair = self.chosen.loo_w, self.chosen.pair_w
+        if predictive is not None:
+            for i in range(n):
+                others = np.delete(np.arange(n), i)
+                error, sd = pair[i, others] - self.curve.target_w[others], predictive.pair_sd_w[i, others]
+                stretch = self._stretch(error, sd) if np.isfinite(error).all() and np.isfinite(sd).all() else 1.0
+                bottom, top = predictive.left_out_w[0, i], predictive.left_out_w[1, i]
+                low[i], high[i] = self._around(bottom, top, loo[i], stretch)
+        low, high = cap.interval(self.curve.frequency_hz, low, high)
+        return LeftOut(self.curve.frequency_hz, cap.limit(self.curve.frequency_hz, loo), np.maximum(low, 0), high)
 
 
 def fit(sweep: Sweep, model: str = "auto") -> SweepFit:

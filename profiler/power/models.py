@@ -388,8 +388,7 @@ class Average:
     power ``sharpness``).
 
     Nested: the weights used at a left-out clock i come from errors of fits that had never seen clock i. So ``loo_w`` is exactly
-    what the average would have said had clock i not been measured. ``pair_w`` and ``checked_w`` serve to judge the average from one sweep: their
-    weights come from errors of fits without clock i, or of all clocks, but for the error at the very clock that is asked.
+    what the average would have said had clock i not been measured. In ``pair_w[i, j]`` the weights are those without i.
     """
 
     members: Sequence[PowerModel]
@@ -414,50 +413,36 @@ class Average:
         loo = np.stack([fits[m.name].loo_w for m in able])
         pair = np.stack([fits[m.name].pair_w for m in able])
         weights = np.empty((len(able), 1 + n))
-        everywhere = np.arange(n)
-        weights[:, 0], alone = self._weights(loo, curve, prior, everywhere)
-        checked = _weighted(alone, loo)
-        averaged_pair = np.empty((n, n))
+        weights[:, 0] = self._weights(loo, curve, prior)
         for i in range(n):
-            others = np.delete(everywhere, i)
-            weights[:, 1 + i], alone = self._weights(pair[:, i, others], curve, prior, others)
-            averaged_pair[i, others] = _weighted(alone, pair[:, i, others])
+            others = np.delete(np.arange(n), i)
+            weights[:, 1 + i] = self._weights(pair[:, i, others], curve, prior, others)
             # A member that n - 1 clocks cannot carry has no say without clock i.
             for k, m in enumerate(able):
                 if n - 1 < m.minimum_clocks:
                     weights[k, 1 + i] = 0
         total = weights.sum(axis=0)
         weights = np.divide(weights, total, out=np.full_like(weights, np.nan), where=total > 0)
-        averaged_loo = _weighted(weights[:, 1:], loo)
-        np.fill_diagonal(averaged_pair, averaged_loo)
+        averaged_pair = _weighted(weights[:, 1:, None], pair)
+        averaged_loo = np.diag(averaged_pair).copy()
 
         def whole(frequency_hz: Array) -> Array:
             return _weighted(weights[:, :1], np.stack([fits[m.name].curve(frequency_hz) for m in able]))
 
         parameters = {f"weight_{m.name.replace('-', '_')}": weights[k] for k, m in enumerate(able)}
-        bounds = dict.fromkeys(parameters, (0.0, 1.0))
-        return CrossFit(averaged_loo, averaged_pair, whole, parameters, bounds, checked_w=checked)
+        return CrossFit(averaged_loo, averaged_pair, whole, parameters, dict.fromkeys(parameters, (0.0, 1.0)))
 
-    def _weights(self, predicted: Array, curve: Curve, prior: Array, clocks: NDArray[np.int64]) -> tuple[Array, Array]:
-        """Weights (members,) from left-out predictions (members, k) at ``clocks``, and for each of them (members, k) from those at all others;
-        the prior's where there are no errors."""
+    def _weights(self, predicted: Array, curve: Curve, prior: Array, clocks: NDArray[np.int64] | None = None) -> Array:
+        """Weights (members,) from left-out predictions (members, k) at ``clocks``; the prior's where there are no errors."""
+        clocks = np.arange(len(curve)) if clocks is None else clocks
         error = curve.weight[clocks] * (predicted - curve.target_w[clocks]) ** 2
-        rows = curve.rows[clocks]
-        known = np.asarray(np.isfinite(error).all(axis=1) & (len(clocks) > 0))
+        known = np.isfinite(error).all(axis=1) if error.shape[1] else np.zeros(len(error), dtype=bool)
         if not known.any():
-            alike = prior / prior.sum()
-            return np.asarray(alike), np.tile(alike[:, None], len(clocks))
-        error = np.where(known[:, None], error, np.inf)
-        total = error.sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            others = np.where(known[:, None], np.maximum(total[:, None] - error, 0), np.inf)
-        others /= np.maximum(rows.sum() - rows, 1)
-        return self._shares(total / rows.sum(), prior), self._shares(others, prior[:, None])
-
-    def _shares(self, squares: Array, prior: Array) -> Array:
+            return np.asarray(prior / prior.sum())
+        squares = np.where(known, error.sum(axis=1) / curve.rows[clocks].sum(), np.inf)
         # Below one part in a million of the watts, models that are all exact share the weight.
         inverse = prior / (squares + 1e-12) ** self.sharpness
-        return np.asarray(inverse / inverse.sum(axis=0))
+        return np.asarray(inverse / inverse.sum())
 
 
 def _weighted(weights: Array, values: Array) -> Array:

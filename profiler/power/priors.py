@@ -1,11 +1,12 @@
 """Everything that the fit of a power curve believes before it has seen a point, in one place.
 
 Nothing here is fitted to measured sweeps: `benchmarks/power_choice.py` chooses these figures on curves made for the purpose, by a rule that
-is written down there, and prints what it tried. docs/power.md says what came out, and what measured boards had to do with it.
+is written down there, and prints what it tried. docs/power.md says what came out.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -43,10 +44,10 @@ class AveragePriors:
 
 @dataclass(frozen=True)
 class IntervalPriors:
-    """What the interval of a law is made of (`profiler.power.fit.Intervals`). ``alike``: for as many clocks (more than 0) it counts, before any error is seen, that
-    the law errs as the kriged law does. None: the interval is the kriged law's own, whatever the law."""
+    """How far an interval follows the errors found at clocks left out: the kriged law's claim counts for ``claim`` clocks (infinity:
+    it is taken as it is), or for as much as all errors found together (None)."""
 
-    alike: float | None = 1.0
+    claim: float | None = math.inf
 
 
 @dataclass(frozen=True)
