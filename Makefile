@@ -25,8 +25,8 @@ demo: $(VENV)/.runtime
 	$(BIN)/card-train local --model tiny-llama-test --cut 2 --data README.md --batch-size 2 --seq-len 64 --rounds 2 --learning-rate 0.1 --evaluate-every 2 --output demo/run
 	@echo "The profiles are in demo/, the plots in demo/plots/, every cut and clock in demo/tables/costs.csv, the split run in demo/run/"
 
-# Two files at a time, in the order in which they stand: the long ones are neither first nor last. More at a time would disturb the
-# tests that hold one time against another.
+# Two files at a time, in the order in which they stand: by itself the runner leaves files of few tests, which are the long ones, for last. More
+# at a time would disturb the tests that hold one time against another.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
