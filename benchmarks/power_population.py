@@ -16,6 +16,8 @@ Nothing here was read off a measured sweep. What went in, and from where:
   random order.
 - What a mean scatters by: the load's own fluctuations, 0.1 to 2 % of the switching watts alone; the surroundings, whose temperature walks by up to 4 degrees over a
   sweep, in the order of visits, and acts through leakage; the sensor's noise, 0.05 to 1 % of each reading (up to ``sensor_most``, where that is given).
+- Other workloads of the same chip: its voltages, leakage, board, clocks, sensor and surroundings, but waiting for memory that takes 0 to 90 % of a step,
+  0.5 to 1.2 times the switching, and fluctuations of their own.
 - Sensors: 5 to 300 W at the top; in half of the sweeps readings in steps of 0.1, 0.2 or 0.4 W (never above 2 % of the lowest watts), a milliwatt otherwise.
 """
 
@@ -57,10 +59,22 @@ class MadeUp:
     noise: float
 
 
-def draw(kind: str, clocks: int, seed: int, sensor_most: float = 0.01) -> MadeUp:
-    """The sweep of this kind and number of clocks with this seed; the same whenever it is asked for."""
+@dataclass(frozen=True)
+class Workload:
+    """What runs: the share of a step that waits for memory at the highest clock, the share of the switching that goes on meanwhile, memory's own watts and
+    the switching over the usual."""
+
+    waits: float
+    gated: float
+    memory: float
+    activity: float = 1.0
+
+
+def draw(kind: str, clocks: int, seed: int, sensor_most: float = 0.01, sibling: int = 0) -> MadeUp:
+    """The sweep of this kind and number of clocks with this seed; the same whenever it is asked for. ``sibling`` from 1 on: other workloads
+    on the same chip."""
     rng = np.random.default_rng([21, KINDS.index(kind), clocks, seed])
-    curve = _plain(rng) if kind == "plain" else _chip(kind, rng)
+    chip, workload = _plain(rng) if kind == "plain" else _chip(kind, rng)
     low = rng.uniform(0.05, 0.6)
     x = _clocks(low, clocks, rng)
     asked = np.linspace(x[0], 1.0, ASKED)
@@ -69,10 +83,15 @@ def draw(kind: str, clocks: int, seed: int, sensor_most: float = 0.01) -> MadeUp
         np.exp(rng.uniform(np.log(low), np.log(high))) for low, high in ((0.001, 0.02), (0.0005, sensor_most))
     )
     drift = rng.uniform(0, 4)
+    quantised = rng.random() < 0.5
+    step_w = rng.choice([0.1, 0.2, 0.4]) if quantised else 1e-3
+    if sibling:
+        rng = np.random.default_rng([22, KINDS.index(kind), clocks, seed, sibling])
+        workload = Workload(rng.uniform(0, 0.9), rng.uniform(0.2, 0.6), rng.uniform(0, 0.15), rng.uniform(0.5, 1.2))
+        load = float(np.exp(rng.uniform(np.log(0.001), np.log(0.02))))
+    curve = chip(workload)
     true_w, asked_w = top_w * curve(x), top_w * curve(asked)
-    step_w = 1e-3
-    if rng.random() < 0.5:
-        step_w = max(1e-3, min(rng.choice([0.1, 0.2, 0.4]), 0.02 * true_w.min()))
+    step_w = max(1e-3, min(step_w, 0.02 * true_w.min()))
 
     def read(x: Array, warmer: Array) -> Array:
         watts = top_w * curve(x, load * rng.standard_normal(len(x)), warmer)
@@ -105,18 +124,21 @@ def _clocks(low: float, count: int, rng: np.random.Generator) -> Array:
     return np.concatenate([[low], low + (1 - low) * np.cumsum(gaps) / gaps.sum()])
 
 
-def _plain(rng: np.random.Generator) -> Chip:
+def _plain(rng: np.random.Generator) -> tuple[Callable[[Workload], Chip], Workload]:
     rest, leak, per_degree = rng.uniform(0.03, 0.6), rng.uniform(0.1, 0.6), rng.uniform(0.008, 0.02)
     exponent = rng.choice([1.0, 3.0]) if rng.random() < 0.5 else rng.uniform(1, 3.5)
 
-    def chip(x: Array, load: Array | float = 0.0, warmer: Array | float = 0.0) -> Array:
-        constant = rest * (1 - leak + leak * np.exp(per_degree * np.asarray(warmer)))
-        return np.asarray(constant + (1 - rest) * x**exponent * (1 + np.asarray(load)))
+    def under(workload: Workload) -> Chip:
+        def chip(x: Array, load: Array | float = 0.0, warmer: Array | float = 0.0) -> Array:
+            constant = rest * (1 - leak + leak * np.exp(per_degree * np.asarray(warmer)))
+            return np.asarray(constant + (1 - rest) * workload.activity * x**exponent * (1 + np.asarray(load)))
 
-    return chip
+        return chip
+
+    return under, Workload(0.0, 0.0, 0.0)
 
 
-def _chip(kind: str, rng: np.random.Generator) -> Chip:
+def _chip(kind: str, rng: np.random.Generator) -> tuple[Callable[[Workload], Chip], Workload]:
     how = rng.choice(("ridge", "regulator", "operating points", "soft")) if kind == "memory" else kind
     volts, top_v = _voltage(str(how), rng)
     waits = rng.uniform(0.3, 0.9) if kind == "memory" else rng.uniform(0, 0.3)
@@ -124,28 +146,33 @@ def _chip(kind: str, rng: np.random.Generator) -> Chip:
     leak, per_volt, per_degree = rng.uniform(0.03, 0.35), rng.uniform(1.5, 4), rng.uniform(0.008, 0.02)
     degrees, loss = rng.uniform(10, 50), rng.uniform(0, 0.06)
     board = rng.uniform(0.30, 0.65) if rng.random() < 0.25 else rng.uniform(0.03, 0.4)
-    memory = rng.uniform(0, 0.15)
+    own = Workload(waits, gated, memory=rng.uniform(0, 0.15))
     switch = 1.0 - leak
 
-    def watts(x: Array, load: Array | float, warmer: Array | float) -> Array:
-        v = volts(x)
-        step = (1 - waits) / x + waits  # time of a step over that at the highest clock
-        busy = (1 - waits) / x / step
-        active = (gated + (1 - gated) * busy) / (gated + (1 - gated) * (1 - waits))
-        dynamic = switch * x * v**2 * active * (1 + load)
-        total = dynamic + leak
-        for _ in range(40):  # heat follows the watts, and leakage the heat
-            heat = degrees * (total - 1) + warmer
-            total = dynamic + leak * v * np.exp(per_volt * top_v * (v - 1) + per_degree * heat)
-        whole = (1 - board) * ((1 - memory) * total + memory / step) + board
-        return np.asarray(whole + loss * whole**2)
+    def under(workload: Workload) -> Chip:
+        waits, gated, memory = workload.waits, workload.gated, workload.memory
 
-    top = float(watts(np.ones(1), 0.0, 0.0)[0])
+        def watts(x: Array, load: Array | float, warmer: Array | float) -> Array:
+            v = volts(x)
+            step = (1 - waits) / x + waits  # time of a step over that at the highest clock
+            busy = (1 - waits) / x / step
+            active = (gated + (1 - gated) * busy) / (gated + (1 - gated) * (1 - waits))
+            dynamic = switch * workload.activity * x * v**2 * active * (1 + load)
+            total = dynamic + leak
+            for _ in range(40):  # heat follows the watts, and leakage the heat
+                heat = degrees * (total - 1) + warmer
+                total = dynamic + leak * v * np.exp(per_volt * top_v * (v - 1) + per_degree * heat)
+            whole = (1 - board) * ((1 - memory) * total + memory / step) + board
+            return np.asarray(whole + loss * whole**2)
 
-    def chip(x: Array, load: Array | float = 0.0, warmer: Array | float = 0.0) -> Array:
-        return watts(x, load, warmer) / top
+        top = float(watts(np.ones(1), 0.0, 0.0)[0])
 
-    return chip
+        def chip(x: Array, load: Array | float = 0.0, warmer: Array | float = 0.0) -> Array:
+            return watts(x, load, warmer) / top
+
+        return chip
+
+    return under, own
 
 
 def _voltage(how: str, rng: np.random.Generator) -> tuple[Callable[[Array], Array], float]:

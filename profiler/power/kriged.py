@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +32,9 @@ class Kriged:
     priors of the noise's variance), and a shape counts for as much as P0 and c are likely to be positive under it. What a new measurement may be is then a mixture of Student's t, and its 2.5 %
     and 97.5 % quantiles are the interval. A left-out clock is removed in closed form: with Q the
     precision matrix after the trend is projected out, its residual is (Q y)_S solved by Q_SS.
+
+    Workloads of one chip share its table of voltages. What the others say of the shape (``Voice``) counts for one half of what is believed
+    of it before the points, the even grid for the other half.
     """
 
     priors: KrigedPriors = PRIORS.kriged
@@ -42,15 +46,76 @@ class Kriged:
     def degrees(self) -> int | None:
         return None
 
-    def cross_fit(self, curve: Curve) -> CrossFit:
+    def cross_fit(self, curve: Curve, siblings: Sequence[Voice] = ()) -> CrossFit:
+        """``siblings``: other workloads of the same chip, heard over the same domain; a clock left out is left out of them as well."""
         n = len(curve)
-        span_hz = curve.high_hz - curve.low_hz
-        if span_hz <= 0 or n < self.minimum_clocks:
+        if not self._able(curve):
             nothing = np.full((n, n), np.nan)
             return CrossFit(nothing.diagonal().copy(), nothing, lambda f: np.full(len(f), np.nan), {})
+        found = _AllLeftOut(curve, self.priors, self.minimum_clocks, siblings)
+        bounds = {
+            "ridge_hz": (curve.low_hz, curve.high_hz),
+            "ceiling_hz": (curve.low_hz, curve.high_hz),
+            "voltage_rise": (0.0, _RISES[-1]),
+            "plain_power_share": (0.0, 1.0),
+        }
+        pair = np.maximum(found.pair_w, 0.0)
+        return CrossFit(
+            np.diag(pair).copy(),
+            pair,
+            lambda f: np.maximum(found.whole.said(f)[0], 0.0),
+            dict(zip(_SHAPE_NAMES, found.values.T, strict=True)),
+            bounds,
+            Predictive(found.pair_sd_w, found.left_out_w, lambda f: found.whole.said(f)[1]),
+        )
+
+    def voice(self, curve: Curve) -> Voice | None:
+        """What this workload says of its chip; None where the clocks are too few to say anything."""
+        if not self._able(curve):
+            return None
+        found = _AllLeftOut(curve, self.priors, self.minimum_clocks)
+        return Voice(curve.frequency_hz, found.probability)
+
+    def _able(self, curve: Curve) -> bool:
+        return curve.high_hz > curve.low_hz and len(curve) >= self.minimum_clocks
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What one workload says of its chip: how probable each shape of the trend is, given its watts at clocks (n,).
+
+    ``probability`` (1 + n + n(n-1)/2, s): given all clocks, without each, and without each two, in the order of ``curve.left_out``.
+    """
+
+    frequency_hz: Array
+    probability: NDArray[np.float32]
+
+    def without(self, frequency_hz: Array) -> NDArray[np.float32]:
+        """As ``probability``, for clocks (m,) left out: what was measured elsewhere stays."""
+        m, n = len(frequency_hz), len(self.frequency_hz)
+        apart = np.abs(self.frequency_hz[None, :] - frequency_hz[:, None])
+        nearest = apart.argmin(axis=1)
+        # A clock asked for twice is measured a little differently each time, but never by as much as to the next one.
+        same = apart[np.arange(m), nearest] < 0.5 * np.diff(frequency_hz).min()
+        _, row = left_out(n)
+        alone = np.where(same, 1 + nearest, 0)
+        i, j = np.triu_indices(m, 1)
+        both = np.where(same[i] & same[j], row[nearest[i], nearest[j]], np.maximum(alone[i], alone[j]))
+        return self.probability[np.concatenate([[0], alone, both])]
+
+
+class _AllLeftOut:
+    """What the law says of a curve of n clocks with all of them, without each, and without each two; names as in ``CrossFit`` and
+    ``Predictive``. ``values`` (1 + n, 4): means of the shapes. ``probability``: as in ``Voice``."""
+
+    def __init__(self, curve: Curve, priors: KrigedPriors, minimum_clocks: int, siblings: Sequence[Voice] = ()) -> None:
         # Noise is proportional to watts, its grid relative to the sweep's own level. That level must not know a left-out point:
         # the lower median takes few values over all left-out sets, and each value is one pass.
-        mask, _ = left_out(n)
+        n = len(curve)
+        shapes = _Shapes.grid(priors)
+        if siblings:
+            shapes = shapes.as_heard([voice.without(curve.frequency_hz) for voice in siblings])
+        mask, row = left_out(n)
         order = np.argsort(curve.target_w, kind="stable")
         ranked = mask[:, order].cumsum(axis=1)
         middle = np.argmax(ranked >= np.ceil(mask.sum(1) / 2)[:, None], axis=1)
@@ -58,38 +123,28 @@ class Kriged:
         of_row = np.searchsorted(np.unique(level), level)
 
         ii, jj = np.triu_indices(n, 1)
-        pair = np.full((n, n), np.nan)
-        spread = np.full((n, n), np.nan)
-        interval = np.full((2, n), np.nan)
-        values = np.full((1 + n, len(_SHAPE_NAMES)), np.nan)
-        whole = None
+        self.pair_w = pair = np.full((n, n), np.nan)
+        self.pair_sd_w = spread = np.full((n, n), np.nan)
+        self.left_out_w = np.full((2, n), np.nan)
+        self.values = np.full((1 + n, len(_SHAPE_NAMES)), np.nan)
+        # Where too few clocks are left to say anything, what was believed before stands.
+        self.probability = np.repeat(np.exp(shapes.log_prior[:1]).astype(np.float32), len(mask), axis=0)
         for which, value in enumerate(np.unique(level)):
-            twos = np.flatnonzero(of_row[1 + n :] == which) if n - 2 >= self.minimum_clocks else np.zeros(0, np.int64)
-            kriging = _KrigingPass(curve, self.priors, float(value), ii[twos], jj[twos])
+            twos = np.flatnonzero(of_row[1 + n :] == which) if n - 2 >= minimum_clocks else np.zeros(0, np.int64)
+            kriging = _KrigingPass(curve, priors, shapes, float(value), ii[twos], jj[twos])
             (pair[jj[twos], ii[twos]], pair[ii[twos], jj[twos]]), both = kriging.without_two
             spread[jj[twos], ii[twos]], spread[ii[twos], jj[twos]] = both
+            self.probability[1 + n + twos] = kriging.shapes_without_two.T
             ones = np.flatnonzero(of_row[1 : 1 + n] == which)
-            if n - 1 >= self.minimum_clocks and len(ones):
-                pair[ones, ones], spread[ones, ones], interval[:, ones], values[1 + ones] = kriging.without_one(ones)
+            if n - 1 >= minimum_clocks and len(ones):
+                pair[ones, ones], spread[ones, ones], self.left_out_w[:, ones], without = kriging.without_one(ones)
+                self.probability[1 + ones] = without.T
+                self.values[1 + ones] = kriging.shape_means(without)
             if of_row[0] == which:
-                whole = kriging
-                values[0] = kriging.means_of_all()
-        assert whole is not None
-        bounds = {
-            "ridge_hz": (curve.low_hz, curve.high_hz),
-            "ceiling_hz": (curve.low_hz, curve.high_hz),
-            "voltage_rise": (0.0, _RISES[-1]),
-            "plain_power_share": (0.0, 1.0),
-        }
-        pair = np.maximum(pair, 0.0)
-        return CrossFit(
-            np.diag(pair).copy(),
-            pair,
-            lambda f: np.maximum(whole.said(f)[0], 0.0),
-            dict(zip(_SHAPE_NAMES, values.T, strict=True)),
-            bounds,
-            Predictive(spread, interval, lambda f: whole.said(f)[1]),
-        )
+                self.whole = kriging
+                of_all = kriging.shapes_of_all()
+                self.probability[0] = of_all
+                self.values[0] = kriging.shape_means(of_all[:, None])[0]
 
 
 _SHAPE_NAMES = ("ridge_hz", "ceiling_hz", "voltage_rise", "plain_power_share")
@@ -97,7 +152,9 @@ _SHAPE_NAMES = ("ridge_hz", "ceiling_hz", "voltage_rise", "plain_power_share")
 
 @dataclass(frozen=True)
 class _Shapes:
-    """Shapes of the trend, one a row (s,): ``exponent`` 0 means ridge, rise with its bend, and ceiling."""
+    """Shapes of the trend, one a row (s,): ``exponent`` 0 means ridge, rise with its bend, and ceiling.
+
+    ``log_prior`` (sets or 1, s): what is believed of them before the points, in one row, or in a row for each set of clocks left out."""
 
     ridge: Array
     ceiling: Array
@@ -127,7 +184,16 @@ class _Shapes:
         prior[: len(ridges)] *= (1 - priors.plain) / prior[: len(ridges)].sum()
         prior[len(ridges) :] *= priors.plain / prior[len(ridges) :].sum()
         ridge, ceiling, rise, bend, exponent, rougher = table[:, :6].T
-        return cls(ridge, ceiling, rise, bend, exponent, rougher, np.log(prior))
+        return cls(ridge, ceiling, rise, bend, exponent, rougher, np.log(prior)[None, :])
+
+    def as_heard(self, probabilities: Sequence[NDArray[np.float32]]) -> _Shapes:
+        """These shapes, believed in by one half, and as other workloads of the chip say (sets, s), all alike, by the other half."""
+        heard = sum(each.astype(np.float64) for each in probabilities) / len(probabilities)
+        return replace(self, log_prior=np.log(0.5 * np.exp(self.log_prior) + 0.5 * heard))
+
+    def believed(self, sets: NDArray[np.int64]) -> Array:
+        """``log_prior`` where those sets (b,) are left out: (s, b), or (s, 1) where it is the same for all."""
+        return self.log_prior[sets if len(self.log_prior) > 1 else [0]].T
 
     def trend(self, u: Array, low: float) -> Array:
         """(s, m) at places u (m,) in the domain, scaled to rise from 0 to 1 over it; ``low`` is its lowest clock over its highest."""
@@ -156,13 +222,19 @@ class _KrigingPass:
     """All shapes of the trend (s) and all pairs of length and noise (h) for one reference level of the noise, in watts."""
 
     def __init__(
-        self, curve: Curve, priors: KrigedPriors, level_w: float, i: NDArray[np.int64], j: NDArray[np.int64]
+        self,
+        curve: Curve,
+        priors: KrigedPriors,
+        shapes: _Shapes,
+        level_w: float,
+        i: NDArray[np.int64],
+        j: NDArray[np.int64],
     ) -> None:
-        """``without_two`` becomes the watts (2, b) at clocks i (b,) and j (b,), left out together, and what a measurement there
-        scatters by (2, b)."""
+        """``without_two`` becomes the watts (2, b) at clocks i (b,) < j (b,), left out together, and what a measurement there
+        scatters by (2, b); ``shapes_without_two`` the probabilities (s, b) of the shapes."""
         self.curve, self.priors, self.level_w = curve, priors, level_w
         self._said: dict[bytes, tuple[Array, Array]] = {}
-        self.shapes = _Shapes.grid(priors)
+        self.shapes = shapes
         self.low = curve.low_hz / curve.high_hz
         self.u = self._place(curve.frequency_hz)
         self.y = y = curve.target_w
@@ -190,7 +262,8 @@ class _KrigingPass:
         self.positive: list[
             tuple[Array, Array, Array]
         ] = []  # P0 and c (s, 2), what each point adds (s, n, 2), variances (s, 2)
-        pairs = _Streamed(len(i))
+        pairs = _Streamed(count, len(i))
+        believed = shapes.believed(n + 1 + i * (2 * n - i - 3) // 2 + j - 1)
         for h, (length, ratio) in enumerate(self.hyper):
             kernel = _matern(self.u[:, None] - self.u[None, :], length) if length else 0.0
             inverse = np.linalg.inv(kernel + ratio * noise)
@@ -201,7 +274,7 @@ class _KrigingPass:
             q = inverse - weighted @ pull
             q /= scale[:, :, None] * scale[:, None, :]
             half_log_det = (np.linalg.slogdet(gram)[1] - np.linalg.slogdet(inverse)[1]) / 2 + log_scale
-            self.log_base[h] = self.shapes.log_prior - half_log_det
+            self.log_base[h] = -half_log_det
             self.q_diagonal[h], self.qy[h] = np.einsum("sii->si", q), q @ y
             if priors.positive:
                 # From the trend's two factors to P0 and c: P0 is what the trend says at a clock of zero.
@@ -213,10 +286,12 @@ class _KrigingPass:
                 unit = ratio * row_noise * scale**2
                 self.within[h], self.log_within[h] = curve.scatter / unit, self.repeats * np.log(unit) / 2
             if len(i):
-                pairs.add(*self._two(h, q, i, j))
+                log, residual, variance = self._two(h, q, i, j)
+                pairs.add(log + believed, residual, variance)
         self.rss = np.maximum(self.qy @ y, 0)  # (h, s)
-        residual, deviation = pairs.moments()
-        self.without_two = (y[i] - residual[0], y[j] - residual[1]), (deviation[0], deviation[1])
+        off, deviation = pairs.moments()
+        self.without_two = (y[i] - off[0], y[j] - off[1]), (deviation[0], deviation[1])
+        self.shapes_without_two = pairs.probability()
 
     def _place(self, frequency_hz: Array) -> Array:
         return (frequency_hz - self.curve.low_hz) / (self.curve.high_hz - self.curve.low_hz)
@@ -252,7 +327,7 @@ class _KrigingPass:
         return np.asarray(freedom + self.priors.scatter[1], dtype=np.float64)
 
     def _two(self, h: int, q: Array, i: NDArray[np.int64], j: NDArray[np.int64]) -> tuple[Array, Array, Array]:
-        """Log weights (s, b), and residuals and variances (2, s, b) at clocks i and j without both."""
+        """Log likelihoods (s, b), and residuals and variances (2, s, b) at clocks i and j without both."""
         a, d, b = self.q_diagonal[h][:, i], self.q_diagonal[h][:, j], q[:, i, j]
         det = np.maximum(a * d - b * b, 1e-300)
         qi, qj = self.qy[h][:, i], self.qy[h][:, j]
@@ -278,7 +353,7 @@ class _KrigingPass:
         """Log weights (h, s) of every shape given all clocks, and variances in the unit of the rest."""
         rss = self.rss + self.within.sum(axis=2)
         likely, rate = self._noise(rss, self._freedom(), self.squares_before[:, :, None])
-        log = self.log_base - self.log_within.sum(axis=2) + likely
+        log = self.log_base + self.shapes.believed(np.zeros(1, np.int64))[:, 0] - self.log_within.sum(axis=2) + likely
         if self.priors.positive:
             for h, (value, _, variance) in enumerate(self.positive):
                 log[h] += self._log_positive(value, variance, rate[h])
@@ -286,11 +361,11 @@ class _KrigingPass:
 
     def without_one(self, i: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
         """At clocks i, each left out alone: watts (b,), what a measurement there scatters by (b,), its 95 % interval (2, b), and the
-        shapes' means (b, 4)."""
+        probabilities (s, b) of the shapes."""
         q = self.q_diagonal[:, :, i]
         residual = self.qy[:, :, i] / q
         rss = np.maximum(self.rss[:, :, None] - self.qy[:, :, i] * residual, 0)
-        log = self.log_base[:, :, None] - np.log(q) / 2
+        log = self.log_base[:, :, None] + self.shapes.believed(1 + i) - np.log(q) / 2
         if self.repeats.any():
             rss = rss + self.within.sum(axis=2)[:, :, None] - self.within[:, :, i]
             log = log - (self.log_within.sum(axis=2)[:, :, None] - self.log_within[:, :, i])
@@ -315,11 +390,11 @@ class _KrigingPass:
             np.take_along_axis(width.reshape(flat), atoms, 0),
             freedom,
         )
-        return mean, deviation, interval, self.shape_means(weights)
+        return mean, deviation, interval, weights.sum(axis=0)
 
-    def means_of_all(self) -> Array:
-        """``shape_means`` given all clocks, (4,)."""
-        return np.asarray(self.shape_means(_normalised(self._all()[0][:, :, None]))[0])
+    def shapes_of_all(self) -> Array:
+        """Probabilities (s,) of the shapes given all clocks."""
+        return np.asarray(_normalised(self._all()[0][:, :, None]).sum(axis=0)[:, 0])
 
     def said(self, frequency_hz: Array) -> tuple[Array, Array]:
         """``predict``, remembered: curve, average and interval are asked for at the same clocks."""
@@ -398,11 +473,10 @@ class _KrigingPass:
                 widths.append(np.repeat(width, times, axis=0))
         return mean, np.concatenate(watts), np.concatenate(widths)
 
-    def shape_means(self, weights: Array) -> Array:
-        """Posterior means (b, 4) under weights (h, s, b): ridge and ceiling in Hz and the rise of V over the domain (of
+    def shape_means(self, by_shape: Array) -> Array:
+        """Means (b, 4) under probabilities (s, b) of the shapes: ridge and ceiling in Hz and the rise of V over the domain (of
         the shapes that have them), and the share of the plain powers."""
         span = self.curve.high_hz - self.curve.low_hz
-        by_shape = weights.sum(axis=0)
         ridged = self.shapes.exponent == 0
         share = by_shape[ridged].sum(axis=0)
         table = np.column_stack([self.shapes.ridge, self.shapes.ceiling, self.shapes.rise])[ridged]
@@ -440,20 +514,21 @@ def teach_most(
     curve = Curve.of(f, p, (float(supported[0]), float(supported[-1])), known)
     none = np.zeros(0, dtype=np.int64)
     level = float(np.sort(curve.target_w)[(len(curve) - 1) // 2])
-    return float(
-        supported[left[np.argmax(_KrigingPass(curve, PRIORS.kriged, level, none, none).teaching(supported[left]))]]
-    )
+    kriging = _KrigingPass(curve, PRIORS.kriged, _Shapes.grid(PRIORS.kriged), level, none, none)
+    return float(supported[left[np.argmax(kriging.teaching(supported[left]))]])
 
 
 _CANDIDATES = 60
 
 
 class _Streamed:
-    """Means and deviations (2, b) of residuals over shapes that come in portions, with weights known only up to a common factor."""
+    """Means and deviations (2, b) of residuals over shapes that come in portions, with weights known only up to a common factor, and the
+    probabilities (s, b) of the shapes."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, shapes: int, count: int) -> None:
         self.top = np.full(count, -np.inf)
         self.sums = np.zeros((7, count))
+        self.by_shape = np.zeros((shapes, count))
 
     def add(self, log: Array, residual: Array, variance: Array) -> None:
         top = np.maximum(self.top, log.max(axis=0))
@@ -464,8 +539,13 @@ class _Streamed:
             np.einsum("sb,ksb->kb", weight, residual**2),
             np.einsum("sb,ksb->kb", weight, np.sqrt(variance)),
         ]
-        self.sums = self.sums * np.exp(self.top - top) + np.concatenate(portion)
+        faded = np.exp(self.top - top)
+        self.sums = self.sums * faded + np.concatenate(portion)
+        self.by_shape = self.by_shape * faded + weight
         self.top = top
+
+    def probability(self) -> Array:
+        return self.by_shape / self.sums[0]
 
     def moments(self) -> tuple[Array, Array]:
         mean = self.sums[1:3] / self.sums[0]
