@@ -37,8 +37,18 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.power_fit import Group, Rows, ends, errors, evenly, few_clocks, intervals  # noqa: E402
-from profiler.power.fit import fit  # noqa: E402
+from benchmarks.power_fit import (  # noqa: E402
+    Group,
+    Rows,
+    by_clock,
+    ends,
+    errors,
+    evenly,
+    few_clocks,
+    interval_score,
+    intervals,
+)
+from profiler.power.fit import SweepFit, fit, fit_together  # noqa: E402
 from profiler.power.source import Sweep  # noqa: E402
 from profiler.profile import BadInput  # noqa: E402
 
@@ -190,7 +200,44 @@ def main() -> int:
     few_clocks(whole)
     for line in intervals(left_out):
         print(f"not as asked of the four sets: {line}")
+    print(
+        "Fitted together: each board's workloads hear what the others say of its voltages; a clock is left out of all of them"
+    )
+    together = {
+        group: list(zip(sweeps, fit_together(sweeps), strict=True))
+        for group, rows in left_out.items()
+        if (sweeps := [sweep for sweep, _ in rows])
+    }
+    errors(together)
+    ends(together)
+    intervals(together)
+    worth(left_out, together)
     return 0
+
+
+def worth(alone: dict[Group, Rows], together: dict[Group, Rows]) -> None:
+    """Print what hearing the others changes: mean over workloads of the log of the mean error and of the mean interval score at clocks left out."""
+    table = Table(title="Together over alone: geometric means over workloads (+- one standard error)")
+    for column in ("set", "error", "interval score"):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    means = []
+    for group, rows in alone.items():
+        apart = np.array([logs(*after) - logs(*before) for before, after in zip(rows, together[group], strict=True)])
+        means.append(apart.mean(axis=0))
+        error = apart.std(axis=0, ddof=1) / np.sqrt(len(apart))
+        table.add_row(
+            group.title, *(f"{np.exp(m):.3f} +- {np.exp(m) * e:.3f}" for m, e in zip(means[-1], error, strict=True))
+        )
+    table.add_row("all sets alike", *(f"{value:.3f}" for value in np.exp(np.mean(means, axis=0))))
+    Console(width=150).print(table)
+
+
+def logs(sweep: Sweep, fitted: SweepFit) -> np.ndarray:
+    """Logs (2,) of the mean error and the mean interval score at clocks left out, in percent."""
+    left = fitted.left_out
+    watts = by_clock(sweep)[np.isin(np.unique(sweep.frequency_hz), left.frequency_hz)]
+    score = interval_score(left.low_w, left.high_w, watts) / watts
+    return np.log([100 * np.mean(np.abs(left.power_w / watts - 1)), 100 * np.mean(score)])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ asked for by name it is stretched by how that law errs at clocks left out, again
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from profiler.power.curve import Array, CrossFit, Curve
-from profiler.power.models import MODELS, cross_fit_all
+from profiler.power.kriged import Voice
+from profiler.power.models import KRIGED, MODELS, cross_fit_all
 from profiler.power.priors import PRIORS, IntervalPriors
 from profiler.power.source import LOWEST_W, Sweep, sweep_of_profile
 from profiler.profile import BadInput, FittedModel, PowerFit, PowerPrediction, Profile, Provenance
@@ -150,50 +151,36 @@ def fit_sweep(
     supported_hz: Sequence[float] = (),
     model: str = "auto",
     where: str = "sweep",
+    siblings: Sequence[Voice] = (),
 ) -> SweepFit:
     """Fit every law of ``profiler.power.models.MODELS`` to rows (n,) of clocks in Hz and watts, and predict with ``model``.
 
     Clocks may repeat; leaving out means a clock with all its rows. Rows marked ``capped`` (n,) bool do not shape the curve: their
     median is the cap, and no prediction exceeds it. Where ``capped`` is None a plateau of watts at the highest clocks is taken for one.
     ``sd_w`` (n,) is what each row would scatter by if it were measured again (NaN: unknown); few clocks cannot tell it by themselves.
-    Predictions cover ``domain_hz`` (default: the input's range).
+    Predictions cover ``domain_hz`` (default: the input's range). ``siblings``: what other workloads of this chip, swept over the same
+    domain, say of its voltage (``fit_together``).
 
     Raises BadInput, beginning with ``where``, for figures that cannot be used, an unknown ``model`` or one that needs more clocks.
     """
-    f, p = np.asarray(frequency_hz, dtype=float).ravel(), np.asarray(power_w, dtype=float).ravel()
-    at_cap = np.zeros(f.shape, dtype=bool) if capped is None else np.asarray(capped, dtype=bool).ravel()
-    _check(f, p, at_cap, where)
-    warnings: list[str] = []
-    if capped is None and (at_cap := plateau(f, p)).any():
-        warnings.append(
-            f"the watts stay at {np.median(p[at_cap]):.1f} W from {f[at_cap].min() / 1e6:.0f} MHz on: taken for a power cap, which"
-            " does not shape the curve below it"
-        )
     name = "auto" if model == "selected" else model
     if name not in MODELS:
         raise BadInput(f"--model: {model!r} is not a power model, expected one of: {', '.join(MODELS)}")
-    if at_cap.any() and len(np.unique(f[~at_cap])) < 2:
-        warnings.append("fewer than 2 clocks lie below the power cap: the capped points were fitted like any other")
-        at_cap = np.zeros_like(at_cap)
-    free = ~at_cap
-    clocks = len(np.unique(f[free]))
-    if clocks < 2:
-        raise BadInput(
-            f"{where}: power was measured at {clocks} distinct clock, a curve needs at least 2 (5 or more to be trusted)"
-        )
-    _refuse_falling(f[free], p[free], where)
+    rows, curve, warnings = _prepared(frequency_hz, power_w, capped, sd_w, domain_hz, where)
+    f, p, at_cap, clocks, domain = (
+        rows.frequency_hz,
+        rows.power_w,
+        rows.capped,
+        len(curve),
+        (curve.low_hz, curve.high_hz),
+    )
     if clocks < MODELS[name].minimum_clocks:
         raise BadInput(
             f"--model: {name} needs at least {MODELS[name].minimum_clocks} distinct clocks, {where} has {clocks}"
         )
 
-    domain = domain_hz or (float(f.min()), float(f.max()))
-    domain = (min(domain[0], float(f.min())), max(domain[1], float(f.max())))
-    known = None if sd_w is None else np.asarray(sd_w, dtype=float).ravel()[free]
-    curve = Curve.of(f[free], p[free], domain, known)
-    fits = cross_fit_all(curve)
+    fits = cross_fit_all(curve, siblings=siblings)
     cap = Cap.of(f, p, at_cap, curve)
-    rows = _Rows(f, p, at_cap, np.searchsorted(curve.frequency_hz, f))
 
     at = _clocks_to_predict(f, domain, supported_hz)
     bare = {key: fit.curve(at) for key, fit in fits.items()}
@@ -234,6 +221,41 @@ def fit_sweep(
         curves=curves,
         left_out_curves={key: cap.limit(curve.frequency_hz, fit.loo_w) for key, fit in fits.items()},
     )
+
+
+def _prepared(
+    frequency_hz: ArrayLike,
+    power_w: ArrayLike,
+    capped: ArrayLike | None,
+    sd_w: ArrayLike | None,
+    domain_hz: tuple[float, float] | None,
+    where: str,
+) -> tuple[_Rows, Curve, list[str]]:
+    """What ``fit_sweep`` is given, checked: the rows, those below the cap as a curve over the domain, and what there is to warn of."""
+    f, p = np.asarray(frequency_hz, dtype=float).ravel(), np.asarray(power_w, dtype=float).ravel()
+    at_cap = np.zeros(f.shape, dtype=bool) if capped is None else np.asarray(capped, dtype=bool).ravel()
+    _check(f, p, at_cap, where)
+    warnings: list[str] = []
+    if capped is None and (at_cap := plateau(f, p)).any():
+        warnings.append(
+            f"the watts stay at {np.median(p[at_cap]):.1f} W from {f[at_cap].min() / 1e6:.0f} MHz on: taken for a power cap, which"
+            " does not shape the curve below it"
+        )
+    if at_cap.any() and len(np.unique(f[~at_cap])) < 2:
+        warnings.append("fewer than 2 clocks lie below the power cap: the capped points were fitted like any other")
+        at_cap = np.zeros_like(at_cap)
+    free = ~at_cap
+    clocks = len(np.unique(f[free]))
+    if clocks < 2:
+        raise BadInput(
+            f"{where}: power was measured at {clocks} distinct clock, a curve needs at least 2 (5 or more to be trusted)"
+        )
+    _refuse_falling(f[free], p[free], where)
+    domain = domain_hz or (float(f.min()), float(f.max()))
+    domain = (min(domain[0], float(f.min())), max(domain[1], float(f.max())))
+    known = None if sd_w is None else np.asarray(sd_w, dtype=float).ravel()[free]
+    curve = Curve.of(f[free], p[free], domain, known)
+    return _Rows(f, p, at_cap, np.searchsorted(curve.frequency_hz, f)), curve, warnings
 
 
 def plateau(frequency_hz: Array, power_w: Array) -> NDArray[np.bool_]:
@@ -503,9 +525,8 @@ class Intervals:
         return LeftOut(self.curve.frequency_hz, cap.limit(self.curve.frequency_hz, loo), np.maximum(low, 0), high)
 
 
-def fit(sweep: Sweep, model: str = "auto") -> SweepFit:
+def fit(sweep: Sweep, model: str = "auto", siblings: Sequence[Voice] = ()) -> SweepFit:
     """``fit_sweep`` on a ``Sweep``; error messages name its source, device and workload."""
-    parts = [part for part in (sweep.device, sweep.workload) if part and part not in sweep.source]
     fitted = fit_sweep(
         sweep.frequency_hz,
         sweep.power_w,
@@ -514,15 +535,62 @@ def fit(sweep: Sweep, model: str = "auto") -> SweepFit:
         domain_hz=sweep.domain_hz,
         supported_hz=sweep.supported_hz,
         model=model,
-        where=": ".join([sweep.source, *parts]),
+        where=_where(sweep),
+        siblings=siblings,
     )
-    if sweep.heat_from_hz is None:
-        return fitted
-    told = (
-        f"heat held the clock down where {sweep.heat_from_hz / 1e6:.0f} MHz and more were asked for: those points are left out, and what "
-        "is predicted there is of a device that stays cool enough"
-    )
-    return replace(fitted, warnings=[*fitted.warnings, told])
+    told = list(fitted.warnings)
+    if siblings:
+        told.append(
+            f"fitted together with {len(siblings)} other sweep{'s' * (len(siblings) > 1)} of this device, which share its voltages"
+        )
+    if sweep.heat_from_hz is not None:
+        told.append(
+            f"heat held the clock down where {sweep.heat_from_hz / 1e6:.0f} MHz and more were asked for: those points are left out, and what "
+            "is predicted there is of a device that stays cool enough"
+        )
+    return replace(fitted, warnings=told)
+
+
+_SAME_END = 0.01  # of the range of clocks: a clock comes out a little different each time
+
+
+def fit_together(
+    sweeps: Sequence[Sweep], model: str = "auto", progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[SweepFit]:
+    """``fit`` of each sweep, those of one kind of processor (``Sweep.chip``), power scope and provenance together: their workloads share its table of
+    voltages, so each hears what the others say of the shape of the curve. Sweeps whose domains differ do not. ``progress`` is told how many steps of
+    how many are done."""
+    chips: dict[tuple[str | None, ...], list[int]] = {}
+    for k, sweep in enumerate(sweeps):
+        chips.setdefault((sweep.chip or sweep.source, sweep.power_scope, sweep.provenance), []).append(k)
+    shared = [k for members in chips.values() if len(members) > 1 for k in members]
+    voices: dict[int, Voice] = {}
+    ends: dict[int, Array] = {}
+    total = len(sweeps) + len(shared)
+    for done, k in enumerate(shared):
+        progress(done, total)
+        sweep = sweeps[k]
+        capped = sweep.capped if sweep.marked else None
+        curve = _prepared(sweep.frequency_hz, sweep.power_w, capped, sweep.sd_w, sweep.domain_hz, _where(sweep))[1]
+        voice = KRIGED.voice(curve)
+        if voice is not None:
+            voices[k], ends[k] = voice, np.array([curve.low_hz, curve.high_hz])
+    siblings: dict[int, list[Voice]] = {
+        k: [voices[j] for j in members if j != k and np.ptp(ends[k]) * _SAME_END > np.abs(ends[j] - ends[k]).max()]
+        for group in chips.values()
+        if (members := [j for j in group if j in voices])
+        for k in members
+    }
+    fits = []
+    for k, sweep in enumerate(sweeps):
+        progress(len(shared) + k, total)
+        fits.append(fit(sweep, model, siblings.get(k, ())))
+    return fits
+
+
+def _where(sweep: Sweep) -> str:
+    parts = [part for part in (sweep.device, sweep.workload) if part and part not in sweep.source]
+    return ": ".join([sweep.source, *parts])
 
 
 def fit_into_profile(profile: Profile, model: str = "auto", fitted: SweepFit | None = None) -> Profile:

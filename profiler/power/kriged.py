@@ -101,7 +101,7 @@ class Voice:
         alone = np.where(same, 1 + nearest, 0)
         i, j = np.triu_indices(m, 1)
         both = np.where(same[i] & same[j], row[nearest[i], nearest[j]], np.maximum(alone[i], alone[j]))
-        return self.probability[np.concatenate([[0], alone, both])]
+        return np.asarray(self.probability[np.concatenate([[0], alone, both])])
 
 
 class _AllLeftOut:
@@ -115,7 +115,7 @@ class _AllLeftOut:
         shapes = _Shapes.grid(priors)
         if siblings:
             shapes = shapes.as_heard([voice.without(curve.frequency_hz) for voice in siblings])
-        mask, row = left_out(n)
+        mask, _ = left_out(n)
         order = np.argsort(curve.target_w, kind="stable")
         ranked = mask[:, order].cumsum(axis=1)
         middle = np.argmax(ranked >= np.ceil(mask.sum(1) / 2)[:, None], axis=1)
@@ -193,7 +193,7 @@ class _Shapes:
 
     def believed(self, sets: NDArray[np.int64]) -> Array:
         """``log_prior`` where those sets (b,) are left out: (s, b), or (s, 1) where it is the same for all."""
-        return self.log_prior[sets if len(self.log_prior) > 1 else [0]].T
+        return np.asarray(self.log_prior[sets if len(self.log_prior) > 1 else [0]].T)
 
     def trend(self, u: Array, low: float) -> Array:
         """(s, m) at places u (m,) in the domain, scaled to rise from 0 to 1 over it; ``low`` is its lowest clock over its highest."""
@@ -545,7 +545,7 @@ class _Streamed:
         self.top = top
 
     def probability(self) -> Array:
-        return self.by_shape / self.sums[0]
+        return np.asarray(self.by_shape / self.sums[0])
 
     def moments(self) -> tuple[Array, Array]:
         mean = self.sums[1:3] / self.sums[0]

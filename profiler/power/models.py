@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.power.curve import Array, CrossFit, Curve, PowerModel, left_out
-from profiler.power.kriged import Kriged
+from profiler.power.kriged import Kriged, Voice
 from profiler.power.priors import PRIORS, AveragePriors
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -498,8 +498,11 @@ MODELS: dict[str, PowerModel] = {
 """Every law that can be fitted, by the name used in JSON and by ``--model``. The members of an average stand before it."""
 
 
-def cross_fit_all(curve: Curve, models: Mapping[str, PowerModel] | None = None) -> dict[str, CrossFit]:
-    """Fit every law that the number of distinct clocks can carry; averages reuse the fits of their members."""
+def cross_fit_all(
+    curve: Curve, models: Mapping[str, PowerModel] | None = None, siblings: Sequence[Voice] = ()
+) -> dict[str, CrossFit]:
+    """Fit every law that the number of distinct clocks can carry; averages reuse the fits of their members. ``siblings``: what other
+    workloads of the chip say of its voltage, which the kriged law listens to."""
     fits: dict[str, CrossFit] = {}
     for name, model in (MODELS if models is None else models).items():
         if len(curve) < model.minimum_clocks:
@@ -509,6 +512,8 @@ def cross_fit_all(curve: Curve, models: Mapping[str, PowerModel] | None = None) 
                 if member.name not in fits and len(curve) >= member.minimum_clocks:
                     fits[member.name] = member.cross_fit(curve)
             fits[name] = model.average(curve, fits)
+        elif isinstance(model, Kriged):
+            fits[name] = model.cross_fit(curve, siblings)
         else:
             fits[name] = model.cross_fit(curve)
     return fits

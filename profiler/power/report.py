@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profiler.power.fit import SweepFit, fit, fit_into_profile
+from profiler.power.fit import SweepFit, fit_into_profile, fit_together
 from profiler.power.source import Sweep, read_csv, sweep_of_profile
 from profiler.profile import BadInput, Profile
+from profiler.progress import Reporter
 from profiler.store import load, profile_paths, save
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def fit_power(paths: Sequence[Path], *, model: str, as_json: bool, plot: Path | 
             f"{', '.join(map(str, paths))}: no profile here has power points; expected a CSV or "
             "profiles made with 'card-profile run --measure power'"
         )
-    fits = [fit(task.sweep, model) for task in tasks]
+    with Reporter(Console(stderr=True)) as say, say.live("fitting power curves", 0, lambda: "") as fitting:
+        fits = fit_together([task.sweep for task in tasks], model, fitting)
     if not dry_run:
         for task, fitted in zip(tasks, fits, strict=True):
             if task.profile is not None:

@@ -31,7 +31,8 @@ class Sweep:
     ``capped`` marks rows measured at the power cap; without ``marked`` nobody has looked for one. ``sd_w`` (rows,) is what a
     row would scatter by if it were measured again, NaN where nobody knows. ``heat_from_hz`` is the lowest clock asked for at which
     heat held the real one down. ``domain_hz`` are the lowest and highest clock of the
-    device and ``supported_hz`` the clocks it can be set to, where they are known. ``provenance`` is that of the watts.
+    device and ``supported_hz`` the clocks it can be set to, where they are known. ``provenance`` is that of the watts. Sweeps with one ``chip``
+    were made on one kind of processor.
     """
 
     source: str
@@ -47,6 +48,7 @@ class Sweep:
     marked: bool = True
     sd_w: Array | None = None
     heat_from_hz: float | None = None
+    chip: str | None = None
 
     @property
     def title(self) -> str:
@@ -100,6 +102,7 @@ def read_csv(path: Path | str) -> list[Sweep]:
             power_w=np.array(rows["watts"]),
             capped=np.zeros(len(rows["mhz"]), dtype=bool),
             marked=False,
+            chip=device or str(path),
         )
         for (device, workload), rows in groups.items()
     ]
@@ -178,6 +181,7 @@ def sweep_of_profile(profile: Profile, source: str | None = None) -> Sweep:
         provenance=profile.power.root,
         sd_w=scatter_w(points, profile.power.repeated),
         heat_from_hz=min(hot, default=None),
+        chip=profile.hardware.catalog or profile.hardware.description,
     )
 
 
