@@ -95,8 +95,8 @@ class Voice:
         m, n = len(frequency_hz), len(self.frequency_hz)
         apart = np.abs(self.frequency_hz[None, :] - frequency_hz[:, None])
         nearest = apart.argmin(axis=1)
-        # A clock asked for twice is measured a little differently each time, but never by as much as to the next one.
-        same = apart[np.arange(m), nearest] < 0.5 * np.diff(frequency_hz).min()
+        # A clock asked for twice is measured a little differently each time.
+        same = apart[np.arange(m), nearest] < 0.01 * frequency_hz
         _, row = left_out(n)
         alone = np.where(same, 1 + nearest, 0)
         i, j = np.triu_indices(m, 1)
