@@ -228,7 +228,13 @@ def worth(alone: dict[Group, Rows], together: dict[Group, Rows]) -> None:
         table.add_row(
             group.title, *(f"{np.exp(m):.3f} +- {np.exp(m) * e:.3f}" for m, e in zip(means[-1], error, strict=True))
         )
+    boards = [group.title.split(",")[0] for group in alone]
+    by_board = [
+        np.mean([m for m, b in zip(means, boards, strict=True) if b == board], axis=0)
+        for board in dict.fromkeys(boards)
+    ]
     table.add_row("all sets alike", *(f"{value:.3f}" for value in np.exp(np.mean(means, axis=0))))
+    table.add_row("all boards alike", *(f"{value:.3f}" for value in np.exp(np.mean(by_board, axis=0))))
     Console(width=150).print(table)
 
 

@@ -1,9 +1,10 @@
 """How well do the fitted power curves predict clocks that they have not seen?
 
-    python benchmarks/power_fit.py [FOLDER]
+    python benchmarks/power_fit.py [FOLDER] [--together]
 
 FOLDER holds measured sweeps (`xavier_gemm.csv`, `rtx8000_apps.csv`, `titanx_apps.csv`, `a4000_fma.csv`), default
-../shared/data/power beside the checkout. Every workload is fitted on its own; every clock is left out once, with whatever is selected or
+../shared/data/power beside the checkout. Every workload is fitted on its own (with --together: as one CSV, where the workloads of a device teach each
+other its voltages; errors and intervals only); every clock is left out once, with whatever is selected or
 weighted decided anew without it. Errors are medians over workloads of the mean relative error. Kernel Tuner's own fit stands beside ours
 where its package can be installed (by this benchmark, into a temporary folder). Exit 1 where a floor is missed.
 """
@@ -31,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from profiler.power.curve import Array  # noqa: E402
-from profiler.power.fit import SweepFit, fit, fit_sweep  # noqa: E402
+from profiler.power.fit import SweepFit, fit, fit_sweep, fit_together  # noqa: E402
 from profiler.power.kriged import teach_most  # noqa: E402
 from profiler.power.source import Sweep, read_csv  # noqa: E402
 
@@ -74,25 +75,30 @@ BEST_OF_FOUR = 1.1  # ours over the best of the four, at most
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT.parent / "shared" / "data" / "power")
-    folder = parser.parse_args().folder
+    parser.add_argument("--together", action="store_true", help="fit the workloads of a device together")
+    asked = parser.parse_args()
+    folder = asked.folder
     if not all((folder / group.file).is_file() for group in GROUPS):
         print(f"skipped: {folder} does not hold the measured sweeps ({', '.join(sorted({g.file for g in GROUPS}))})")
         return 0
     start = time.process_time()
     fitted: dict[str, Rows] = {}
     for file in dict.fromkeys(group.file for group in GROUPS):
-        fitted[file] = [(sweep, fit(sweep)) for sweep in read_csv(folder / file)]
+        sweeps = read_csv(folder / file)
+        fits = fit_together(sweeps) if asked.together else [fit(sweep) for sweep in sweeps]
+        fitted[file] = list(zip(sweeps, fits, strict=True))
     count = sum(len(rows) for rows in fitted.values())
     seconds = time.process_time() - start
 
     members = {group: [row for row in fitted[group.file] if group.holds(row[0].workload or "")] for group in GROUPS}
     missed = errors(members)
     ends(members)
-    few_clocks(members)
-    choosing(members)
     wanting = intervals(members)
-    stability(members)
-    kernel_tuner(members)
+    if not asked.together:
+        few_clocks(members)
+        choosing(members)
+        stability(members)
+        kernel_tuner(members)
     print(f"{count} sweeps fitted in {seconds:.0f} s of processor time")
     for line in wanting:
         print(f"aim not reached: {line}")
