@@ -78,6 +78,8 @@ class SweepFit:
     low_w: Array
     high_w: Array
     left_out: LeftOut
+    capped: NDArray[np.bool_]
+    """Rows (points,) of the input that were taken to be at the cap."""
     power_cap_w: float | None = None
     warnings: list[str] = field(default_factory=list)
     curves: dict[str, Array] = field(default_factory=dict)
@@ -204,7 +206,8 @@ def fit_sweep(
         raise BadInput(
             f"{where}: xi would be {xi:g} W/Hz^3, expected more than 0 and at most 1e-15: check the units of the clocks"
         )
-    warnings += _warnings(name, curve, models, clocks)
+    left = intervals.left_out(cap)
+    warnings += [*_warnings(name, curve, models, clocks), *_odd_point(curve, left)]
     return SweepFit(
         selected=name,
         models=models,
@@ -215,7 +218,8 @@ def fit_sweep(
         power_w=power,
         low_w=low,
         high_w=high,
-        left_out=intervals.left_out(cap),
+        left_out=left,
+        capped=at_cap,
         power_cap_w=cap.power_w,
         warnings=warnings,
         curves=curves,
@@ -290,7 +294,8 @@ def _refuse_falling(f: Array, p: Array, where: str) -> None:
     if slope < -_FALLING and np.corrcoef(f, p)[0, 1] < -0.5:
         raise BadInput(
             f"{where}: power falls from {p[0]:.1f} W at {f[0] / 1e6:.0f} MHz to {p[-1]:.1f} W at {f[-1] / 1e6:.0f} MHz; expected"
-            " watts that rise with the clock: the clocks stated are not those that ran (a power cap, heat, or columns swapped)"
+            " watts that rise with the clock: the clocks stated are not those that ran (a power cap, heat, columns swapped), or"
+            " watts that do not depend on the clock scatter by too much to tell"
         )
 
 
@@ -447,6 +452,19 @@ def _warnings(name: str, curve: Curve, models: dict[str, ModelFit], clocks: int)
             f" {curve.frequency_hz[k + 1] / 1e6:.0f} MHz: a power cap or heat may have held the clock below the one stated"
         )
     return warnings
+
+
+def _odd_point(curve: Curve, left: LeftOut) -> list[str]:
+    """The clock whose watts lie furthest outside of what the others lead to expect, if that is by more than half the interval's width."""
+    watts = curve.target_w
+    outside = np.maximum(left.low_w - watts, watts - left.high_w) / (left.high_w - left.low_w)
+    if not np.isfinite(outside).any() or np.nanmax(outside) <= 0.5:
+        return []
+    k = int(np.nanargmax(outside))
+    return [
+        f"{watts[k]:.1f} W were measured at {curve.frequency_hz[k] / 1e6:.0f} MHz, where the other clocks lead to expect {left.low_w[k]:.1f} to "
+        f"{left.high_w[k]:.1f} W: an odd point, or a step in the curve; measure there and beside it again"
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ _RIDGES = tuple(np.linspace(0, 0.9, 10))
 _RISES = tuple(np.geomspace(0.1, 8, 7))
 _EXPONENTS = (1.0, 2.0, 3.0, 4.0, 6.0)
 _ATOMS = 96  # shapes drawn to take quantiles from
+_PAIRS = 128  # pairs of clocks at a time: what is computed of them stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ class _KrigingPass:
             tuple[Array, Array, Array]
         ] = []  # P0 and c (s, 2), what each point adds (s, n, 2), variances (s, 2)
         pairs = _Streamed(count, len(i))
-        believed = shapes.believed(n + 1 + i * (2 * n - i - 3) // 2 + j - 1)
+        sets = n + 1 + i * (2 * n - i - 3) // 2 + j - 1
         for h, (length, ratio) in enumerate(self.hyper):
             kernel = _matern(self.u[:, None] - self.u[None, :], length) if length else 0.0
             inverse = np.linalg.inv(kernel + ratio * noise)
@@ -285,9 +286,9 @@ class _KrigingPass:
             if self.repeats.any():
                 unit = ratio * row_noise * scale**2
                 self.within[h], self.log_within[h] = curve.scatter / unit, self.repeats * np.log(unit) / 2
-            if len(i):
-                log, residual, variance = self._two(h, q, i, j)
-                pairs.add(log + believed, residual, variance)
+            for part in (slice(k, k + _PAIRS) for k in range(0, len(i), _PAIRS)):
+                log, residual, variance = self._two(h, q, i[part], j[part])
+                pairs.add(part, log + shapes.believed(sets[part]), residual, variance)
         self.rss = np.maximum(self.qy @ y, 0)  # (h, s)
         off, deviation = pairs.moments()
         self.without_two = (y[i] - off[0], y[j] - off[1]), (deviation[0], deviation[1])
@@ -530,8 +531,9 @@ class _Streamed:
         self.sums = np.zeros((7, count))
         self.by_shape = np.zeros((shapes, count))
 
-    def add(self, log: Array, residual: Array, variance: Array) -> None:
-        top = np.maximum(self.top, log.max(axis=0))
+    def add(self, part: slice, log: Array, residual: Array, variance: Array) -> None:
+        """A portion for those columns ``part`` (b,): log weights (s, b), residuals and variances (2, s, b)."""
+        top = np.maximum(self.top[part], log.max(axis=0))
         weight = np.exp(log - top)
         portion = [
             weight.sum(axis=0)[None],
@@ -539,10 +541,10 @@ class _Streamed:
             np.einsum("sb,ksb->kb", weight, residual**2),
             np.einsum("sb,ksb->kb", weight, np.sqrt(variance)),
         ]
-        faded = np.exp(self.top - top)
-        self.sums = self.sums * faded + np.concatenate(portion)
-        self.by_shape = self.by_shape * faded + weight
-        self.top = top
+        faded = np.exp(self.top[part] - top)
+        self.sums[:, part] = self.sums[:, part] * faded + np.concatenate(portion)
+        self.by_shape[:, part] = self.by_shape[:, part] * faded + weight
+        self.top[part] = top
 
     def probability(self) -> Array:
         return np.asarray(self.by_shape / self.sums[0])

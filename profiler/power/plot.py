@@ -72,11 +72,11 @@ def _file_name(sweep: Sweep) -> str:
     return name[:120] or "sweep"
 
 
-def _points(axes: Axes, sweep: Sweep) -> None:
-    free = ~sweep.capped
+def _points(axes: Axes, sweep: Sweep, fitted: SweepFit) -> None:
+    free = ~fitted.capped
     mhz = sweep.frequency_hz / 1e6
     axes.plot(mhz[free], sweep.power_w[free], "o", color="black", markersize=4.5, label=sweep.provenance, zorder=5)
-    if sweep.capped.any():
+    if fitted.capped.any():
         axes.plot(
             mhz[~free],
             sweep.power_w[~free],
@@ -113,7 +113,7 @@ def _curve(axes: Axes, sweep: Sweep, fitted: SweepFit) -> None:
     axes.plot(mhz, fitted.power_w, color=_CHOSEN, linewidth=2, label=f"fitted ({fitted.selected}){tail}")
     if fitted.power_cap_w is not None:
         axes.axhline(fitted.power_cap_w, color="grey", linestyle=":", label=f"power cap {fitted.power_cap_w:.0f} W")
-    _points(axes, sweep)
+    _points(axes, sweep, fitted)
     axes.set_ylim(0, ceiling)
     _finish(axes, "Power against clock", "power (W)", loc="upper left")
 
@@ -129,7 +129,7 @@ def _laws(axes: Axes, sweep: Sweep, fitted: SweepFit) -> None:
     error = fitted.models[fitted.selected].loo_mape_pct
     label = fitted.selected if error is None else f"{fitted.selected}: {error:.1f} % off"
     axes.plot(mhz, fitted.power_w, color=_CHOSEN, linewidth=2.2, alpha=0.8, label=label)
-    _points(axes, sweep)
+    _points(axes, sweep, fitted)
     _finish(axes, "Laws beside each other (mean error at clocks left out of the fit)", "power (W)", loc="upper left")
 
 
@@ -146,21 +146,23 @@ def _residuals(axes: Axes, sweep: Sweep, fitted: SweepFit) -> None:
         label="fitted with all clocks",
     )
     left = fitted.left_out
-    free = ~sweep.capped
+    free = ~fitted.capped
     index = np.searchsorted(left.frequency_hz, sweep.frequency_hz[free])
     measured = sweep.power_w[free]
     known = np.isfinite(left.power_w[index])
     value = (left.power_w[index] / measured - 1) * 100
     bars = np.abs(np.stack([left.low_w[index], left.high_w[index]]) / measured * 100 - 100 - value)
+    bounded = np.isfinite(bars).all()
     axes.errorbar(
         mhz[free][known],
         value[known],
-        yerr=np.nan_to_num(bars[:, known]),
+        yerr=bars[:, known] if bounded else None,
         fmt="x",
         color="#b0413e",
         elinewidth=0.8,
         capsize=2,
-        label="fitted without this clock, with its 95 % interval",
+        label="fitted without this clock"
+        + (", with its 95 % interval" if bounded else " (too few clocks for an interval)"),
     )
     # One wild end point must not flatten all others.
     limit = 1.6 * float(np.nanmax(np.abs(value[known]))) if known.any() else 5.0

@@ -45,16 +45,16 @@ def fit_power(paths: Sequence[Path], *, model: str, as_json: bool, plot: Path | 
         )
     with Reporter(Console(stderr=True)) as say, say.live("fitting power curves", 0, lambda: "") as fitting:
         fits = fit_together([task.sweep for task in tasks], model, fitting)
+    if plot is not None:  # before any profile is changed: the folder may not be one that can be written
+        from profiler.power.plot import plot_fits
+
+        for written in plot_fits([(task.sweep, fitted) for task, fitted in zip(tasks, fits, strict=True)], plot):
+            print(f"wrote {written}", file=sys.stderr)
     if not dry_run:
         for task, fitted in zip(tasks, fits, strict=True):
             if task.profile is not None:
                 save(fit_into_profile(task.profile, model, fitted), task.path)
                 print(f"wrote the fit into {task.path}", file=sys.stderr)
-    if plot is not None:
-        from profiler.power.plot import plot_fits
-
-        for written in plot_fits([(task.sweep, fitted) for task, fitted in zip(tasks, fits, strict=True)], plot):
-            print(f"wrote {written}", file=sys.stderr)
     if as_json:
         entries = [
             f.to_entry(t.sweep.source, t.sweep.device, t.sweep.workload) for t, f in zip(tasks, fits, strict=True)

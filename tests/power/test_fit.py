@@ -17,8 +17,10 @@ from profiler.power.fit import fit, fit_into_profile, fit_sweep, plateau
 from profiler.power.kriged import teach_most
 from profiler.power.models import MODELS
 from profiler.power.plot import plot_fits
+from profiler.power.report import fit_power
 from profiler.power.source import Sweep, read_csv, scatter_w, sweep_of_profile
 from profiler.profile import BadInput, PowerPoint, Profile
+from profiler.store import save
 
 CLOCKS = np.linspace(300e6, 1.5e9, 12)
 
@@ -321,6 +323,16 @@ def test_flat_and_falling_watts_are_remarked_on() -> None:
     falling = measured(noise=0.0)
     falling[-1] *= 0.7
     assert any("power falls" in warning for warning in fit_sweep(CLOCKS, falling).warnings)
+
+
+@pytest.mark.parametrize("clock", [0, 5, 11])
+def test_a_point_far_outside_of_what_the_others_say_is_named(clock: int) -> None:
+    power = measured(4, noise=0.003)
+    assert not any("an odd point" in warning for warning in fit_sweep(CLOCKS, power).warnings)
+    power[clock] *= 1.5
+    said = [warning for warning in fit_sweep(CLOCKS, power).warnings if "an odd point" in warning]
+    assert len(said) == 1
+    assert f"W were measured at {CLOCKS[clock] / 1e6:.0f} MHz" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -626,6 +638,34 @@ def test_plots_are_one_picture_a_sweep_inside_the_folder(tmp_path: Path) -> None
     for path in paths:
         assert path.parent == tmp_path / "plots"
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_whose_cap_nobody_has_marked_is_drawn_with_its_capped_points_apart(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    power = np.minimum(measured(3, noise=0.003), 30.0)
+    sweep = Sweep("s.csv", None, None, None, CLOCKS, power, np.zeros(12, dtype=bool), marked=False)
+    fitted = fit(sweep)
+    assert 3 <= fitted.capped.sum() < 12
+    assert plot_fits([(sweep, fitted)], tmp_path)[0].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_few_clocks_can_be_drawn(tmp_path: Path, count: int) -> None:
+    pytest.importorskip("matplotlib")
+    kept = np.linspace(0, 11, count).astype(int)
+    sweep = Sweep("s.csv", None, None, None, CLOCKS[kept], measured()[kept], np.zeros(count, dtype=bool))
+    assert plot_fits([(sweep, fit(sweep))], tmp_path)[0].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_for_plots_that_cannot_be_written_leaves_the_profile_as_it_was(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "board.json"
+    save(profile_with(power_block()), path)
+    before = path.read_bytes()
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(BadInput, match="--plot"):
+        fit_power([path], model="auto", as_json=True, plot=tmp_path / "taken", dry_run=False)
+    assert path.read_bytes() == before
 
 
 # ---- measured sweeps
