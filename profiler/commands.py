@@ -220,7 +220,8 @@ def fit_power_command(
 ) -> None:
     """Fit power against clock: the letter's P = xi f^3 and better laws, with intervals and leave-one-clock-out errors.
 
-    A CSV has the columns frequency_mhz,power_w and optionally device,workload,power_scope.
+    A CSV has the columns frequency_mhz,power_w and optionally device,workload,power_scope. Workloads of one device that are given
+    together teach each other its voltages.
 
     Example: card-profile fit-power sweep.csv --plot plots/
     """
