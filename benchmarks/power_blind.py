@@ -12,7 +12,7 @@ that neither the laws nor their priors had been tried on when this was written:
   clock is the one asked for, also where the power cap held the real one down.
 - nsfcac/gpupowermodel: a GV100, 24 programs at 117 clocks, by DCGM, over whole runs of programs that do not always keep the card busy.
 
-Every workload is fitted on its own, as by ``card-profile fit-power`` on a CSV. Sweeps of more than 14 clocks are thinned to 14 for what is said
+Every workload is fitted on its own, as by ``card-profile fit-power`` on a CSV of its own, and once more together with the others of its set. Sweeps of more than 14 clocks are thinned to 14 for what is said
 about clocks left out; from five clocks, all others are asked. **The law stood before this was first run**: what it printed is told in docs/power.md whatever it said, and no law was
 fitted to it. (It was a reason not to take the sixth round's priors, and the idea of the eighth and ninth was found on it.) Nothing is downloaded.
 """
