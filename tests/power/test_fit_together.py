@@ -81,8 +81,9 @@ def test_what_others_measured_at_a_clock_left_out_does_not_reach_its_prediction(
     assert after.power_w[4] != pytest.approx(before.power_w[4], rel=1e-6)
 
 
-def test_a_sweep_alone_is_fitted_as_ever() -> None:
-    assert same(fit_together(SWEEPS[:1])[0], fit(SWEEPS[0]))
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_sweep_alone_is_fitted_as_ever_also_where_it_is_given_twice(times: int) -> None:
+    assert same(fit_together(SWEEPS[:1] * times)[0], fit(SWEEPS[0]))
 
 
 def test_a_workload_swept_at_few_clocks_learns_from_those_that_were_swept_at_many() -> None:
