@@ -50,11 +50,13 @@ MAY_IMPORT = {
         "profiler.profile",
         "profiler.store",
         "profiler.show",
+        "profiler.progress",
         "profiler.units",
     ),
     "profiler.profile": (),
     "profiler.store": ("profiler.profile",),
     "profiler.units": (),
+    "profiler.progress": (),
 }
 """What each room may import of ours. The two ends of a run (workload, hardware) do not know each other."""
 
