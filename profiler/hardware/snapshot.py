@@ -4,7 +4,8 @@
     desk      tar xf snapshot.tar.gz -C tree; CARD_SYSFS_ROOT=tree card-profile devices
 
 Only files on the list below are taken. None of them holds a serial number, a network address, a host's or user's name or the
-boot's identity; a line that looks like one is left out all the same.
+boot's identity; a line or a path that looks like one is left out all the same. Batteries of keyboards and the like call themselves
+by such names, so nothing of a power supply is taken, and of hwmon's devices only those that the toolkit reads.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from profiler.hardware.host import inside, sysfs_root
+from profiler.hardware.host import read_text, sysfs_root
 from profiler.profile import MissingHardware
 from profiler.store import write_atomically
 
@@ -71,17 +72,29 @@ _FILES = (
 )
 
 _PRIVATE = re.compile(
-    r"^\s*serial\b|\b(?:[0-9a-f]{2}[:-]){5}[0-9a-f]{2}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[\w.+-]+@[\w-]+\.\w+",
+    r"^\s*serial\b|(?<![0-9a-f])(?:[0-9a-f]{2}[:_-]){4,}[0-9a-f]{2}(?![0-9a-f])"
+    r"|(?<![0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-f])|\b[\w.+-]+@[\w-]+\.\w+",
     re.IGNORECASE,
 )
-"""Serial numbers (old kernels' cpuinfo), network addresses, UUIDs, mail addresses."""
+"""Serial numbers (old kernels' cpuinfo), network addresses (the kernel cuts long names, so five pairs are enough), UUIDs, mail
+addresses."""
 _NOT_HWMON = re.compile(r"uevent|modalias|.*(alarm|_beep|subsystem)")
+_HWMON = re.compile(r"ina\d.*|soctherm.*|.*fan.*|.*tach.*|emc230\d|f7530\d.*", re.IGNORECASE)
+"""Names of hwmon's devices that the toolkit reads: power monitors, over-current events, fans and their controllers."""
+_THERMAL_NAME = 19
+"""So much of a device's name is a thermal zone's or a cooling device's type (the kernel's THERMAL_NAME_LENGTH less its NUL)."""
+_COMMENTED = "etc/nvpmodel.conf"
+"""People sign their changes in its comments."""
+_PLACES = ("sys/", "proc/", "etc/", "var/")
+"""Where taken files may really lie; a link that leads elsewhere leads into somebody's own folder."""
 
 
 @dataclass
 class _Taken:
-    """What has been collected: contents by real path below the root, links as they were met."""
+    """What has been collected: contents by real path below the root, links as they were met. ``roots``: the names of the root
+    that absolute links may go by, its real one last."""
 
+    roots: tuple[Path, ...] = ()
     files: dict[str, bytes] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -98,7 +111,7 @@ def snapshot(output: Path, root: Path | None = None) -> Path:
     Raises BadInput when ``output`` cannot be written, MissingHardware when there is nothing to take.
     """
     root = (sysfs_root() if root is None else root).absolute()
-    taken = _collect(root)
+    taken = _collect(_Taken((root, root.resolve())))
     if not taken.files:
         raise MissingHardware(
             f"{root}: no kernel files to take here; expected sys/ and proc/ of a Linux machine below it"
@@ -107,17 +120,16 @@ def snapshot(output: Path, root: Path | None = None) -> Path:
     return output
 
 
-def _collect(root: Path) -> _Taken:
-    taken = _Taken()
+def _collect(taken: _Taken) -> _Taken:
     until = time.monotonic() + MAX_SECONDS_S
     for pattern in _FILES:
-        for name in _names(root, pattern):
+        for name in _names(taken.roots[-1], pattern):
             if len(taken.files) >= MAX_FILES or taken.total_bytes >= MAX_TOTAL_BYTES:
                 taken.left_out[name] = "the snapshot is full"
             elif time.monotonic() > until:
                 taken.left_out[name] = f"more than {MAX_SECONDS_S:g} s had passed"
             else:
-                _take(root, name, taken)
+                _take(name, taken)
     return taken
 
 
@@ -133,49 +145,70 @@ def _names(root: Path, pattern: str) -> Iterator[str]:
             yield pattern
         return
     for path in sorted(root.glob(pattern)):
-        if not path.is_dir() and not _NOT_HWMON.fullmatch(path.name):
+        if not path.is_dir() and not _NOT_HWMON.fullmatch(path.name) and _is_read_by_us(root, path.parent):
             yield path.relative_to(root).as_posix()
 
 
-def _take(root: Path, name: str, taken: _Taken) -> None:
+def _is_read_by_us(root: Path, device: Path) -> bool:
+    """Of hwmon's devices those whose name is on the list; of thermal zones and the like none that is a power supply's."""
+    if device.parent == root / "sys/class/hwmon":
+        return _HWMON.fullmatch(read_text(device / "name") or "") is not None
+    if device.parent == root / "sys/class/thermal":
+        kind = read_text(device / "type")
+        supplies = (root / "sys/class/power_supply").glob("*")
+        return all(supply.name[:_THERMAL_NAME] != kind for supply in supplies)
+    return True
+
+
+def _take(name: str, taken: _Taken) -> None:
     """Walk down ``name`` keeping links (relative, inside the tree), and take the file where it really lies."""
-    real = _real(root, name, taken)
-    if real is None:
-        taken.left_out[name] = "a link leads out of the tree"
+    found = _real(name, taken.roots)
+    if found is None:
+        taken.left_out[_PRIVATE.sub("...", name)] = "a link leads out of the tree"
         return
+    real, links = found
+    if any(_PRIVATE.search(word) for word in (name, real, *links, *links.values())) or "/power_supply/" in real:
+        taken.left_out[_PRIVATE.sub("...", name)] = "its path might be private"
+        return
+    taken.links.update(links)
     if real in taken.files or real in taken.unreadable:
         return
     try:
-        content = _read(inside(root, real))
+        content = _read(taken.roots[-1] / real)
     except OSError as error:
         taken.unreadable[real] = error.strerror or str(error)
         return
-    kept = b"\n".join(line for line in content.split(b"\n") if not _PRIVATE.search(line.decode(errors="replace")))
+    lines = content.split(b"\n")
+    if name == _COMMENTED:
+        lines = [line.partition(b"#")[0] for line in lines]
+    kept = b"\n".join(line for line in lines if not _PRIVATE.search(line.decode(errors="replace")))
     if kept != content:
-        taken.left_out[real] = "lines that might be private"
+        taken.left_out[real] = "comments and lines that might be private"
     taken.files[real] = kept
     taken.total_bytes += len(kept)
 
 
-def _real(root: Path, name: str, taken: _Taken) -> str | None:
-    """Where ``name`` really lies below the root; links on the way are noted. None where a link leads outside."""
+def _real(name: str, roots: tuple[Path, ...]) -> tuple[str, dict[str, str]] | None:
+    """Where ``name`` really lies below the root, and the links on the way. None where one leads outside."""
     todo, done = list(PurePosixPath(name).parts), ""
+    links: dict[str, str] = {}
     for _ in range(200):
         if not todo:
-            return done
+            return (done, links) if done.startswith(_PLACES) else None
         here = f"{done}/{todo.pop(0)}".lstrip("/")
         try:
-            target = os.readlink(root / here)
+            target = os.readlink(roots[-1] / here)
         except OSError:
             done = here
             continue
         absolute = os.path.isabs(target)
-        if absolute and root != Path("/") and Path(target).is_relative_to(root):
-            target = "/" + os.path.relpath(target, root)
+        within = [root for root in roots if root != Path("/") and Path(target).is_relative_to(root)]
+        if within:
+            target = "/" + os.path.relpath(target, within[0])
         joined = os.path.normpath("/" + (target.lstrip("/") if absolute else f"{done}/{target}"))
         if not absolute and os.path.normpath(f"{done}/{target}").startswith(".."):
             return None
-        taken.links[here] = os.path.relpath(joined, "/" + os.path.dirname(here))
+        links[here] = os.path.relpath(joined, "/" + os.path.dirname(here))
         todo, done = [*PurePosixPath(joined.lstrip("/")).parts, *todo], ""
     return None
 

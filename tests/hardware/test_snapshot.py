@@ -13,7 +13,7 @@ from profiler.hardware.jetson import find_jetson
 from profiler.hardware.snapshot import MANIFEST, snapshot
 from profiler.profile import BadInput, MissingHardware
 from tests.rigs.jetsons import BOARDS
-from tests.rigs.sysfs import build
+from tests.rigs.sysfs import _Writer, build
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -66,6 +66,71 @@ def test_nothing_private_is_taken(tmp_path: Path) -> None:
     manifest = json.loads((tree / MANIFEST).read_text())
     assert "etc/nvpmodel/nvpmodel_board.conf" in manifest["left_out"]
     assert "proc/cpuinfo" in manifest["left_out"]
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("virtual/misc/uhid/0005:054C:0CE6.0006/power_supply/ps-controller-battery-a4:53:85:8a:1b:2c", "ps_controller_battery_a4:53:85:8a:1b:2c"),
+        ("platform/3610000.usb/0003:046D:4082.0003/power_supply/hid-c8:db:26:1f:22:aa-battery", "hid_c8:db:26:1f:22:aa_battery"),
+        ("platform/3610000.usb/0003:046D:4082.0003/power_supply/hid-4082-anns-mouse-battery", "hid_4082_anns_mouse_battery"),
+        ("virtual/robot/a4:53:85:8a:1b:2c", "ina219"),
+        ("virtual/robot", "ina219_a4_53_85_8a_1b_2c"),
+    ],
+)  # fmt: skip
+def test_batteries_and_whatever_else_bears_an_address_stay_at_home(device: str, name: str, tmp_path: Path) -> None:
+    board = tmp_path / "board"
+    build(board, "orin-nx-jp6")
+    rig = _Writer(board)
+    files: dict[str, object] = {"in1_input": 3700, "temp1_input": 30000, "in1_label": "VDD_ROBOT", "curr1_input": 100}
+    rig.hwmon(device, 17, {"name": name, **files})
+    supply = device.rpartition("/power_supply/")[2]
+    if "/power_supply/" in device:
+        rig.link(f"sys/class/power_supply/{supply}", f"sys/devices/{device}")
+        for kind in ("thermal_zone40", "cooling_device40"):  # a zone's name is a supply's, cut to 19 letters
+            rig.file(f"sys/devices/virtual/thermal/{kind}/type", supply[:19])
+            rig.file(f"sys/devices/virtual/thermal/{kind}/temp", 30000)
+            rig.link(f"sys/class/thermal/{kind}", f"sys/devices/virtual/thermal/{kind}")
+    with tarfile.open(snapshot(tmp_path / "s.tar.gz", board)) as packed:
+        told = [word for entry in packed for word in (entry.name, entry.linkname)]
+        content = b"".join(file.read() for entry in packed if (file := packed.extractfile(entry)) is not None)
+    everything = "\n".join([*told, content.decode()])
+    for secret in ("a4:53", "a4_53", "c8:db:26", "anns", "uhid"):
+        assert secret not in everything
+    assert "1-0040/hwmon/hwmon1/curr1_input" in everything
+
+
+def test_what_people_noted_in_the_power_modes_stays_at_home(tmp_path: Path) -> None:
+    board = tmp_path / "board"
+    build(board, "orin-nx-jp6")
+    modes = board / "etc/nvpmodel/nvpmodel_board.conf"
+    noted = "# edited by jane.doe on host jane-desktop, lab 3\n  # serial 1421020012345\n"
+    modes.write_text(noted + modes.read_text().replace("CPU_ONLINE CORE_0 1", "CPU_ONLINE CORE_0 1 # jane's"))
+    tree = unpack(snapshot(tmp_path / "s.tar.gz", board), tmp_path / "tree")
+    taken = (tree / "etc/nvpmodel.conf").read_text()
+    assert "jane" not in taken
+    assert "1421" not in taken
+    assert "POWER_MODEL ID=1 NAME=15W" in taken
+    assert (
+        "R36 (release)" in (tree / "etc/nv_tegra_release").read_text()
+    )  # a line of figures that begins like a comment
+
+
+def test_a_root_reached_through_a_link_is_taken_whole_and_says_nothing_of_where_it_lies(tmp_path: Path) -> None:
+    board = tmp_path / "home/alice/board"
+    build(board, "orin-nx-jp6")
+    link = tmp_path / "here"
+    link.symlink_to(board)
+    node = board / "sys/class/devfreq/17000000.gpu"
+    for lies in (board, link):  # absolute links, by either of the root's names
+        target = lies / os.path.relpath(node.resolve(), board.resolve())
+        node.unlink()
+        node.symlink_to(target)
+        tree = unpack(snapshot(tmp_path / f"{lies.name}.tar.gz", link), tmp_path / f"tree-{lies.name}")
+        assert "alice" not in (tree / MANIFEST).read_text()
+        replayed = find_jetson(tree)
+        assert replayed is not None
+        assert replayed.supported_hz()[-1] == 918e6
 
 
 def test_the_same_readings_give_the_same_bytes(tmp_path: Path) -> None:
