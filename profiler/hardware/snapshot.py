@@ -43,16 +43,17 @@ _FILES = (
     "sys/kernel/debug/clk/override.emc/clk_rate",
     "sys/kernel/nvpmodel_emc_cap/emc_iso_cap",
     "sys/kernel/nvpmodel_clk_cap/*",
-    "sys/devices/system/cpu/{online,present,possible}",
+    "sys/devices/system/cpu/{online,present,possible,cpufreq/boost,smt/active,intel_pstate/no_turbo}",
     "sys/devices/system/cpu/cpu*/online",
     "sys/devices/system/cpu/cpu*/topology/{core_id,physical_package_id}",
     "sys/devices/system/cpu/cpufreq/policy*/{affected_cpus,related_cpus,cpuinfo_*_freq,scaling_*_freq,scaling_governor}",
-    "sys/devices/system/cpu/cpufreq/policy*/{scaling_available_frequencies,scaling_available_governors,scaling_driver}",
+    "sys/devices/system/cpu/cpufreq/policy*/{scaling_available_frequencies,scaling_boost_frequencies,scaling_available_governors,scaling_driver}",
     "sys/devices/system/cpu/cpu*/cpufreq/{scaling_*_freq,cpuinfo_*_freq,scaling_governor,scaling_available_frequencies}",
+    "sys/devices/system/cpu/cpu*/cpufreq/scaling_boost_frequencies",
     # watts
     "sys/bus/i2c/drivers/ina*/*/{name,hwmon/hwmon*/*,iio:device*/*}",
     "sys/class/hwmon/hwmon*/{name,in*_label,in*_input,in*_enable,curr*_input,curr*_label,curr*_max,curr*_crit}",
-    "sys/class/hwmon/hwmon*/{power*_input,power*_label,shunt*_resistor,update_interval,samples}",
+    "sys/class/hwmon/hwmon*/{power*_input,power*_label,energy*_input,energy*_label,shunt*_resistor,update_interval,samples}",
     "sys/class/powercap/*/{name,energy_uj,max_energy_range_uj}",
     "sys/class/powercap/*/*/{name,energy_uj,max_energy_range_uj}",
     # heat
@@ -64,7 +65,7 @@ _FILES = (
     # what it is
     "sys/firmware/devicetree/base/{model,compatible}",
     "proc/device-tree/{model,compatible}",
-    "proc/{meminfo,cpuinfo}",
+    "proc/{meminfo,cpuinfo,loadavg}",
     "proc/sys/kernel/osrelease",
     "etc/nv_tegra_release",
     "etc/nvpmodel.conf",
@@ -79,8 +80,8 @@ _PRIVATE = re.compile(
 """Serial numbers (old kernels' cpuinfo), network addresses (the kernel cuts long names, so five pairs are enough), UUIDs, mail
 addresses."""
 _NOT_HWMON = re.compile(r"uevent|modalias|.*(alarm|_beep|subsystem)")
-_HWMON = re.compile(r"ina\d.*|soctherm.*|.*fan.*|.*tach.*|emc230\d|f7530\d.*", re.IGNORECASE)
-"""Names of hwmon's devices that the toolkit reads: power monitors, over-current events, fans and their controllers."""
+_HWMON = re.compile(r"ina\d.*|amd_energy|soctherm.*|.*fan.*|.*tach.*|emc230\d|f7530\d.*", re.IGNORECASE)
+"""Names of hwmon's devices that the toolkit reads: power monitors, energy counters, over-current events, fans and their controllers."""
 _THERMAL_NAME = 19
 """So much of a device's name is a thermal zone's or a cooling device's type (the kernel's THERMAL_NAME_LENGTH less its NUL)."""
 _COMMENTED = "etc/nvpmodel.conf"

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from profiler.hardware.cpu import CpuDevice, find_rapl
 from profiler.hardware.jetson import find_jetson
 from profiler.hardware.snapshot import MANIFEST, snapshot
 from profiler.profile import BadInput, MissingHardware
+from tests.hardware.test_cpu import CPUFREQ, counting, put, two_policies
 from tests.rigs.jetsons import BOARDS
 from tests.rigs.sysfs import _Writer, build
 
@@ -131,6 +133,27 @@ def test_a_root_reached_through_a_link_is_taken_whole_and_says_nothing_of_where_
         replayed = find_jetson(tree)
         assert replayed is not None
         assert replayed.supported_hz()[-1] == 918e6
+
+
+def test_a_snapshot_of_a_cpu_replays_with_its_clocks_settings_and_energy_counters(tmp_path: Path) -> None:
+    board = tmp_path / "board"
+    listed = {"scaling_available_frequencies": "3400000 2800000 1400000", "scaling_boost_frequencies": "4200000"}
+    two_policies(board, **listed, scaling_governor="schedutil")
+    put(board, {f"{CPUFREQ}/cpufreq/boost": 1, f"{CPUFREQ}/smt/active": 1, f"{CPUFREQ}/intel_pstate/no_turbo": 0})
+    hwmon = "sys/class/hwmon/hwmon3"
+    put(board, {f"{hwmon}/name": "amd_energy", f"{hwmon}/energy1_label": "Esocket0", f"{hwmon}/energy1_input": 10**15})
+    tree = unpack(snapshot(tmp_path / "s.tar.gz", board), tmp_path / "tree")
+    one, other = CpuDevice(board), CpuDevice(tree)
+    assert one.clocks is not None
+    assert other.clocks is not None
+    assert other.clocks.supported_hz() == one.clocks.supported_hz() == (1.4e9, 2.8e9, 3.4e9, 4.2e9)
+    assert other.settings() == one.settings()
+    assert (other.settings()["turbo"], other.settings()["SMT"]) == ("on", "on")
+    assert other.describe() == one.describe()
+    with counting(tree / hwmon / "energy1_input", 100.0, wrap_uj=2**63):
+        meter, scope = find_rapl(tree)
+    assert meter is not None
+    assert (len(meter.zones), scope) == (1, "CPU package")
 
 
 def test_the_same_readings_give_the_same_bytes(tmp_path: Path) -> None:
