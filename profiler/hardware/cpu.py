@@ -10,7 +10,6 @@ watts are RAPL's (powercap, or the hwmon of AMD's ``amd_energy``): whole package
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import os
 import platform
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading, Timebase
 from profiler.hardware.guard import GuardedClocks
-from profiler.hardware.host import WallTime, read_number, read_text, refuse_change, sysfs_root
+from profiler.hardware.host import KeptOpen, WallTime, read_number, read_text, refuse_change, sysfs_root
 from profiler.profile import Clocks, Hardware, Provenance, Role
 
 _PROBE_S = 0.25
@@ -60,27 +59,16 @@ class _Zone:
     """One energy counter: microjoules that wrap at ``range_uj`` (0: too wide to wrap)."""
 
     name: str
-    file: Path
+    counter: KeptOpen
     range_uj: float
-    opened: io.FileIO | None = None
-    """The file, open: often only root may open it, and a run under sudo does not stay root."""
+
+    @property
+    def file(self) -> Path:
+        return self.counter.path
 
     def read_uj(self) -> float | None:
         """Microjoules; None where the counter does not answer."""
-        value = read_number(self.file)
-        if value is None and self.opened is not None:
-            try:
-                value = float(os.pread(self.opened.fileno(), 64, 0))
-            except (OSError, ValueError):
-                return None
-        return value
-
-
-def _zone(name: str, file: Path, range_uj: float) -> _Zone:
-    try:
-        return _Zone(name, file, range_uj, io.FileIO(file))
-    except OSError:
-        return _Zone(name, file, range_uj)
+        return self.counter.read()
 
 
 class RaplMeter:
@@ -126,7 +114,7 @@ def _package_zones(root: Path) -> tuple[list[_Zone], list[Path], Path | None]:
         if read_number(file) is None:
             unreadable.setdefault(name, file)
         else:
-            zones[name] = _zone(name, file, read_number(folder / "max_energy_range_uj") or 0.0)
+            zones[name] = _Zone(name, KeptOpen(file), read_number(folder / "max_energy_range_uj") or 0.0)
     if not zones and not unreadable:
         for hwmon in sorted((root / "sys/class/hwmon").glob("hwmon*")):
             if read_text(hwmon / "name") != "amd_energy":
@@ -138,7 +126,7 @@ def _package_zones(root: Path) -> tuple[list[_Zone], list[Path], Path | None]:
                 if read_number(file) is None:
                     unreadable.setdefault(name, file)
                 else:
-                    zones.setdefault(name, _zone(name, file, 0.0))
+                    zones.setdefault(name, _Zone(name, KeptOpen(file), 0.0))
     return list(zones.values()), [file for name, file in unreadable.items() if name not in zones], psys
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import time
@@ -45,6 +46,32 @@ def read_number(path: Path) -> float | None:
         return float(text) if text is not None else None
     except ValueError:
         return None
+
+
+class KeptOpen:
+    """A kernel file with one number, opened at once: often only root may open it, and a run under sudo does not stay root.
+
+    ``refused`` says that this process had no right to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.refused = False
+        self._opened: io.FileIO | None = None
+        try:
+            self._opened = io.FileIO(path)
+        except OSError as error:
+            self.refused = isinstance(error, PermissionError)
+
+    def read(self) -> float | None:
+        """The number now; None where the file does not answer."""
+        value = read_number(self.path)
+        if value is None and self._opened is not None:
+            try:
+                value = float(os.pread(self._opened.fileno(), 64, 0))
+            except (OSError, ValueError):
+                return None
+        return value
 
 
 def refuse_change(name: str, before: dict[str, str], now: dict[str, str]) -> None:

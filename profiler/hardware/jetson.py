@@ -20,7 +20,7 @@ from pathlib import Path
 from profiler.hardware.catalog import Board, board_named, boards
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading, Timebase
 from profiler.hardware.host import WallTime, read_number, read_text, sysfs_root
-from profiler.hardware.l4t import L4t, PowerMode, fan, memory_clock, processors
+from profiler.hardware.l4t import L4t, MemoryClock, PowerMode, fan, processors
 from profiler.hardware.rails import Figure, Rail, choose, find_rails
 from profiler.profile import Role
 
@@ -118,6 +118,7 @@ class JetsonBoard:
         self._nodes = [node for node in nodes if node not in self._others] or nodes[:1]
         self._node = self._nodes[0] if self._nodes else None
         self._mode = PowerMode(root)
+        self._memory_clock = MemoryClock(root)
         model = _device_tree(root, "model") or "Jetson"
         self.given_name = model
         self.board = _catalog_entry(model, _device_tree(root, "compatible") or "", self.supported_hz())
@@ -312,7 +313,9 @@ class JetsonBoard:
             hertz = read_number(node / "cur_freq")
             if hertz is not None:
                 told[f"{node.name} clock"] = f"{hertz / 1e6:g} MHz"
-        told.update(memory_clock(self.root))
+        memory = self._memory_clock.now() or self._memory_clock.why_not()
+        if memory is not None:
+            told["memory clock"] = memory
         told.update(processors(self.root))
         told.update(fan(self.root))
         for folder in sorted((self.root / "sys/class/thermal").glob("thermal_zone*")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from profiler.hardware.host import inside, read_number, read_text
+from profiler.hardware.host import KeptOpen, inside, read_number, read_text
 
 _JETPACK = {28: 3, 31: 4, 32: 4, 34: 5, 35: 5, 36: 6, 38: 7, 39: 7}
 """JetPack's major version by that of L4T (NVIDIA's release notes)."""
@@ -83,21 +83,35 @@ class PowerMode:
         return read_text(self._configuration) or ""
 
 
-def memory_clock(root: Path) -> dict[str, str]:
-    """Clock of the memory (EMC), from devfreq, else from debugfs, which only root may read."""
-    for node in sorted((root / "sys/class/devfreq").glob("*")):
-        name = f"{node.name} {read_text(node / 'device/of_node/name') or ''}".lower()
-        if "emc" in name or "bwmgr" in name:
-            hertz = read_number(node / "cur_freq")
+class MemoryClock:
+    """Clock of the memory (EMC): from devfreq, else from debugfs, which only root may open."""
+
+    def __init__(self, root: Path) -> None:
+        self._devfreq: list[Path] = []
+        for node in sorted((root / "sys/class/devfreq").glob("*")):
+            name = f"{node.name} {read_text(node / 'device/of_node/name') or ''}".lower()
+            if "emc" in name or "bwmgr" in name:
+                self._devfreq.append(node / "cur_freq")
+        files = ("bpmp/debug/clk/emc/rate", "clk/emc/clk_rate", "clk/override.emc/clk_rate")
+        self._debugfs = [KeptOpen(root / "sys/kernel/debug" / file) for file in files]
+
+    def now(self) -> str | None:
+        """``2133 MHz``; None where the board does not tell."""
+        for path in self._devfreq:
+            hertz = read_number(path)
             if hertz is not None and hertz > 0:
                 hertz *= 1e3 if hertz < 1e8 else 1.0  # some drivers tell kHz
-                return {"memory clock": f"{hertz / 1e6:g} MHz"}
-    debug = root / "sys/kernel/debug"
-    for file in ("bpmp/debug/clk/emc/rate", "clk/emc/clk_rate", "clk/override.emc/clk_rate"):
-        hertz = read_number(debug / file)
-        if hertz is not None and hertz > 0:
-            return {"memory clock": f"{hertz / 1e6:g} MHz"}
-    return {}
+                return f"{hertz / 1e6:g} MHz"
+        for file in self._debugfs:
+            hertz = file.read()
+            if hertz is not None and hertz > 0:
+                return f"{hertz / 1e6:g} MHz"
+        return None
+
+    def why_not(self) -> str | None:
+        """Why ``now`` tells nothing, where it is for want of a right."""
+        refused = self.now() is None and any(file.refused for file in self._debugfs)
+        return "readable by root only" if refused else None
 
 
 def processors(root: Path) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -285,6 +287,28 @@ def test_conditions_tell_what_figures_depend_on(tmp_path: Path) -> None:
     assert told["fan"] == "80 of 255, 2480 rpm"
     assert told["memory clock"] == "1600 MHz"
     assert told["power mode"] == "MAXN (0)"
+
+
+def test_the_memorys_clock_that_only_root_may_read_is_read_on_after_root_is_given_up(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give it up")
+    program = (
+        "import os, sys; from pathlib import Path; from profiler.hardware.jetson import find_jetson\n"
+        "tree = Path(sys.argv[1])\n"
+        "before = find_jetson(tree)\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "print(before.conditions()['memory clock'], '|', find_jetson(tree).conditions()['memory clock'])"
+    )
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
+        tree = Path(folder)
+        build(tree, "orin-nx-jp6")
+        tree.chmod(0o755)
+        (tree / "sys/kernel/debug").chmod(0o700)  # as the kernel has it
+        home = Path(__file__).resolve().parents[2]
+        result = subprocess.run(
+            [sys.executable, "-c", program, folder], cwd=home, capture_output=True, text=True, check=False
+        )
+    assert result.stdout == "2133 MHz | readable by root only\n", result.stderr
 
 
 def test_thor_locks_the_cluster_that_runs_layers_and_not_the_video_engine(tmp_path: Path) -> None:
