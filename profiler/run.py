@@ -56,6 +56,8 @@ from profiler.profile import (
 from profiler.progress import Reporter
 from profiler.store import save, write_atomically
 from profiler.times import cannot_fit, fit_times
+from profiler.under_load import UnderLoad
+from profiler.under_load import conditions as under_load
 
 if TYPE_CHECKING:
     from profiler.workload.cuts import SplitModel
@@ -196,16 +198,18 @@ class _Measurement:
         operators = self._operators() if "graph" in self.measures else None
         compression = self._compression() if "compression" in self.measures else None
         samples = _Samples()
+        seen = []
         for stage in [key for key in ("timing", "power") if key in self.partial]:
             for entry in self.partial.get(stage):
                 samples.add(stage, entry["requested_hz"], entry["samples"])
+                seen.append(entry.get("conditions", {}))
         if flops.disagreements:
             self.warnings.append(
                 f"{len(flops.disagreements)} FLOP counts differ from the formula by more than 1 % "
                 f"(the first by {100 * flops.disagreements[0].relative:+.1f} %): see flops.disagreements"
             )
         hardware = _trained_at(self.device.describe(), timings, power.points if power is not None else [])
-        conditions = {**hardware.conditions, **self._second_opinion}
+        conditions = {**hardware.conditions, **under_load(seen), **self._second_opinion}
         if timings and self.device.torch_device == "cpu":
             conditions["memory while timing"] = "kept by the process, not given back to the system between steps"
         profile = Profile(
@@ -453,8 +457,15 @@ class _Measurement:
             options = replace(options, budget_s=CLOCK_BUDGET_S, min_rounds=4, warmup_rounds=1, min_s=0.05)
         at = f" at {requested_hz / 1e6:g} MHz" if requested_hz else ""
         total = options.warmup_rounds + options.max_rounds
+        seen = UnderLoad(self.device)
+
+        def between_rounds(done: int, most: int) -> None:
+            if done > options.warmup_rounds:
+                seen.look()
+            tell(done, most)
+
         with self.say.stage(f"timing the layers{at}", total=total) as tell, self.device.executing():
-            result = measure(split, self.device, options, progress=tell)
+            result = measure(split, self.device, options, progress=between_rounds)
             current_hz = self.device.current_hz()
         unsteady = None
         if result.stopped_by != "steady":
@@ -475,6 +486,7 @@ class _Measurement:
             "requested_hz": requested_hz,
             "timing": timing.model_dump(mode="json"),
             "samples": result.samples,
+            "conditions": seen.taken(),
         }
 
     def _sweep(self, time_layers: Callable[[float | None], None]) -> PowerBlock:
@@ -489,9 +501,12 @@ class _Measurement:
             f"{least_s / 60:.0f} to {most_s / 60:.0f} minutes of the device's time"
         )
 
+        seen = UnderLoad(self.device)
+
         def keep(point: PowerPoint, readings: Sequence[Reading]) -> None:
             rows = [vars(reading) for reading in readings]
-            points.append({"requested_hz": point.requested_hz, "point": point.model_dump(mode="json"), "samples": rows})
+            measured = {"point": point.model_dump(mode="json"), "samples": rows, "conditions": seen.taken()}
+            points.append({"requested_hz": point.requested_hz, **measured})
             self.partial.put("power", points)
             self.say.note(_told(point))
 
@@ -509,11 +524,12 @@ class _Measurement:
                 teach=teach_most,
                 on_point=keep,
                 done=done,
+                under_load=seen.look,
                 on_progress=lambda progress: tell.text(f"power: {progress.text}"),
             )
         self.warnings += result.notes
         rows = [vars(reading) for reading in result.at_rest]
-        points.append({"requested_hz": None, "point": None, "samples": rows})
+        points.append({"requested_hz": None, "point": None, "samples": rows, "conditions": seen.taken()})
         self.partial.put("power", points)
         return result.block
 

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from profiler import run as run_module
-from profiler.plan import make_plan
-from profiler.profile import BadInput, Clocks, Hardware, Timing
+from profiler.hardware.gpu import GpuDevice
+from profiler.hardware.jetson import find_jetson
+from profiler.partial import Partial
+from profiler.plan import Plan, make_plan
+from profiler.power.sweep import choose_clocks
+from profiler.profile import BadInput, Clocks, Hardware, Profile, Timing
+from profiler.progress import Reporter
 from profiler.run import RunRequest, run
 from profiler.show import show
+from profiler.under_load import conditions as under_load
 from profiler.workload.model import WorkloadSpec
+from tests.rigs import sysfs
+from tests.rigs.time import VirtualTime
 from tests.synthetic import make_profile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -213,6 +224,105 @@ def test_a_gpu_trains_at_the_clock_of_its_load_and_not_at_the_one_it_rests_at(
     clocks = run_module._trained_at(hardware, timings, []).clocks
     assert clocks is not None
     assert clocks.operating_hz == trains_at_hz
+
+
+# ----------------------------------------------------------------------------------------- conditions under the load
+
+
+@pytest.fixture
+def orin(tmp_path: Path) -> tuple[Path, VirtualTime]:
+    """An Orin NX whose memory and CPU clocks follow the load, and the virtual clock that it lives by."""
+    tree = tmp_path / "tree"
+    sysfs.build(tree, "orin-nx-jp6")
+    rig = sysfs.Live(tree)
+
+    def advance(now_s: float, busy: bool) -> None:
+        rig.advance(now_s, busy)
+        (tree / "sys/kernel/debug/bpmp/debug/clk/emc/rate").write_text("3199000000" if busy else "204000000")
+        for policy in (tree / "sys/devices/system/cpu/cpufreq").glob("policy*"):
+            (policy / "scaling_cur_freq").write_text("2201600" if busy else "729600")
+
+    return tree, VirtualTime(advance)
+
+
+def profiled(tree: Path, clock: VirtualTime, monkeypatch: pytest.MonkeyPatch, output: Path) -> Profile:
+    """A run of one point on that board, under a program that loads it."""
+    from rich.console import Console
+
+    @contextlib.contextmanager
+    def program(command: str) -> Iterator[Callable[[], None]]:
+        clock.background = True
+        try:
+            yield lambda: None
+        finally:
+            clock.background = False
+
+    monkeypatch.setattr(run_module, "running", program)
+    board = find_jetson(tree, time=clock)
+    assert board is not None
+    request = RunRequest("orin-nx", TINY, load_command="true")
+    plan = Plan(request, GpuDevice(board, None), "device", ("power",), choose_clocks("current", ()), output)
+    with Reporter(Console(file=io.StringIO())) as say:
+        return run_module._measured(plan, say)
+
+
+def test_clocks_of_memory_and_cpu_are_those_under_the_load_and_not_those_at_rest_after_it(
+    orin: tuple[Path, VirtualTime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch", reason="the [profile] extra is not installed")
+    tree, clock = orin
+    told = profiled(tree, clock, monkeypatch, tmp_path / "orin.json").hardware.conditions
+    assert told["memory clock"] == "3199 MHz under load"
+    assert told["CPU clock of cores 0 1 2 3"] == "2201.6 MHz (729.6-1984, schedutil) under load"
+    assert told["fan"] == "64 of 255, 1786 rpm under load"
+    assert re.fullmatch(r"\d\d\.\d to \d\d\.\d C under load", told["temperature gpu-thermal"])
+    assert told["GPU governor"] == "nvhost_podgov"  # set, and not by the load
+    assert find_jetson(tree).conditions()["memory clock"] == "204 MHz"  # by now
+
+
+def test_conditions_seen_before_a_run_was_interrupted_are_told_by_the_one_that_goes_on(
+    orin: tuple[Path, VirtualTime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch", reason="the [profile] extra is not installed")
+    tree, clock = orin
+    output = tmp_path / "orin.json"
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(run_module, "_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            profiled(tree, clock, monkeypatch, output)
+    told = profiled(tree, clock, monkeypatch, output).hardware.conditions
+    assert told["memory clock"] == "3199 MHz under load"
+
+
+def test_conditions_are_looked_at_while_layers_are_timed_too(orin: tuple[Path, VirtualTime], tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the [profile] extra is not installed")
+    from rich.console import Console
+
+    tree, clock = orin
+    device = GpuDevice(find_jetson(tree, time=clock), None)
+    device.torch_device = "cpu"  # where the layers run is all the same to the board's files
+    clock.background = True
+    spec = WorkloadSpec("tiny-llama-test", 1, 8)
+    plan = Plan(
+        RunRequest("orin-nx", spec), device, "device", ("layers",), choose_clocks("current", ()), tmp_path / "p"
+    )
+    with Reporter(Console(file=io.StringIO())) as say:
+        entry = run_module._Measurement(plan, Partial(tmp_path / "p", {}), say)._time(None)
+    assert entry["conditions"]["memory clock"] == ["3199 MHz"]
+
+
+def test_what_moved_under_the_load_is_told_with_its_smallest_and_largest() -> None:
+    first = {"memory clock": ["2133 MHz"], "fan": ["64 of 255, 980 rpm", "128 of 255, 1786 rpm"], "state": ["P2"]}
+    then = {"memory clock": ["204 MHz", "3199 MHz"], "fan": ["90 of 255"], "state": ["P0", "P2"]}
+    assert under_load([first, {}, then]) == {
+        "memory clock": "204 to 3199 MHz under load",
+        "fan": "90 of 255 under load",
+        "state": "P0 to 2 under load",
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ stopped

@@ -385,6 +385,10 @@ class CpuDevice:
         with self.time.watching(read, period_s) as readings:
             yield readings
 
+    def moving(self) -> dict[str, str]:
+        """Nothing: what moves is in the readings."""
+        return {}
+
     def settings(self) -> dict[str, str]:
         """Threads, governor, turbo, SMT and memory limit: figures under others do not belong together."""
         info = self._cpuinfo()

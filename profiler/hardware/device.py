@@ -164,6 +164,10 @@ class Instruments(Protocol):
         """What else figures depend on, recorded as it was: memory and CPU clocks, cores online, fan, governor, processes."""
         ...
 
+    def moving(self) -> dict[str, str]:
+        """Those of ``conditions`` that move with the load. Cheap: they are read again and again while it runs."""
+        ...
+
     def second_opinion(self) -> dict[str, str]:
         """What another program says of the same sensors, as conditions; empty where none is there. May take some seconds."""
         ...
@@ -215,6 +219,10 @@ class Device(Protocol):
 
     def monitor(self, period_s: float) -> AbstractContextManager[list[Reading]]:
         """Read the sensors every ``period_s`` while the body runs; the list grows as readings come."""
+        ...
+
+    def moving(self) -> dict[str, str]:
+        """Conditions that move with the load (memory and CPU clocks, fan, heat), as they are now; ``describe`` has them too."""
         ...
 
     def settings(self) -> dict[str, str]:

@@ -490,6 +490,10 @@ class EmulatedDevice:
         """What fixes every draw and the physics."""
         return {"seed": str(self.seed), "ambient": f"{self._physics.ambient_c:g} C"}
 
+    def moving(self) -> dict[str, str]:
+        """Nothing: what moves is in the readings."""
+        return {}
+
     def unchanged(self) -> None:
         """Nobody changes the settings of an emulated board."""
 

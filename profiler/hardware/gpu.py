@@ -193,6 +193,10 @@ class GpuDevice:
             found["uuid"] = self.uuid
         return found
 
+    def moving(self) -> dict[str, str]:
+        """Conditions that move with the load, as they are now."""
+        return self._instruments.moving() if self._instruments is not None else {}
+
     def unchanged(self) -> None:
         """Raises MissingHardware where a setting (the power mode, the power limit) changed since the device was opened."""
         refuse_change(self.name, self._settings, self.settings())

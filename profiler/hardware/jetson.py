@@ -309,19 +309,12 @@ class JetsonBoard:
         limit = self._mode.gpu_limit_hz()
         if limit is not None:
             told["GPU clock limit of the power mode"] = f"{limit / 1e6:g} MHz"
-        for node in self._others:
-            hertz = read_number(node / "cur_freq")
-            if hertz is not None:
-                told[f"{node.name} clock"] = f"{hertz / 1e6:g} MHz"
-        memory = self._memory_clock.now() or self._memory_clock.why_not()
-        if memory is not None:
-            told["memory clock"] = memory
-        told.update(processors(self.root))
-        told.update(fan(self.root))
-        for folder in sorted((self.root / "sys/class/thermal").glob("thermal_zone*")):
-            name, milli = read_text(folder / "type"), read_number(folder / "temp")
-            if name and milli is not None and -50e3 < milli < 200e3:
-                told[f"temperature {name}"] = f"{milli / 1e3:.1f} C"
+        online, closed = self._online(), self._memory_clock.why_not()
+        if online:
+            told["CPU cores online"] = online
+        if closed is not None:
+            told["memory clock"] = closed
+        told.update(self.moving())
         if self.rails:
             told["rails"] = ", ".join(f"{rail.label}: {rail.scope}" for rail in self.rails)
         step_w = self._figure.step_w() if self._figure is not None else None
@@ -331,6 +324,24 @@ class JetsonBoard:
             count = read_number(path)
             if count:
                 told[f"over-current events {path.name.partition('_')[0]}"] = f"{count:g} since boot"
+        return told
+
+    def moving(self) -> dict[str, str]:
+        """Clocks of the other engines, of memory and CPU, fan, temperatures."""
+        told: dict[str, str] = {}
+        for node in self._others:
+            hertz = read_number(node / "cur_freq")
+            if hertz is not None:
+                told[f"{node.name} clock"] = f"{hertz / 1e6:g} MHz"
+        memory = self._memory_clock.now()
+        if memory is not None:
+            told["memory clock"] = memory
+        told.update(processors(self.root))
+        told.update(fan(self.root))
+        for folder in sorted((self.root / "sys/class/thermal").glob("thermal_zone*")):
+            name, milli = read_text(folder / "type"), read_number(folder / "temp")
+            if name and milli is not None and -50e3 < milli < 200e3:
+                told[f"temperature {name}"] = f"{milli / 1e3:.1f} C"
         return told
 
 

@@ -115,11 +115,8 @@ class MemoryClock:
 
 
 def processors(root: Path) -> dict[str, str]:
-    """Cores online, and clock, limits and governor of each group of cores."""
+    """Clock, limits and governor of each group of cores."""
     told = {}
-    online = read_text(root / "sys/devices/system/cpu/online")
-    if online:
-        told["CPU cores online"] = online
     folder = root / "sys/devices/system/cpu"
     policies = sorted(folder.glob("cpufreq/policy*")) or sorted(folder.glob("cpu[0-9]*/cpufreq"))
     for policy in policies:

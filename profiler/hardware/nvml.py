@@ -520,7 +520,7 @@ class NvmlCard:
                 found[name] = "on" if modes[0] else "off"
         return found
 
-    def conditions(self) -> dict[str, str]:
+    def moving(self) -> dict[str, str]:
         found = {}
         memory = self._ask("nvmlDeviceGetClockInfo", 2)
         if memory:
@@ -528,6 +528,10 @@ class NvmlCard:
         state = self._ask("nvmlDeviceGetPerformanceState")
         if state is not None:
             found["performance_state"] = f"P{state}"
+        return found
+
+    def conditions(self) -> dict[str, str]:
+        found = self.moving()
         persistence = self._ask("nvmlDeviceGetPersistenceMode")
         if persistence is not None:
             found["persistence_mode"] = "on" if persistence else "off"

@@ -351,6 +351,7 @@ def run_sweep(
     on_progress: Callable[[Progress], None] | None = None,
     teach: Teach | None = None,
     starts_late: bool = False,
+    under_load: Callable[[], None] | None = None,
 ) -> SweepResult:
     """Measure the steady power under ``load`` at every clock of ``choice``.
 
@@ -358,7 +359,7 @@ def run_sweep(
     None where nothing is locked; it takes about ``at_clock_s``), then ``on_point(point, readings)``: when that is called,
     everything at this clock is complete. ``done``: points of an earlier, interrupted sweep, in the order in which they were
     measured; their clocks are not visited again. ``starts_late``: the load is a program that takes a while until it computes,
-    which is waited for at each clock. ``teach``: see ``next_clock``. ``device.clocks.held()`` is the caller's to enter.
+    which is waited for at each clock. ``under_load`` is called at least once at each clock while the load runs. ``teach``: see ``next_clock``. ``device.clocks.held()`` is the caller's to enter.
 
     Raises MissingHardware without a power sensor, where what figures depend on was changed meanwhile (that point is dropped),
     or where the clock did not follow what was asked for.
@@ -382,6 +383,13 @@ def run_sweep(
         requested_hz: float | None, what: str, options: SamplingOptions = options
     ) -> tuple[PowerPoint, list[Reading]]:
         nonlocal habits
+        tell = telling(what)
+
+        def seen(seconds_s: float, power_w: float) -> None:
+            if under_load is not None:
+                under_load()
+            tell(seconds_s, power_w)
+
         with load() as step:
             steady = steady_point(
                 device,
@@ -390,7 +398,7 @@ def run_sweep(
                 rest_w=before.power_w if starts_late else None,
                 options=options,
                 habits=habits,
-                on_reading=telling(what),
+                on_reading=seen,
             )
         habits = steady.habits
         device.unchanged()
