@@ -61,6 +61,7 @@ class _Zone:
     name: str
     counter: KeptOpen
     range_uj: float
+    sensor: str = "RAPL powercap"
 
     @property
     def file(self) -> Path:
@@ -72,10 +73,11 @@ class _Zone:
 
 
 class RaplMeter:
-    """Energy of the processor packages since the meter was made, from powercap's counters, wraps undone."""
+    """Energy of the processor packages since the meter was made, wraps undone. ``sensor``: whose counters they are."""
 
     def __init__(self, zones: list[_Zone]) -> None:
         self.zones = zones
+        self.sensor = zones[0].sensor
         self._last = [zone.read_uj() or 0.0 for zone in zones]
         self._total_uj = 0.0
 
@@ -126,7 +128,7 @@ def _package_zones(root: Path) -> tuple[list[_Zone], list[Path], Path | None]:
                 if read_number(file) is None:
                     unreadable.setdefault(name, file)
                 else:
-                    zones.setdefault(name, _Zone(name, KeptOpen(file), 0.0))
+                    zones.setdefault(name, _Zone(name, KeptOpen(file), 0.0, sensor="amd_energy hwmon"))
     return list(zones.values()), [file for name, file in unreadable.items() if name not in zones], psys
 
 
@@ -181,7 +183,7 @@ class CpuDevice:
         if self._meter is None:
             reasons["power"] = said
         else:
-            self.power = PowerSensor(scope=said, sensor="RAPL powercap", period_s=_RAPL_PERIOD_S, averaging_s=0.0)
+            self.power = PowerSensor(scope=said, sensor=self._meter.sensor, period_s=_RAPL_PERIOD_S, averaging_s=0.0)
         self._cpu = self._own_cpu()
         self.clocks: ClockControl | None = self._clock_control()
         if self.clocks is None:
@@ -257,11 +259,13 @@ class CpuDevice:
         )
 
     def _find_thermal(self) -> Path | None:
-        wanted = ("x86_pkg_temp", "cpu", "soc", "k10temp", "coretemp")
-        for zone in sorted((self._root / "sys/class/thermal").glob("thermal_zone*")):
-            kind = (read_text(zone / "type") or "").lower()
-            if any(word in kind for word in wanted) and read_number(zone / "temp") is not None:
-                return zone / "temp"
+        zones = sorted((self._root / "sys/class/thermal").glob("thermal_zone*"))
+        named = [((read_text(zone / "type") or "").lower(), zone / "temp") for zone in zones]
+        # Words first: a chip may list a zone of its other parts before that of its CPU.
+        for word in ("x86_pkg_temp", "cpu", "soc", "k10temp", "coretemp"):
+            for kind, file in named:
+                if word in kind and read_number(file) is not None:
+                    return file
         return None
 
     def _cpuinfo(self) -> dict[str, str]:

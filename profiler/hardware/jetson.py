@@ -346,9 +346,11 @@ class JetsonBoard:
 
 
 def _cpu_pinned(root: Path) -> bool:
+    """Whether minimum and maximum are one in every group of cores that is online; one that is not tells no limits."""
     folders = sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*"))
     limits = [(read_number(f / "scaling_min_freq"), read_number(f / "scaling_max_freq")) for f in folders]
-    return bool(limits) and all(low is not None and low == high for low, high in limits)
+    told = [(low, high) for low, high in limits if low is not None and high is not None]
+    return bool(told) and all(low == high for low, high in told)
 
 
 def _catalog_entry(model: str, compatible: str, clocks_hz: tuple[float, ...]) -> Board | None:
@@ -386,7 +388,9 @@ def _gpu_cooling(root: Path, nodes: list[Path]) -> list[Path]:
     found = []
     for folder in sorted((root / "sys/class/thermal").glob("cooling_device*")):
         kind = (read_text(folder / "type") or "").lower()
-        devfreq = kind.startswith(("devfreq-", "thermal-devfreq")) and kind.partition("-")[2] in names
-        if devfreq or (("gpu" in kind or any(name in kind for name in names)) and not _is_engine(Path(kind))):
+        devfreq = kind.startswith("devfreq-") and kind.partition("-")[2] in names
+        numbered = kind.startswith("thermal-devfreq")  # kernels before 5.13; on a Jetson only the GPU has one
+        named = ("gpu" in kind or any(name in kind for name in names)) and not _is_engine(Path(kind))
+        if devfreq or numbered or named:
             found.append(folder)
     return found

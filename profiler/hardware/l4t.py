@@ -100,7 +100,8 @@ class MemoryClock:
         for path in self._devfreq:
             hertz = read_number(path)
             if hertz is not None and hertz > 0:
-                hertz *= 1e3 if hertz < 1e8 else 1.0  # some drivers tell kHz
+                # Some drivers tell kHz; no memory runs below 10 MHz or above 10 GHz.
+                hertz *= 1e3 if hertz < 1e7 else 1.0
                 return f"{hertz / 1e6:g} MHz"
         for file in self._debugfs:
             hertz = file.read()

@@ -202,6 +202,7 @@ def test_one_package_that_two_interfaces_count_is_counted_once(tmp_path: Path) -
     assert meter is not None
     assert [zone.file for zone in meter.zones] == [file]
     assert scope == "CPU package"
+    assert meter.sensor == "RAPL powercap"
 
 
 def test_the_memory_mapped_interface_serves_where_it_is_the_only_one(tmp_path: Path) -> None:
@@ -220,6 +221,7 @@ def test_sockets_of_amd_are_read_from_hwmon_where_powercap_has_none(tmp_path: Pa
     assert meter is not None
     assert [zone.name for zone in meter.zones] == ["Esocket0"]
     assert scope == "CPU package"
+    assert meter.sensor == "amd_energy hwmon"
 
 
 def test_the_platform_counter_is_named_and_not_taken_for_a_package(tmp_path: Path) -> None:
@@ -325,6 +327,12 @@ def test_a_temperature_is_read_where_a_zone_names_the_processor(bare: Path) -> N
     device = CpuDevice(bare)
     assert device.temperature_c() == 47.5
     assert "temperature" not in device.absent.reasons
+
+
+def test_the_zone_of_the_cpu_is_taken_before_others_of_the_chip(bare: Path) -> None:
+    for n, (kind, milli) in enumerate((("tj-thermal", 71_000), ("soc012-thermal", 70_000), ("cpu-thermal", 41_000))):
+        put(bare, {f"sys/class/thermal/thermal_zone{n}/type": kind, f"sys/class/thermal/thermal_zone{n}/temp": milli})
+    assert CpuDevice(bare).temperature_c() == 41.0
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,15 @@ def test_heat_is_seen_where_it_binds(orin: Path) -> None:
     assert board.read().throttled
 
 
+def test_the_numbered_cooling_device_of_older_kernels_is_the_gpus(orin: Path) -> None:
+    (kind,) = [f for f in orin.glob("sys/class/thermal/cooling_device*/type") if "devfreq" in f.read_text()]
+    kind.write_text("thermal-devfreq-0\n")
+    kind.with_name("cur_state").write_text("2\n")
+    clock = only(orin, "sys/devices/**/17000000.gpu/devfreq/17000000.gpu/cur_freq")
+    clock.write_text("714000000\n")
+    assert found(orin).read().throttled
+
+
 def test_over_current_events_cap_and_lone_spikes_do_not(orin: Path) -> None:
     rig = Live(orin)
     clock = VirtualTime(rig.advance)
@@ -287,6 +296,27 @@ def test_conditions_tell_what_figures_depend_on(tmp_path: Path) -> None:
     assert told["fan"] == "80 of 255, 2480 rpm"
     assert told["memory clock"] == "1600 MHz"
     assert told["power mode"] == "MAXN (0)"
+
+
+def test_clocks_are_pinned_where_those_of_all_cores_online_are(orin: Path) -> None:
+    def pin(*limits: Path) -> None:
+        for low in limits:
+            low.write_text(low.with_name(low.name.replace("min", "max")).read_text())
+
+    policies = sorted((orin / "sys/devices/system/cpu/cpufreq").glob("policy*"))
+    pin(orin / "sys/class/devfreq/17000000.gpu/min_freq", policies[0] / "scaling_min_freq")
+    assert found(orin).conditions()["jetson_clocks"] == "off"
+    for name in ("scaling_min_freq", "scaling_max_freq"):  # a group of cores that is offline does not answer
+        (policies[1] / name).unlink()
+        (policies[1] / name).mkdir()
+    assert found(orin).conditions()["jetson_clocks"] == "on (clocks pinned)"
+
+
+@pytest.mark.parametrize(("shown", "told"), [("68000000", "68 MHz"), ("68000", "68 MHz"), ("4266000", "4266 MHz")])
+def test_a_memory_clock_is_known_in_hertz_and_in_kilohertz(tmp_path: Path, shown: str, told: str) -> None:
+    build(tmp_path, "thor-jp7")
+    (tmp_path / "sys/class/devfreq/bwmgr/cur_freq").write_text(shown)
+    assert found(tmp_path).conditions()["memory clock"] == told
 
 
 def test_the_memorys_clock_that_only_root_may_read_is_read_on_after_root_is_given_up(tmp_path: Path) -> None:
