@@ -22,7 +22,15 @@ from pathlib import Path
 
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading, Timebase
 from profiler.hardware.guard import GuardedClocks
-from profiler.hardware.host import KeptOpen, WallTime, read_number, read_text, refuse_change, sysfs_root
+from profiler.hardware.host import (
+    KeptOpen,
+    WallTime,
+    cgroup_limit_bytes,
+    read_number,
+    read_text,
+    refuse_change,
+    sysfs_root,
+)
 from profiler.profile import Clocks, Hardware, Provenance, Role
 
 _PROBE_S = 0.25
@@ -31,27 +39,6 @@ _RAPL_PERIOD_S = 0.001
 _SPIN_S = 0.03
 _STEP_HZ = 100e6
 """Where the driver lists no clocks (intel_pstate, amd-pstate) it takes any; processors make multiples of this."""
-
-
-def cgroup_limit_bytes(root: Path) -> int | None:
-    """The smallest memory limit of the control groups that this process is in; None where there is none."""
-    limits = []
-    for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, inside = rest.partition(":")
-        if number == "0" and not controllers:
-            base, file = root / "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            base, file = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        parts = [part for part in inside.split("/") if part not in ("", "..")]
-        for depth in range(len(parts) + 1):
-            limit = read_number(base.joinpath(*parts[:depth]) / file)
-            # Version 1 writes "no limit" as a number near 2^63.
-            if limit is not None and 0 < limit < 2**60:
-                limits.append(int(limit))
-    return min(limits, default=None)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,27 @@ def read_number(path: Path) -> float | None:
         return None
 
 
+def cgroup_limit_bytes(root: Path) -> int | None:
+    """The smallest memory limit of the control groups that this process is in; None where there is none."""
+    limits = []
+    for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, inside = rest.partition(":")
+        if number == "0" and not controllers:
+            base, file = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, file = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        parts = [part for part in inside.split("/") if part not in ("", "..")]
+        for depth in range(len(parts) + 1):
+            limit = read_number(base.joinpath(*parts[:depth]) / file)
+            # Version 1 writes "no limit" as a number near 2^63.
+            if limit is not None and 0 < limit < 2**60:
+                limits.append(int(limit))
+    return min(limits, default=None)
+
+
 class KeptOpen:
     """A kernel file with one number, opened at once: often only root may open it, and a run under sudo does not stay root.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from profiler.hardware.catalog import Board, board_named, boards
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading, Timebase
-from profiler.hardware.host import WallTime, read_number, read_text, sysfs_root
+from profiler.hardware.host import WallTime, cgroup_limit_bytes, read_number, read_text, sysfs_root
 from profiler.hardware.l4t import L4t, MemoryClock, PowerMode, fan, processors
 from profiler.hardware.rails import Figure, Rail, choose, find_rails
 from profiler.profile import Role
@@ -260,9 +260,11 @@ class JetsonBoard:
         return sorted({float(word) for word in words if word.isdigit()})
 
     def memory_bytes(self) -> int | None:
-        """MemAvailable: CPU and GPU share one memory, so what is free now is what a training process may take."""
+        """MemAvailable, for CPU and GPU share one memory and what is free now is what a training process may take; or the
+        control groups' limit (a container's) where that is less."""
         match = re.search(r"^MemAvailable:\s+(\d+) kB", read_text(self.root / "proc/meminfo") or "", re.MULTILINE)
-        return int(match.group(1)) * 1024 if match else None
+        limits = [int(match.group(1)) * 1024 if match else None, cgroup_limit_bytes(self.root)]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def power_cap_w(self) -> float | None:
         """None: a Jetson's power mode sets clocks and cores, and no limit in watts can be read."""

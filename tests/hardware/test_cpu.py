@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from profiler.hardware import open_device
-from profiler.hardware.cpu import CpuDevice, RaplMeter, cgroup_limit_bytes, find_rapl
+from profiler.hardware.cpu import CpuDevice, RaplMeter, find_rapl
+from profiler.hardware.host import cgroup_limit_bytes
 from profiler.profile import MissingHardware
 from tests.rigs.time import VirtualTime
 

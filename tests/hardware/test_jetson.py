@@ -370,6 +370,17 @@ def test_memory_is_what_is_available_now(orin: Path) -> None:
     assert found(orin).memory_bytes() == 15_400_000 // 5 * 4 * 1024
 
 
+def test_a_containers_memory_limit_counts_where_it_is_less(orin: Path) -> None:
+    (orin / "proc/self").mkdir()
+    (orin / "proc/self/cgroup").write_text("0::/\n")
+    limit = orin / "sys/fs/cgroup/memory.max"
+    limit.parent.mkdir(parents=True)
+    limit.write_text(f"{2 * 2**30}\n")
+    assert found(orin).memory_bytes() == 2 * 2**30
+    limit.write_text(f"{64 * 2**30}\n")
+    assert found(orin).memory_bytes() == 15_400_000 // 5 * 4 * 1024
+
+
 def test_the_clock_is_locked_and_given_back_through_the_files(
     orin: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
