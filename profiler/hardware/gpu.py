@@ -96,8 +96,8 @@ def open_board(board: Board) -> GpuDevice:
     """The real board ``board`` if it is in this machine. Raises MissingHardware, which names the emulated one."""
     here = gpus()
     for device in here:
-        # A board in its faster power mode is the same board, whose entry of the catalog has other clocks.
-        if device.board is not None and device.board.name in (board.name, f"{board.name}-super"):
+        # A smaller module of the family, or a board in its faster power mode, has an entry of its own: orin-agx-32gb.
+        if device.board is not None and f"{device.board.name}-".startswith(f"{board.name}-"):
             return device
     names = [f"{d.given_name} (--device {d.board.name})" if d.board is not None else d.given_name for d in here]
     found = f"which has {', '.join(names)}" if here else why_no_gpu()

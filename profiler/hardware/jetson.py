@@ -33,6 +33,7 @@ _MODULES = {
     "p3767-0003": "orin-nano",
     "p3767-0004": "orin-nano-4gb",
     "p3767-0005": "orin-nano",
+    "p3701-0004": "orin-agx-32gb",
     "p3701": "orin-agx",
     "p3668": "xavier-nx",
     "p2888": "xavier-agx",
@@ -40,9 +41,11 @@ _MODULES = {
     "p3489": "tx2",
     "p3636": "tx2",
     "p3448": "nano",
+    "p3834-0000": "thor-t4000",
     "p3834": "thor",
 }
-"""Part numbers of modules as the device tree's ``compatible`` holds them, and their entries in the catalog."""
+"""Part numbers of modules as the device tree's ``compatible`` holds them, and their entries in the catalog; the longest counts. A
+module that is not named here has as many cores as its family's others (memory and clocks are read from the board)."""
 
 _MODELS = {
     "jetson-agx": "xavier-agx",

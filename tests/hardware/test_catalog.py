@@ -67,6 +67,8 @@ def test_real_boards_are_known_by_the_names_they_give_themselves() -> None:
         "NVIDIA GeForce RTX 4060": "rtx-4060",
         "NVIDIA Jetson AGX Orin Developer Kit": "orin-agx",
         "NVIDIA Jetson Orin Nano Developer Kit": "orin-nano",
+        "NVIDIA Jetson AGX Thor Developer Kit": "thor",
+        "NVIDIA Jetson AGX Thor T4000": "thor-t4000",
         "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super": "orin-nano-super",
         "NVIDIA Jetson Nano Developer Kit": "nano",
         "NVIDIA H200": "h200",

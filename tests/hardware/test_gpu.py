@@ -159,6 +159,19 @@ def test_a_board_is_found_by_its_plain_name_in_its_faster_power_mode_too(
         open_device("orin-nx")
 
 
+def test_the_name_of_a_family_opens_its_smaller_modules_too_and_theirs_not_the_larger(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build(tmp_path / "small", "orin-agx-32gb-jp6")
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(tmp_path / "small"))
+    assert open_device("orin-agx").name == open_device("orin-agx-32gb").name == "orin-agx-32gb"
+    assert open_device("orin-agx").describe().cores == 1792
+    build(tmp_path / "large", "orin-agx-jp6")
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(tmp_path / "large"))
+    with pytest.raises(MissingHardware, match=r"\(--device orin-agx\)"):
+        open_device("orin-agx-32gb")
+
+
 def test_a_gpu_whose_supply_is_off_at_rest_keeps_its_range_of_clocks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

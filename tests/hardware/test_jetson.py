@@ -33,6 +33,13 @@ EXPECTED = {
     "orin-agx-jp5": ("devfreq-17000000.ga10b", "orin-agx", "sum of VDD_GPU_SOC, VDD_CPU_CV and VIN_SYS_5V0", 11, "5"),
     "orin-agx-jp6": ("devfreq-17000000.gpu", "orin-agx", "sum of VDD_GPU_SOC, VDD_CPU_CV and VIN_SYS_5V0", 11, "6"),
     "orin-agx-jp7": ("devfreq-17000000.gpu", "orin-agx", "sum of VDD_GPU_SOC, VDD_CPU_CV and VIN_SYS_5V0", 11, "7"),
+    "orin-agx-32gb-jp6": (
+        "devfreq-17000000.gpu",
+        "orin-agx-32gb",
+        "sum of VDD_GPU_SOC, VDD_CPU_CV and VIN_SYS_5V0",
+        8,
+        "6",
+    ),
     "thor-jp7": ("devfreq-gpu-gpc-0", "thor", "whole board, carrier included (VIN)", 13, "7"),
 }
 
@@ -80,6 +87,39 @@ def test_every_board_of_the_table_is_found_with_its_rails_clocks_and_software(na
     assert reading.temperature_c == pytest.approx(35, abs=3)
     assert not reading.capped
     assert not reading.throttled
+
+
+@pytest.mark.parametrize(
+    ("module", "entry", "cores"),
+    [
+        ("p3701-0000", "orin-agx", 2048),
+        ("p3701-0004", "orin-agx-32gb", 1792),
+        ("p3701-0005", "orin-agx", 2048),
+        ("p3701-0008", "orin-agx", 2048),  # Industrial
+        ("p3767-0000", "orin-nx", 1024),
+        ("p3767-0001", "orin-nx", 1024),
+        ("p3767-0003", "orin-nano", 1024),
+        ("p3767-0004", "orin-nano-4gb", 512),
+        ("p3767-0005", "orin-nano", 1024),
+        ("p3668-0001", "xavier-nx", 384),
+        ("p3668-0003", "xavier-nx", 384),
+        ("p2888-0004", "xavier-agx", 512),
+        ("p2888-0008", "xavier-agx", 512),  # Industrial
+        ("p3310-1000", "tx2", 256),
+        ("p3636-0001", "tx2", 256),  # NX
+        ("p3448-0003", "nano", 128),
+        ("p3834-0000", "thor-t4000", 1536),
+        ("p3834-0008", "thor", 2560),
+    ],
+)
+def test_a_modules_part_number_tells_its_cores(tmp_path: Path, module: str, entry: str, cores: int) -> None:
+    build(tmp_path, "orin-nano-jp5")  # of the slowest clocks, which no faster mode has
+    base = tmp_path / "sys/firmware/devicetree/base"
+    (base / "compatible").write_bytes(f"nvidia,p1234-0000+{module}\0nvidia,{module}\0nvidia,tegra234\0".encode())
+    (base / "model").write_bytes(b"Somebody's carrier\0")
+    board = found(tmp_path).board
+    assert board is not None
+    assert (board.name, board.value("cores")) == (entry, cores)
 
 
 def test_a_sum_counts_no_rail_twice_and_a_total_is_never_a_sum(tmp_path: Path) -> None:

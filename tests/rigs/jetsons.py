@@ -316,6 +316,8 @@ BOARDS: dict[str, Jetson] = {
         _orin("orin-agx-jp5", "p3701-0005", "NVIDIA Jetson AGX Orin Developer Kit", ORIN_HZ, 5, **_AGX),
         _orin("orin-agx-jp6", "p3701-0005", "NVIDIA Jetson AGX Orin Developer Kit", ORIN_HZ, 6, **_AGX),
         _orin("orin-agx-jp7", "p3701-0005", "NVIDIA Jetson AGX Orin Developer Kit", ORIN_HZ, 7, **_AGX),
+        _orin("orin-agx-32gb-jp6", "p3701-0004", "NVIDIA Jetson AGX Orin Developer Kit", (*ORIN_HZ[:7], 930.75e6), 6,
+              **{**_AGX, "compatible": ("nvidia,p3737-0000+p3701-0004", "nvidia,p3701-0004", "nvidia,tegra234"), "memory_kb": 30_000_000}),
         Jetson(
             name="thor-jp7",
             model="NVIDIA Jetson AGX Thor Developer Kit",
