@@ -16,7 +16,7 @@ from typing import Any
 from profiler.hardware.catalog import Board, board_named
 from profiler.hardware.device import Absent, ClockControl, Instruments, PowerSensor, Reading, Timebase
 from profiler.hardware.host import WallTime, refuse_change, sysfs_root
-from profiler.hardware.jetson import JetsonBoard, find_jetson
+from profiler.hardware.jetson import JetsonBoard, find_jetson, hides_its_name
 from profiler.hardware.nvml import NvmlCard, by_index, by_uuid, cards, why_no_nvml
 from profiler.profile import BadInput, Clocks, Hardware, MissingHardware, Provenance, Role
 
@@ -99,6 +99,11 @@ def open_board(board: Board) -> GpuDevice:
         # A smaller module of the family, or a board in its faster power mode, has an entry of its own: orin-agx-32gb.
         if device.board is not None and f"{device.board.name}-".startswith(f"{board.name}-"):
             return device
+    if board.integrated and any(device.is_board for device in here) and hides_its_name(sysfs_root()):
+        raise MissingHardware(
+            f"--device {board.name}: this Jetson does not tell which one it is, its device tree is hidden (as Docker does): use "
+            "--device auto, or start the container with -v /sys/firmware:/sys/firmware:ro"
+        )
     names = [f"{d.given_name} (--device {d.board.name})" if d.board is not None else d.given_name for d in here]
     found = f"which has {', '.join(names)}" if here else why_no_gpu()
     raise MissingHardware(

@@ -106,6 +106,11 @@ def _device_tree(root: Path, name: str) -> str | None:
     return read_text(root / "proc/device-tree" / name) or read_text(root / "sys/firmware/devicetree/base" / name)
 
 
+def hides_its_name(root: Path) -> bool:
+    """Whether neither model nor modules can be read: Docker hides the device tree."""
+    return _device_tree(root, "model") is None and _device_tree(root, "compatible") is None
+
+
 class JetsonBoard:
     """The GPU of a Jetson and the sensors around it (``device.Instruments``). It shares its memory with the CPU."""
 

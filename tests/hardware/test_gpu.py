@@ -159,6 +159,24 @@ def test_a_board_is_found_by_its_plain_name_in_its_faster_power_mode_too(
         open_device("orin-nx")
 
 
+def test_a_board_whose_name_a_container_hides_says_so_and_not_that_it_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build(tmp_path, "orin-agx-jp6")
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(tmp_path))
+    (tmp_path / "sys/firmware").rename(tmp_path / "hidden")
+    assert open_device("auto", timed=False).name == "jetson"
+    with pytest.raises(
+        MissingHardware, match=r"device tree is hidden.*--device auto.* -v /sys/firmware:/sys/firmware:ro"
+    ):
+        open_device("orin-agx")
+    with pytest.raises(MissingHardware, match="no NVIDIA GeForce RTX 4060 Ti"):
+        open_device("rtx-4060ti")
+    (tmp_path / "hidden").rename(tmp_path / "sys/firmware")
+    (tmp_path / "proc/device-tree").unlink()  # as it is with the volume
+    assert open_device("orin-agx").name == "orin-agx"
+
+
 def test_the_name_of_a_family_opens_its_smaller_modules_too_and_theirs_not_the_larger(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
