@@ -74,7 +74,7 @@ def find_jetson(
     if compatible and "nvidia," not in compatible:
         return None  # a board of another maker, whose GPU may be called gpu as well
     chip = any(_of_name(node) in _GPU_NAMES - {"gpu"} or "gpu-gpc" in node.name for node in nodes)
-    monitored = bool(find_rails(root))
+    monitored = bool(find_rails(root, compatible))
     named = "jetson" in (_device_tree(root, "model") or "").lower() or "nvidia,tegra" in compatible
     told = chip or named or l4t.release is not None or (bool(nodes) and monitored)
     if not told or not (nodes or monitored):
@@ -129,9 +129,10 @@ class JetsonBoard:
         self._memory_clock = MemoryClock(root)
         model = _device_tree(root, "model") or "Jetson"
         self.given_name = model
-        self.board = _catalog_entry(model, _device_tree(root, "compatible") or "", self.supported_hz())
+        compatible = _device_tree(root, "compatible") or ""
+        self.board = _catalog_entry(model, compatible, self.supported_hz())
         self.key = f"devfreq-{self._node.name}" if self._node is not None else "jetson"
-        self.rails: list[Rail] = find_rails(root)
+        self.rails: list[Rail] = find_rails(root, compatible)
         self._figure: Figure | None = choose(self.rails, rail or os.environ.get("CARD_POWER_RAIL"))
         self._zone = _zone(root)
         self._cooling = _gpu_cooling(root, self._nodes)

@@ -5,14 +5,14 @@ a rail is known by the label that the board's device tree gives it.
 
     hwmon  in{n}_label   in{n}_input [mV]  curr{n}_input [mA]      JetPack 5 and newer (INA3221)
     iio    rail_name_{n}                   in_power{n}_input [mW]  JetPack 4 (INA3221)
-    hwmon  in1_label                       power1_input [uW]       Thor's carrier (INA238)
+    hwmon  in1_label                       power1_input [uW]       Thor's carrier (INA238), and what others put on theirs
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from profiler.hardware.host import read_number, read_text
@@ -58,13 +58,18 @@ FED_BY = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
 """Rails behind another measured rail, which a sum must not count twice. AGX Orin's memory converter stands on the 5 V
 system rail: both monitors read the same bus voltage, and the device tree keeps the 5 V channel out of the chip's own sum."""
 
+_LEAST = 0.9
+"""A total shows at least this share of what the rails behind it show; the rest is for rounding, and for the time between two reads."""
+_ON_BUS = re.compile(r"\d+-[0-9a-f]{4}")
+
 
 @dataclass(frozen=True)
 class Rail:
-    """One supply rail: ``chip`` that measures it, and the files that it is read from."""
+    """One supply rail: ``chip`` that measures it, at which ``address``, and the files that it is read from."""
 
     label: str
     chip: str
+    address: str
     power: Path | None
     power_unit_w: float
     voltage: Path | None
@@ -76,6 +81,11 @@ class Rail:
     def scope(self) -> str:
         """What hangs on this rail, in words."""
         return WHOLE.get(self.label) or PARTS.get(self.label) or "rail"
+
+    @property
+    def named(self) -> bool:
+        """Whether the device tree has a label for it; else it bears its monitor's name."""
+        return self.label != f"{self.chip.lower()}@{self.address}"
 
     def read_w(self) -> float | None:
         """Watts at this moment; None where the monitor did not answer. A few milliwatts below zero are its offset."""
@@ -96,24 +106,35 @@ class Rail:
         return SHUNT_STEP_V / self.shunt_ohm * millivolt * 1e-3
 
 
-def find_rails(root: Path) -> list[Rail]:
-    """Every rail whose monitor can be read, in the order of the monitors' addresses. A label is taken once."""
-    found: dict[str, Rail] = {}
+def find_rails(root: Path, compatible: str) -> list[Rail]:
+    """Every rail whose monitor can be read, in the order of the monitors' addresses. A label is taken once.
+
+    A monitor without a label is called by its chip and address, for anybody may have put it anywhere; but the one INA238 of a
+    Thor (``compatible``, as the device tree has it, tells) stands at the board's input.
+    """
     drivers = root / "sys/bus/i2c/drivers"
-    for device in _listed(drivers, "ina3221*/*") + _listed(drivers, "ina2[23][0-9]*/*"):
-        chip = device.parent.name.upper()
-        for folder in _listed(device, "hwmon/hwmon*"):
-            for rail in [*_hwmon_rails(folder, chip), *_ina238_rails(folder, chip)]:
-                found.setdefault(rail.label, rail)
-        for folder in _listed(device, "iio:device*"):
-            for rail in _iio_rails(folder, chip):
-                found.setdefault(rail.label, rail)
-    for folder in _listed(root / "sys/class/hwmon", "hwmon*"):  # trees and drivers without the i2c driver's folder
-        chip = (read_text(folder / "name") or "").upper()
-        if chip.startswith("INA"):
-            for rail in [*_hwmon_rails(folder, chip), *_ina238_rails(folder, chip)]:
-                found.setdefault(rail.label, rail)
+    devices = _listed(drivers, "ina3221*/*") + _listed(drivers, "ina2[23][0-9]*/*")
+    folders = [(f, d.parent.name) for d in devices for f in _listed(d, "hwmon/hwmon*") + _listed(d, "iio:device*")]
+    folders += [(f, "") for f in _listed(root / "sys/class/hwmon", "hwmon*")]  # drivers without a folder of their own
+    monitors: dict[str, list[Rail]] = {}
+    for folder, driver in folders:
+        chip = (read_text(folder / "name") or driver).upper()
+        if chip.startswith("INA") and folder.name not in monitors:  # hwmon3 is hwmon3, by whichever way one came to it
+            every = [*_hwmon_rails(folder, chip), *_ina238_rails(folder, chip), *_iio_rails(folder, chip)]
+            monitors[folder.name] = every
+    rails = [rail for every in monitors.values() for rail in every]
+    bare = [rail for rail in rails if rail.chip == "INA238" and not rail.named]
+    if "tegra264" in compatible and len(bare) == 1 and all(rail.label != "VIN" for rail in rails):
+        rails = [replace(rail, label="VIN") if rail is bare[0] else rail for rail in rails]
+    found: dict[str, Rail] = {}
+    for rail in rails:
+        found.setdefault(rail.label, rail)
     return list(found.values())
+
+
+def _address(folder: Path) -> str:
+    """Bus and address of a monitor (``1-0040``), which stay where folders are numbered anew; else its folder's name."""
+    return next((part for part in reversed(folder.resolve().parts) if _ON_BUS.fullmatch(part)), folder.name)
 
 
 def _listed(folder: Path, pattern: str) -> list[Path]:
@@ -151,6 +172,7 @@ def _hwmon_rails(folder: Path, chip: str) -> list[Rail]:
             Rail(
                 label=label,
                 chip=chip,
+                address=_address(folder),
                 power=None,
                 power_unit_w=1.0,
                 voltage=voltage,
@@ -163,16 +185,18 @@ def _hwmon_rails(folder: Path, chip: str) -> list[Rail]:
 
 
 def _ina238_rails(folder: Path, chip: str) -> list[Rail]:
-    """A monitor that multiplies itself: one rail, in microwatts. Without a label on a Jetson it stands at the board's input."""
+    """A monitor that multiplies itself: one rail, in microwatts."""
     power = folder / "power1_input"
     if not power.exists():
         return []
-    label = read_text(folder / "in1_label") or read_text(folder / "power1_label") or "VIN"
+    address = _address(folder)
+    label = read_text(folder / "in1_label") or read_text(folder / "power1_label") or f"{chip.lower()}@{address}"
     voltage = folder / "in1_input"
     return [
         Rail(
             label=label,
             chip=chip,
+            address=address,
             power=power,
             power_unit_w=1e-6,
             voltage=voltage if voltage.exists() else None,
@@ -200,6 +224,7 @@ def _iio_rails(folder: Path, chip: str) -> list[Rail]:
             Rail(
                 label=label,
                 chip=chip.removesuffix("X"),
+                address=_address(folder),
                 power=power if power.exists() else None,
                 power_unit_w=1e-3,
                 voltage=voltage if voltage.exists() else None,
@@ -249,8 +274,8 @@ class Figure:
 def choose(rails: Sequence[Rail], asked: str | None) -> Figure | None:
     """Which watts stand for the board: the rail asked for by label, else its total, else the sum of its rails.
 
-    Rails that do not answer now, and a total that shows zero, are left out, and the scope says so. None where nothing is left, or
-    all show zero. Raises BadInput for a label that the board has not.
+    Rails that do not answer now, and a total that shows zero or less than the rails behind it, are left out, and the scope says so.
+    None where nothing is left, or all show zero. Raises BadInput for a label that the board has not.
     """
     by_label = {rail.label: rail for rail in rails}
     if asked:
@@ -260,23 +285,27 @@ def choose(rails: Sequence[Rail], asked: str | None) -> Figure | None:
                 f"CARD_POWER_RAIL: no rail {asked!r} on this board; expected one of {', '.join(by_label) or 'none'}"
             )
         return _single(by_label[wanted])
-    seen_w = {label: _seen_w(rail) for label, rail in by_label.items()}
+    looks = [_look(rails) for _ in range(3)]
+    seen_w = {label: max((look[label] for look in looks if label in look), default=None) for label in by_label}
     # Nothing runs on nothing: a total of zero is no measurement, and neither is a board of rails that all show zero.
     silent = [label for label, watts in seen_w.items() if watts is None or (watts <= 0 and label in WHOLE)]
     if all(watts is None or watts <= 0 for watts in seen_w.values()):
         return None
+    short = [label for label in WHOLE if label in by_label and label not in silent and _short(label, looks)]
     for label in WHOLE:
-        if label in by_label and label not in silent:
+        if label in by_label and label not in silent and label not in short:
             return _single(by_label[label])
     whole = [label for label in WHOLE if label in by_label]
     summed = [
         rail
         for label, rail in by_label.items()
-        if label not in silent and label not in WHOLE and FED_BY.get(label) not in by_label
+        if rail.named and label not in silent and label not in WHOLE and FED_BY.get(label) not in by_label
     ]
-    missed = [label for label in silent if FED_BY.get(label) not in by_label]
+    missed = [label for label in silent if by_label[label].named and FED_BY.get(label) not in by_label]
     notes = [f"{label} is inside {FED_BY[label]}" for label in by_label if FED_BY.get(label) in by_label]
     notes += [f"{label} {'did not answer' if seen_w[label] is None else 'shows 0 W'}" for label in missed]
+    notes += [f"{rail.label} is recorded and not in the sum" for rail in rails if not rail.named]
+    notes += [f"{label} shows less than these, so it is not the total" for label in short]
     if not summed:
         return None
     if len(summed) == 1:
@@ -293,6 +322,14 @@ def _single(rail: Rail) -> Figure:
     return Figure((rail,), f"{rail.scope} ({rail.label}), idle not subtracted")
 
 
-def _seen_w(rail: Rail) -> float | None:
-    """The most watts of three looks; None where none was answered."""
-    return max((watts for _ in range(3) if (watts := rail.read_w()) is not None), default=None)
+def _look(rails: Sequence[Rail]) -> dict[str, float]:
+    """Watts of the rails that answer, at one moment, by label."""
+    return {rail.label: watts for rail in rails if (watts := rail.read_w()) is not None}
+
+
+def _short(label: str, looks: Sequence[Mapping[str, float]]) -> bool:
+    """Whether this rail showed less than the module's rails together at every look: then they do not hang on it."""
+    together_w = [
+        sum(w for name, w in look.items() if name in PARTS and FED_BY.get(name) not in look) for look in looks
+    ]
+    return all(look[label] < _LEAST * sum_w for look, sum_w in zip(looks, together_w, strict=True) if label in look)

@@ -15,7 +15,7 @@ from profiler.hardware.gpu import GpuDevice
 from profiler.hardware.jetson import JetsonBoard, find_jetson
 from profiler.profile import BadInput, MissingHardware
 from tests.rigs.jetsons import BOARDS
-from tests.rigs.sysfs import Live, build
+from tests.rigs.sysfs import Live, add_monitor, build
 from tests.rigs.time import VirtualTime
 
 EXPECTED = {
@@ -53,6 +53,31 @@ def found(tree: Path, **more: object) -> JetsonBoard:
 def only(tree: Path, pattern: str) -> Path:
     (path,) = tree.glob(pattern)
     return path
+
+
+def silenced(tree: Path, label: str) -> Path:
+    """The current of this rail cannot be read any more: reading a folder fails, for root too."""
+    (place,) = (p for p in tree.glob("sys/class/hwmon/hwmon*/in*_label") if p.read_text().strip() == label)
+    current = place.with_name(place.name.replace("in", "curr").replace("_label", "_input"))
+    current.unlink()
+    current.mkdir()
+    return current
+
+
+def unlabelled(tree: Path, address: str, number: int, watts: float, chip: str = "ina226") -> None:
+    """A monitor that the carrier's maker, or the user, has put somewhere."""
+    add_monitor(tree, f"platform/bus@0/31e0000.i2c/i2c-8/{address}", number, {"name": chip, "in0_input": 0,
+                "in1_input": 5000, "curr1_input": round(200 * watts), "power1_input": round(1e6 * watts)})  # fmt: skip
+
+
+def shown(tree: Path, watts: dict[str, float]) -> None:
+    """The rails of these labels show so much, at 5 V."""
+    for place in tree.glob("sys/class/hwmon/hwmon*/in*_label"):
+        label = place.read_text().strip()
+        if label in watts:
+            place.with_name(place.name.replace("_label", "_input")).write_text("5000\n")
+            current = place.name.replace("in", "curr").replace("_label", "_input")
+            place.with_name(current).write_text(f"{200 * watts[label]:.0f}\n")
 
 
 @pytest.fixture
@@ -176,6 +201,49 @@ def test_numbers_of_buses_and_monitors_do_not_matter(orin: Path) -> None:
 def test_rails_are_found_through_the_class_of_monitors_alone(orin: Path) -> None:
     (orin / "sys/bus/i2c/drivers/ina3221/1-0040").unlink()
     assert [rail.label for rail in found(orin).rails] == ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"]
+
+
+def test_a_monitor_without_a_label_is_recorded_and_never_the_whole_board(tmp_path: Path) -> None:
+    build(tmp_path, "orin-agx-jp6")
+    own = found(tmp_path).read()
+    unlabelled(tmp_path, "8-0041", 16, 1.2, "ina219")
+    unlabelled(tmp_path, "8-0045", 17, 30.0)
+    board = found(tmp_path)
+    reading = board.read()
+    assert reading.power_w == own.power_w
+    assert reading.rails_w is not None
+    assert reading.rails_w["ina219@8-0041"] == pytest.approx(1.2)
+    assert reading.rails_w["ina226@8-0045"] == pytest.approx(30.0)
+    assert board.power is not None
+    assert board.power.scope.startswith("sum of VDD_GPU_SOC, VDD_CPU_CV and VIN_SYS_5V0")
+    assert "ina226@8-0045 is recorded and not in the sum" in board.power.scope
+    assert found(tmp_path, rail="ina226@8-0045").read().power_w == pytest.approx(30.0)  # unless the user says so
+
+
+def test_the_ina238_of_thor_stands_at_the_input_though_it_has_no_label(tmp_path: Path) -> None:
+    build(tmp_path, "thor-jp7")
+    only(tmp_path, "sys/devices/**/2-0044/hwmon/hwmon4/in1_label").unlink()
+    board = found(tmp_path)
+    assert board.power is not None
+    assert board.power.scope == "whole board, carrier included (VIN)"
+    unlabelled(tmp_path, "8-0045", 16, 90.0, "ina238")  # a second one: nothing tells which of them is the input's
+    board = found(tmp_path)
+    assert board.power is not None
+    assert board.power.scope.startswith("sum of VDD_GPU, VDD_CPU_SOC_MSS and VIN_SYS_5V0")
+
+
+def test_a_total_below_the_rails_behind_it_is_not_the_total(orin: Path) -> None:
+    shown(orin, {"VDD_IN": 1.2, "VDD_CPU_GPU_CV": 5.0, "VDD_SOC": 2.0})
+    board = found(orin)
+    assert board.read().power_w == pytest.approx(7.0)
+    assert board.power is not None
+    assert board.power.scope == (
+        "sum of VDD_CPU_GPU_CV and VDD_SOC (not the whole module; VDD_IN shows less than these, so it is not the total)"
+    )
+    shown(orin, {"VDD_IN": 6.9})  # within what two reads are apart
+    board = found(orin)
+    assert board.power is not None
+    assert board.power.scope == "whole module (VDD_IN)"
 
 
 def test_a_board_nobody_has_seen_works_by_its_structure(tmp_path: Path) -> None:

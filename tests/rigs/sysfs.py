@@ -54,6 +54,16 @@ def build(tree: Path, name: str) -> Jetson:
     return board
 
 
+def add_monitor(tree: Path, device: str, number: int, files: dict[str, object]) -> Path:
+    """Put one more power monitor into a tree, as a carrier may have it: ``device`` below sys/devices; its hwmon folder."""
+    put = _Writer(tree)
+    folder = put.hwmon(device, number, files)
+    chip = str(files["name"])
+    driver = chip if chip in ("ina3221", "ina238") else "ina2xx"
+    put.link(f"sys/bus/i2c/drivers/{driver}/{device.rsplit('/', 1)[-1]}", f"sys/devices/{device}")
+    return tree / folder
+
+
 class _Writer:
     """Files and links below one root; text ends with a new line unless it is bytes."""
 
