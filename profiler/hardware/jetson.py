@@ -22,7 +22,7 @@ from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading,
 from profiler.hardware.host import WallTime, cgroup_limit_bytes, read_number, read_text, sysfs_root
 from profiler.hardware.l4t import L4t, MemoryClock, PowerMode, fan, processors
 from profiler.hardware.rails import Figure, Rail, choose, find_rails
-from profiler.profile import Role
+from profiler.profile import MissingHardware, Role
 
 _GPU_NAMES = {"gpu", "gm20b", "gp10b", "gv11b", "ga10b", "gb10b"}
 _OTHER_ENGINES = ("nvd", "vic", "nvenc", "nvjpg", "pva", "dla")
@@ -133,7 +133,12 @@ class JetsonBoard:
         self.board = _catalog_entry(model, compatible, self.supported_hz())
         self.key = f"devfreq-{self._node.name}" if self._node is not None else "jetson"
         self.rails: list[Rail] = find_rails(root, compatible)
-        self._figure: Figure | None = choose(self.rails, rail or os.environ.get("CARD_POWER_RAIL"))
+        reasons: dict[str, str] = {}
+        self._figure: Figure | None = None
+        try:
+            self._figure = choose(self.rails, rail or os.environ.get("CARD_POWER_RAIL"))
+        except MissingHardware as error:
+            reasons["power"] = str(error)
         self._zone = _zone(root)
         self._cooling = _gpu_cooling(root, self._nodes)
         self._events = sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt"))
@@ -141,7 +146,6 @@ class JetsonBoard:
         self._counted_at_s = self.time.now_s()
         self._pinned = self._is_pinned()
         self._over_current()  # what was counted before is not ours
-        reasons = {}
         self.power: PowerSensor | None = None
         if self._figure is not None:
             self.power = PowerSensor(
@@ -149,15 +153,6 @@ class JetsonBoard:
                 sensor=self._figure.sensor,
                 period_s=max(0.02, self._figure.period_s),
                 averaging_s=self._figure.averaging_s,
-            )
-        elif self.rails:
-            reasons["power"] = "none of the board's power monitors shows any watts: " + ", ".join(
-                r.label for r in self.rails
-            )
-        else:
-            reasons["power"] = (
-                "no power monitor (INA3221, INA238) under sys/bus/i2c/drivers: this carrier may have none, or its driver "
-                "is not loaded"
             )
         self.clocks: ClockControl | None = None
         if self.supported_hz():

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from profiler.hardware.host import read_number, read_text
-from profiler.profile import BadInput
+from profiler.profile import BadInput, MissingHardware
 
 ASSUMED_PERIOD_S = 0.1
 """How often a monitor renews where it does not say so."""
@@ -52,7 +52,8 @@ PARTS = {
     "SYS5V": "5 V system rail",
     "VDD_4V0_WIFI": "radio rail",
 }
-"""What hangs on a rail, by label. A label that is not here is named as it is."""
+"""What hangs on a rail of a module, by label (the developer guide's and the device trees'). A rail that is not here is the carrier's, or
+one that nobody has told us of: it is named as it is, recorded, and in no sum."""
 
 FED_BY = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
 """Rails behind another measured rail, which a sum must not count twice. AGX Orin's memory converter stands on the 5 V
@@ -128,7 +129,8 @@ def find_rails(root: Path, compatible: str) -> list[Rail]:
         rails = [replace(rail, label="VIN") if rail is bare[0] else rail for rail in rails]
     found: dict[str, Rail] = {}
     for rail in rails:
-        found.setdefault(rail.label, rail)
+        known = next((label for label in (*WHOLE, *PARTS) if label.lower() == rail.label.lower()), rail.label)
+        found.setdefault(known, replace(rail, label=known))
     return list(found.values())
 
 
@@ -271,11 +273,12 @@ class Figure:
         return max(0.0, sum(found)) if len(found) == len(parts) else None
 
 
-def choose(rails: Sequence[Rail], asked: str | None) -> Figure | None:
-    """Which watts stand for the board: the rail asked for by label, else its total, else the sum of its rails.
+def choose(rails: Sequence[Rail], asked: str | None) -> Figure:
+    """Which watts stand for the board: the rail asked for by label, else its total, else the sum of its module's rails.
 
     Rails that do not answer now, and a total that shows zero or less than the rails behind it, are left out, and the scope says so.
-    None where nothing is left, or all show zero. Raises BadInput for a label that the board has not.
+    Where no label is known, the only rail is the figure, and of several nobody knows which may be added. Raises BadInput for a
+    label that the board has not, MissingHardware, which says why, where no watts stand for the board.
     """
     by_label = {rail.label: rail for rail in rails}
     if asked:
@@ -285,29 +288,39 @@ def choose(rails: Sequence[Rail], asked: str | None) -> Figure | None:
                 f"CARD_POWER_RAIL: no rail {asked!r} on this board; expected one of {', '.join(by_label) or 'none'}"
             )
         return _single(by_label[wanted])
+    if not rails:
+        raise MissingHardware(
+            "no power monitor (INA3221, INA238) under sys/bus/i2c/drivers: this carrier may have none, or its driver is not loaded"
+        )
     looks = [_look(rails) for _ in range(3)]
     seen_w = {label: max((look[label] for look in looks if label in look), default=None) for label in by_label}
     # Nothing runs on nothing: a total of zero is no measurement, and neither is a board of rails that all show zero.
-    silent = [label for label, watts in seen_w.items() if watts is None or (watts <= 0 and label in WHOLE)]
     if all(watts is None or watts <= 0 for watts in seen_w.values()):
-        return None
+        raise MissingHardware(f"none of the board's power monitors shows any watts: {', '.join(by_label)}")
+    silent = [label for label, watts in seen_w.items() if watts is None or (watts <= 0 and label in WHOLE)]
     short = [label for label in WHOLE if label in by_label and label not in silent and _short(label, looks)]
     for label in WHOLE:
         if label in by_label and label not in silent and label not in short:
             return _single(by_label[label])
     whole = [label for label in WHOLE if label in by_label]
-    summed = [
-        rail
-        for label, rail in by_label.items()
-        if rail.named and label not in silent and label not in WHOLE and FED_BY.get(label) not in by_label
-    ]
-    missed = [label for label in silent if by_label[label].named and FED_BY.get(label) not in by_label]
-    notes = [f"{label} is inside {FED_BY[label]}" for label in by_label if FED_BY.get(label) in by_label]
+    inside = [label for label in by_label if FED_BY.get(label) in by_label]
+    parts = [label for label in by_label if label in PARTS and label not in inside]
+    others = [rail for rail in rails if rail.label not in PARTS and rail.label not in WHOLE]
+    named = [rail for rail in others if rail.named]
+    if len(named) == 1 and not parts and not whole:
+        return _single(named[0])
+    summed = [by_label[label] for label in parts if label not in silent]
+    if not any("GPU" in rail.label for rail in summed):
+        raise MissingHardware(
+            f"which watts stand for this board is not known: among its rails ({', '.join(by_label)}) is no total and none of the GPU "
+            f"that we know and that answers; choose one: CARD_POWER_RAIL={next(iter(by_label))}"
+        )
+    notes = [f"{label} is inside {FED_BY[label]}" for label in inside]
+    missed = [label for label in silent if label in parts or label in whole]
     notes += [f"{label} {'did not answer' if seen_w[label] is None else 'shows 0 W'}" for label in missed]
-    notes += [f"{rail.label} is recorded and not in the sum" for rail in rails if not rail.named]
     notes += [f"{label} shows less than these, so it is not the total" for label in short]
-    if not summed:
-        return None
+    if others:
+        notes.append(f"recorded, not in the sum: {', '.join(rail.label for rail in others)}")
     if len(summed) == 1:
         only = _single(summed[0])
         return Figure(only.rails, "; ".join([only.scope, *notes]))

@@ -64,6 +64,14 @@ def silenced(tree: Path, label: str) -> Path:
     return current
 
 
+def carrier(tree: Path, address: str, number: int, watts: dict[str, float]) -> None:
+    """An INA3221 that the carrier's maker has put on it, with labels of his own."""
+    files: dict[str, object] = {"name": "ina3221"}
+    for n, (label, shows) in enumerate(watts.items(), 1):
+        files |= {f"in{n}_label": label, f"in{n}_input": 12000, f"curr{n}_input": round(shows / 12 * 1000)}
+    add_monitor(tree, f"platform/bus@0/31a0000.i2c/i2c-{address[0]}/{address}", number, files)
+
+
 def unlabelled(tree: Path, address: str, number: int, watts: float, chip: str = "ina226") -> None:
     """A monitor that the carrier's maker, or the user, has put somewhere."""
     add_monitor(tree, f"platform/bus@0/31e0000.i2c/i2c-8/{address}", number, {"name": chip, "in0_input": 0,
@@ -216,7 +224,7 @@ def test_a_monitor_without_a_label_is_recorded_and_never_the_whole_board(tmp_pat
     assert reading.rails_w["ina226@8-0045"] == pytest.approx(30.0)
     assert board.power is not None
     assert board.power.scope.startswith("sum of VDD_GPU_SOC, VDD_CPU_CV and VIN_SYS_5V0")
-    assert "ina226@8-0045 is recorded and not in the sum" in board.power.scope
+    assert "recorded, not in the sum: ina219@8-0041, ina226@8-0045" in board.power.scope
     assert found(tmp_path, rail="ina226@8-0045").read().power_w == pytest.approx(30.0)  # unless the user says so
 
 
@@ -244,6 +252,64 @@ def test_a_total_below_the_rails_behind_it_is_not_the_total(orin: Path) -> None:
     board = found(orin)
     assert board.power is not None
     assert board.power.scope == "whole module (VDD_IN)"
+
+
+@pytest.mark.parametrize("name", ["orin-agx-jp6", "xavier-agx-jp5", "xavier-agx-jp4"])
+def test_rails_of_the_carrier_are_recorded_and_in_no_sum(name: str, tmp_path: Path) -> None:
+    build(tmp_path, name)
+    own = found(tmp_path).read()
+    carrier(tmp_path, "7-0040", 17, {"VDD_12V_SENSE": 21.6, "VDD_3V3_SENSE": 1.0, "VDD_5V_SENSE": 4.5})
+    board = found(tmp_path)
+    reading = board.read()
+    assert reading.power_w == own.power_w
+    assert reading.rails_w is not None
+    assert reading.rails_w["VDD_12V_SENSE"] == pytest.approx(21.6)
+    assert board.power is not None
+    assert board.power.scope.startswith(EXPECTED[name][2])
+    assert board.power.scope.endswith("; recorded, not in the sum: VDD_12V_SENSE, VDD_3V3_SENSE, VDD_5V_SENSE)")
+
+
+def test_a_developer_kit_whose_monitor_of_the_total_is_not_bound_does_not_add_up_its_carrier(tmp_path: Path) -> None:
+    build(tmp_path, "tx2-jp4")
+    (tmp_path / "sys/bus/i2c/drivers/ina3221x/0-0041").unlink()
+    board = found(tmp_path)
+    assert board.power is not None
+    assert board.power.scope == (
+        "sum of VDD_SYS_GPU, VDD_SYS_SOC and VDD_4V0_WIFI (this board has no rail of the whole module; "
+        "recorded, not in the sum: VDD_MUX, VDD_5V0_IO_SYS, VDD_3V3_SYS)"
+    )
+
+
+def test_a_board_whose_labels_nobody_knows_says_how_to_choose_one(orin: Path) -> None:
+    for old, new in (("VDD_IN", "MAIN"), ("VDD_CPU_GPU_CV", "BUCK_A"), ("VDD_SOC", "BUCK_B")):
+        for place in orin.glob("sys/class/hwmon/hwmon*/in*_label"):
+            if place.read_text().strip() == old:
+                place.write_text(new + "\n")
+    board = found(orin)
+    assert board.power is None
+    assert "MAIN, BUCK_A, BUCK_B" in board.absent.reasons["power"]
+    assert "CARD_POWER_RAIL=MAIN" in board.absent.reasons["power"]
+    assert set(board.read().rails_w or {}) == {"MAIN", "BUCK_A", "BUCK_B"}
+    board = found(orin, rail="MAIN")
+    assert board.power is not None
+    assert board.power.scope == "rail (MAIN), idle not subtracted"
+
+
+def test_a_sum_without_the_gpu_is_no_figure_of_the_board(tmp_path: Path) -> None:
+    build(tmp_path, "orin-agx-jp6")
+    only(tmp_path, "sys/devices/**/1-0040/hwmon/hwmon3/in1_label").write_text("\n")
+    board = found(tmp_path)
+    assert board.power is None
+    assert "none of the GPU" in board.absent.reasons["power"]
+
+
+def test_labels_are_known_in_small_letters_too(tmp_path: Path) -> None:
+    build(tmp_path, "orin-agx-jp6")
+    for place in tmp_path.glob("sys/class/hwmon/hwmon*/in*_label"):
+        place.write_text(place.read_text().lower())
+    board = found(tmp_path)
+    assert board.power is not None
+    assert board.power.scope.startswith("sum of VDD_GPU_SOC, VDD_CPU_CV and VIN_SYS_5V0")
 
 
 def test_a_board_nobody_has_seen_works_by_its_structure(tmp_path: Path) -> None:
