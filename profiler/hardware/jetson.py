@@ -136,7 +136,7 @@ class JetsonBoard:
         reasons: dict[str, str] = {}
         self._figure: Figure | None = None
         try:
-            self._figure = choose(self.rails, rail or os.environ.get("CARD_POWER_RAIL"))
+            self._figure = choose(self.rails, rail or os.environ.get("CARD_POWER_RAIL"), self.time.wait)
         except MissingHardware as error:
             reasons["power"] = str(error)
         self._zone = _zone(root)

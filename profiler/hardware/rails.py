@@ -11,7 +11,7 @@ a rail is known by the label that the board's device tree gives it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,6 +61,8 @@ system rail: both monitors read the same bus voltage, and the device tree keeps 
 
 _LEAST = 0.9
 """A total shows at least this share of what the rails behind it show; the rest is for rounding, and for the time between two reads."""
+_LOOKS, _BETWEEN_S = 5, 0.2
+"""Further looks at opening, a second in all, while a rail of the module has not answered: a bus that is busy answers soon."""
 _ON_BUS = re.compile(r"\d+-[0-9a-f]{4}")
 
 
@@ -75,6 +77,7 @@ class Rail:
     power_unit_w: float
     voltage: Path | None
     current: Path | None
+    switch: Path | None
     shunt_ohm: float | None
     update_s: float | None
 
@@ -87,6 +90,11 @@ class Rail:
     def named(self) -> bool:
         """Whether the device tree has a label for it; else it bears its monitor's name."""
         return self.label != f"{self.chip.lower()}@{self.address}"
+
+    @property
+    def enabled(self) -> bool:
+        """Whether its channel of the monitor is on, or nothing says that it is off."""
+        return self.switch is None or read_number(self.switch) != 0
 
     def read_w(self) -> float | None:
         """Watts at this moment; None where the monitor did not answer. A few milliwatts below zero are its offset."""
@@ -179,6 +187,7 @@ def _hwmon_rails(folder: Path, chip: str) -> list[Rail]:
                 power_unit_w=1.0,
                 voltage=voltage,
                 current=current,
+                switch=folder / f"in{n}_enable",
                 shunt_ohm=micro_ohm * 1e-6 if micro_ohm is not None and micro_ohm > 0 else None,
                 update_s=_seconds(folder / "update_interval"),
             )
@@ -203,6 +212,7 @@ def _ina238_rails(folder: Path, chip: str) -> list[Rail]:
             power_unit_w=1e-6,
             voltage=voltage if voltage.exists() else None,
             current=None,
+            switch=None,
             shunt_ohm=None,
             update_s=_seconds(folder / "update_interval"),
         )
@@ -231,6 +241,7 @@ def _iio_rails(folder: Path, chip: str) -> list[Rail]:
                 power_unit_w=1e-3,
                 voltage=voltage if voltage.exists() else None,
                 current=current if current.exists() else None,
+                switch=None,
                 shunt_ohm=None,
                 update_s=None,
             )
@@ -273,11 +284,11 @@ class Figure:
         return max(0.0, sum(found)) if len(found) == len(parts) else None
 
 
-def choose(rails: Sequence[Rail], asked: str | None) -> Figure:
+def choose(rails: Sequence[Rail], asked: str | None, wait: Callable[[float], None]) -> Figure:
     """Which watts stand for the board: the rail asked for by label, else its total, else the sum of its module's rails.
 
-    Rails that do not answer now, and a total that shows zero or less than the rails behind it, are left out, and the scope says so.
-    Where no label is known, the only rail is the figure, and of several nobody knows which may be added. Raises BadInput for a
+    Rails that do not answer for a second (``wait`` lets it pass), and a total that shows zero or less than the rails behind it, are
+    left out, and the scope says so; but no figure goes without an input or the GPU's rail whose channel is on. Where no label is known, the only rail is the figure, and of several nobody knows which may be added. Raises BadInput for a
     label that the board has not, MissingHardware, which says why, where no watts stand for the board.
     """
     by_label = {rail.label: rail for rail in rails}
@@ -292,14 +303,17 @@ def choose(rails: Sequence[Rail], asked: str | None) -> Figure:
         raise MissingHardware(
             "no power monitor (INA3221, INA238) under sys/bus/i2c/drivers: this carrier may have none, or its driver is not loaded"
         )
-    looks = [_look(rails) for _ in range(3)]
+    looks = _looks(rails, wait)
     seen_w = {label: max((look[label] for look in looks if label in look), default=None) for label in by_label}
     # Nothing runs on nothing: a total of zero is no measurement, and neither is a board of rails that all show zero.
     if all(watts is None or watts <= 0 for watts in seen_w.values()):
         raise MissingHardware(f"none of the board's power monitors shows any watts: {', '.join(by_label)}")
     silent = [label for label, watts in seen_w.items() if watts is None or (watts <= 0 and label in WHOLE)]
+    mute = [label for label in silent if seen_w[label] is None and by_label[label].enabled]
     short = [label for label in WHOLE if label in by_label and label not in silent and _short(label, looks)]
     for label in WHOLE:
+        if label in mute:
+            raise _no_answer(by_label[label])
         if label in by_label and label not in silent and label not in short:
             return _single(by_label[label])
     whole = [label for label in WHOLE if label in by_label]
@@ -309,6 +323,9 @@ def choose(rails: Sequence[Rail], asked: str | None) -> Figure:
     named = [rail for rail in others if rail.named]
     if len(named) == 1 and not parts and not whole:
         return _single(named[0])
+    for label in parts:
+        if label in mute and ("GPU" in label or label.startswith("VIN")):
+            raise _no_answer(by_label[label])
     summed = [by_label[label] for label in parts if label not in silent]
     if not any("GPU" in rail.label for rail in summed):
         raise MissingHardware(
@@ -317,7 +334,9 @@ def choose(rails: Sequence[Rail], asked: str | None) -> Figure:
         )
     notes = [f"{label} is inside {FED_BY[label]}" for label in inside]
     missed = [label for label in silent if label in parts or label in whole]
-    notes += [f"{label} {'did not answer' if seen_w[label] is None else 'shows 0 W'}" for label in missed]
+    for label in missed:
+        told = "did not answer" if label in mute else "shows 0 W" if seen_w[label] is not None else "is switched off"
+        notes.append(f"{label} {told}")
     notes += [f"{label} shows less than these, so it is not the total" for label in short]
     if others:
         notes.append(f"recorded, not in the sum: {', '.join(rail.label for rail in others)}")
@@ -333,6 +352,26 @@ def _single(rail: Rail) -> Figure:
     if rail.label in WHOLE:
         return Figure((rail,), f"{rail.scope} ({rail.label})")
     return Figure((rail,), f"{rail.scope} ({rail.label}), idle not subtracted")
+
+
+def _no_answer(rail: Rail) -> MissingHardware:
+    return MissingHardware(
+        f"{rail.label} does not answer, though its monitor ({rail.chip}, {rail.address}) is there: without it the watts would be those of "
+        "something else; try again, or name another rail with CARD_POWER_RAIL"
+    )
+
+
+def _looks(rails: Sequence[Rail], wait: Callable[[float], None]) -> list[dict[str, float]]:
+    """Three looks at all rails, and more of them where one of the module's has not answered or a total cannot be one."""
+    looks = [_look(rails) for _ in range(3)]
+    modules = [rail for rail in rails if rail.label in WHOLE or rail.label in PARTS]
+    for _ in range(_LOOKS):
+        silent = [rail for rail in modules if rail.enabled and all(rail.label not in look for look in looks)]
+        if not silent and not any(rail.label in WHOLE and _short(rail.label, looks) for rail in modules):
+            break
+        wait(_BETWEEN_S)
+        looks.append(_look(rails))
+    return looks
 
 
 def _look(rails: Sequence[Rail]) -> dict[str, float]:

@@ -358,9 +358,50 @@ def test_reads_that_fail_are_not_told_and_do_not_end_the_run(orin: Path) -> None
     reading = board.read()
     assert (reading.power_w, reading.frequency_hz, reading.temperature_c) == (None, None, None)
     assert set(reading.rails_w or {}) == {"VDD_CPU_GPU_CV", "VDD_SOC"}
-    again = found(orin)  # opened like this, the scope says what is missing
+    again = found(orin)  # opened like this, there is no figure that would mean the same
+    assert again.power is None
+    assert "VDD_IN does not answer, though its monitor (INA3221, 1-0040) is there" in again.absent.reasons["power"]
+    assert found(orin, rail="VDD_SOC").read().power_w is not None
+    only(orin, "sys/devices/**/hwmon1/in1_enable").write_text("0\n")  # somebody has switched the channel off
+    again = found(orin)
     assert again.power is not None
-    assert again.power.scope == "sum of VDD_CPU_GPU_CV and VDD_SOC (not the whole module; VDD_IN did not answer)"
+    assert again.power.scope == "sum of VDD_CPU_GPU_CV and VDD_SOC (not the whole module; VDD_IN is switched off)"
+
+
+@pytest.mark.parametrize("label", ["VDD_GPU_SOC", "VIN_SYS_5V0"])
+def test_a_rail_that_is_silent_when_the_board_is_opened_is_waited_for_and_not_left_out(
+    label: str, tmp_path: Path
+) -> None:
+    build(tmp_path, "orin-agx-jp6")
+    current = silenced(tmp_path, label)
+
+    def answers_again(now_s: float, _: bool) -> None:
+        if now_s > 1000.3 and current.is_dir():
+            current.rmdir()
+            current.write_text("400\n")
+
+    board = found(tmp_path, time=VirtualTime(answers_again))
+    assert board.power is not None
+    assert board.power.scope == (
+        "sum of VDD_GPU_SOC, VDD_CPU_CV and VIN_SYS_5V0 (this board has no rail of the whole module; "
+        "VDDQ_VDD2_1V8AO is inside VIN_SYS_5V0)"
+    )
+    silenced(tmp_path, label)
+    clock = VirtualTime(lambda now_s, busy: None)
+    board = found(tmp_path, time=clock)
+    assert board.power is None
+    assert f"{label} does not answer" in board.absent.reasons["power"]
+    assert clock.now_s() - 1000 == pytest.approx(1.0)
+
+
+def test_a_rail_of_an_engine_that_is_off_may_be_silent(tmp_path: Path) -> None:
+    build(tmp_path, "xavier-agx-jp5")
+    silenced(tmp_path, "CV")
+    board = found(tmp_path)
+    assert board.power is not None
+    assert board.power.scope == (
+        "sum of GPU, CPU, SOC, VDDRQ and SYS5V (this board has no rail of the whole module; CV did not answer)"
+    )
 
 
 def test_a_total_of_zero_watts_is_no_measurement(orin: Path) -> None:
