@@ -116,7 +116,7 @@ class Rail:
 
 
 def find_rails(root: Path, compatible: str) -> list[Rail]:
-    """Every rail whose monitor can be read, in the order of the monitors' addresses. A label is taken once.
+    """Every rail whose monitor can be read, in the order of the monitors' addresses, no two of one label.
 
     A monitor without a label is called by its chip and address, for anybody may have put it anywhere; but the one INA238 of a
     Thor (``compatible``, as the device tree has it, tells) stands at the board's input.
@@ -135,11 +135,28 @@ def find_rails(root: Path, compatible: str) -> list[Rail]:
     bare = [rail for rail in rails if rail.chip == "INA238" and not rail.named]
     if "tegra264" in compatible and len(bare) == 1 and all(rail.label != "VIN" for rail in rails):
         rails = [replace(rail, label="VIN") if rail is bare[0] else rail for rail in rails]
-    found: dict[str, Rail] = {}
+    return _told_apart([replace(rail, label=_as_known(rail.label)) for rail in rails])
+
+
+def _as_known(label: str) -> str:
+    return next((known for known in (*WHOLE, *PARTS) if known.lower() == label.lower()), label)
+
+
+def _told_apart(rails: Sequence[Rail]) -> list[Rail]:
+    """Rails of one label bear their monitor's address too (``VDD_IN@0-0041``), but for that of the module's own monitor.
+
+    That is the one with the most other labels of a module. Where two have as many, nothing tells, and both bear the address.
+    """
+    company = {
+        rail: len({r.label for r in rails if r.address == rail.address and r.label in (*WHOLE, *PARTS)} - {rail.label})
+        for rail in rails
+    }
+    found = []
     for rail in rails:
-        known = next((label for label in (*WHOLE, *PARTS) if label.lower() == rail.label.lower()), rail.label)
-        found.setdefault(known, replace(rail, label=known))
-    return list(found.values())
+        alike = [company[r] for r in rails if r.label == rail.label and r is not rail]
+        alone = not alike or company[rail] > max(alike)
+        found.append(rail if alone else replace(rail, label=f"{rail.label}@{rail.address}"))
+    return found
 
 
 def _address(folder: Path) -> str:
@@ -303,6 +320,12 @@ def choose(rails: Sequence[Rail], asked: str | None, wait: Callable[[float], Non
         raise MissingHardware(
             "no power monitor (INA3221, INA238) under sys/bus/i2c/drivers: this carrier may have none, or its driver is not loaded"
         )
+    doubled = [label for label in by_label if _base(label) in (*WHOLE, *PARTS) and _base(label) not in by_label]
+    if doubled:
+        raise MissingHardware(
+            f"{' and '.join(doubled)}: nothing tells which of these monitors is the module's own; choose the rail whose watts you "
+            f"want: CARD_POWER_RAIL={doubled[0]}"
+        )
     looks = _looks(rails, wait)
     seen_w = {label: max((look[label] for look in looks if label in look), default=None) for label in by_label}
     # Nothing runs on nothing: a total of zero is no measurement, and neither is a board of rails that all show zero.
@@ -352,6 +375,11 @@ def _single(rail: Rail) -> Figure:
     if rail.label in WHOLE:
         return Figure((rail,), f"{rail.scope} ({rail.label})")
     return Figure((rail,), f"{rail.scope} ({rail.label}), idle not subtracted")
+
+
+def _base(label: str) -> str:
+    """The label as the device tree has it, without the monitor's address."""
+    return label.partition("@")[0]
 
 
 def _no_answer(rail: Rail) -> MissingHardware:

@@ -240,6 +240,31 @@ def test_the_ina238_of_thor_stands_at_the_input_though_it_has_no_label(tmp_path:
     assert board.power.scope.startswith("sum of VDD_GPU, VDD_CPU_SOC_MSS and VIN_SYS_5V0")
 
 
+def test_of_two_rails_of_one_label_the_module_s_own_counts_and_both_are_recorded(tmp_path: Path) -> None:
+    build(tmp_path, "orin-nano-jp6")
+    own = found(tmp_path).read()
+    carrier(tmp_path, "0-0041", 17, {"VDD_IN": 13.2, "VDD_5V": 2.0, "VDD_3V3": 0.3})  # an address before the module's
+    board = found(tmp_path)
+    assert board.power is not None
+    assert board.power.scope == "whole module (VDD_IN)"
+    reading = board.read()
+    assert reading.power_w == own.power_w
+    assert reading.rails_w is not None
+    assert reading.rails_w["VDD_IN"] == own.power_w
+    assert reading.rails_w["VDD_IN@0-0041"] == pytest.approx(13.2)
+    assert found(tmp_path, rail="VDD_IN@0-0041").read().power_w == pytest.approx(13.2)
+
+
+def test_where_nothing_tells_two_rails_of_one_label_apart_the_user_is_asked(orin: Path) -> None:
+    carrier(orin, "0-0041", 17, {"VDD_IN": 13.2, "VDD_CPU_GPU_CV": 2.0, "VDD_SOC": 0.3})
+    board = found(orin)
+    assert board.power is None
+    assert "VDD_IN@0-0041" in board.absent.reasons["power"]
+    assert "VDD_IN@1-0040" in board.absent.reasons["power"]
+    assert "CARD_POWER_RAIL=VDD_IN@" in board.absent.reasons["power"]
+    assert len(board.read().rails_w or {}) == 6
+
+
 def test_a_total_below_the_rails_behind_it_is_not_the_total(orin: Path) -> None:
     shown(orin, {"VDD_IN": 1.2, "VDD_CPU_GPU_CV": 5.0, "VDD_SOC": 2.0})
     board = found(orin)
