@@ -15,13 +15,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from profiler.hardware.catalog import Board, board_named, boards
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading, Timebase
 from profiler.hardware.host import WallTime, cgroup_limit_bytes, read_number, read_text, sysfs_root
 from profiler.hardware.l4t import L4t, MemoryClock, PowerMode, fan, processors
-from profiler.hardware.rails import Figure, Rail, choose, find_rails
+from profiler.hardware.rails import Figure, Rail, choose, find_rails, found_again
 from profiler.profile import MissingHardware, Role
 
 _GPU_NAMES = {"gpu", "gm20b", "gp10b", "gv11b", "ga10b", "gb10b"}
@@ -53,6 +54,9 @@ _MODELS = {
     "nvidia orin nano developer kit": "orin-nano",
 }
 """Names in the device tree's ``model`` that are not the product's."""
+
+_LOST_S = 2.0
+"""Without watts for so long, the monitors are looked for again."""
 
 _INSTANT_EVENTS_PER_S = 50.0
 """Over-current events of the third kind are microsecond spikes: boards at their highest mode count several a second while
@@ -129,7 +133,7 @@ class JetsonBoard:
         self._memory_clock = MemoryClock(root)
         model = _device_tree(root, "model") or "Jetson"
         self.given_name = model
-        compatible = _device_tree(root, "compatible") or ""
+        self._compatible = compatible = _device_tree(root, "compatible") or ""
         self.board = _catalog_entry(model, compatible, self.supported_hz())
         self.key = f"devfreq-{self._node.name}" if self._node is not None else "jetson"
         self.rails: list[Rail] = find_rails(root, compatible)
@@ -139,6 +143,7 @@ class JetsonBoard:
             self._figure = choose(self.rails, rail or os.environ.get("CARD_POWER_RAIL"), self.time.wait)
         except MissingHardware as error:
             reasons["power"] = str(error)
+        self._seen_at_s = self.time.now_s()
         self._zone = _zone(root)
         self._cooling = _gpu_cooling(root, self._nodes)
         self._events = sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt"))
@@ -211,16 +216,28 @@ class JetsonBoard:
     def read(self) -> Reading:
         now_s = self.time.now_s()
         rails_w = {rail.label: watts for rail in self.rails if (watts := rail.read_w()) is not None}
+        power_w = self._figure.watts(rails_w) if self._figure is not None else None
+        if power_w is not None:
+            self._seen_at_s = now_s
+        elif self._figure is not None and now_s - self._seen_at_s >= _LOST_S:
+            self._look_again(self._figure)
+            self._seen_at_s = now_s
         hertz = self.current_hz()
         return Reading(
             time_s=now_s,
-            power_w=self._figure.watts(rails_w) if self._figure is not None else None,
+            power_w=power_w,
             frequency_hz=hertz,
             temperature_c=self._temperature_c(),
             capped=self._over_current(),
             throttled=self._held_by_heat(hertz),
             rails_w=rails_w or None,
         )
+
+    def _look_again(self, figure: Figure) -> None:
+        """The monitors' folders bear other numbers once their driver has been bound anew. Which rails are the figure stays."""
+        now = find_rails(self.root, self._compatible)
+        self.rails = found_again(self.rails, now)
+        self._figure = replace(figure, rails=tuple(found_again(figure.rails, now)))
 
     def _temperature_c(self) -> float | None:
         """Degrees of the GPU's zone. It does not answer, or tells -256, while the GPU's supply is switched off."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -159,6 +160,15 @@ def _told_apart(rails: Sequence[Rail]) -> list[Rail]:
     return found
 
 
+def found_again(rails: Sequence[Rail], now: Sequence[Rail]) -> list[Rail]:
+    """These rails, under their labels, where the same monitors lie ``now``; one that is not there stays as it was."""
+    places = {(rail.address, _base(rail.label)): rail for rail in now}
+    return [
+        replace(places.get((rail.address, _base(rail.label)), rail), label=rail.label)  # the others may be gone by now
+        for rail in rails
+    ]
+
+
 def _address(folder: Path) -> str:
     """Bus and address of a monitor (``1-0040``), which stay where folders are numbered anew; else its folder's name."""
     return next((part for part in reversed(folder.resolve().parts) if _ON_BUS.fullmatch(part)), folder.name)
@@ -167,9 +177,10 @@ def _address(folder: Path) -> str:
 def _listed(folder: Path, pattern: str) -> list[Path]:
     """Matches, sorted, each real folder once (classes and drivers are links to the same devices)."""
     found: dict[Path, Path] = {}
-    for path in sorted(folder.glob(pattern)):
-        if path.is_dir():
-            found.setdefault(path.resolve(), path)
+    with suppress(OSError):  # one of them went away while we looked
+        for path in sorted(folder.glob(pattern)):
+            if path.is_dir():
+                found.setdefault(path.resolve(), path)
     return list(found.values())
 
 

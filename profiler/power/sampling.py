@@ -45,7 +45,9 @@ _PAUSE_S = 0.1  # the longest pause between windows, a period of the slowest sen
 _SHORT_STEP_S = 1.0  # longer steps meet the sensor at another phase each without a pause
 _BATCH_S = 0.05  # steps shorter than this are submitted in rows, for looking at the clock waits until they have ended
 _HELD_C = 2.0  # degrees still to come under a cap: the clock falls by some tenths of a percent for each
-_SILENT = 2  # windows without a single look at the sensors
+_SILENT = 2  # windows without a single answer of the sensors,
+_SILENT_S = 5.0  # and so long: a sensor that was lost is looked for again meanwhile
+_FELL_SILENT = "the sensor fell silent"
 _CLOCK_S = 1.0  # after which the temperature follows the new clock
 _COUNTER_MOVES = 10  # in a window, for its differences to mean something
 
@@ -171,16 +173,21 @@ def _sample(
             sampled.runs = [_Run([begin + 0.5 * options.max_s, start], [1])]
         least = max(4.0 * sensor.averaging_s, 1.2 * _COUNTER_MOVES * max(period, _beat_s(readings)))
         sampled.length_s = length = max(length, min(least, longest))
-        heard = silent = 0
+        heard, heard_s, silent = 0, start, 0
         while not sampled.runs[0].steps or begin + options.max_s - device.now_s() >= 0.5 * length:
             run = sampled.runs[-1]
             end, count = steps.until(min(run.edges_s[-1] + length, begin + options.max_s))
             run.edges_s.append(end)
             run.steps.append(count)
-            silent = silent + 1 if len(readings) == heard else 0
-            if silent >= _SILENT:  # the watching has broken off (the card is lost, say): leaving raises why
+            answers = sum(map(_answers, list(readings)))
+            silent = silent + 1 if answers == heard else 0
+            if answers > heard:
+                heard, heard_s = answers, end
+            if (
+                silent >= _SILENT and end - heard_s >= _SILENT_S
+            ):  # or the watching has broken off (the card is lost, say): leaving raises why
+                sampled.stopped_by = _FELL_SILENT
                 break
-            heard = len(readings)
             if end - begin >= options.min_s:
                 found = _estimate(sampled, sensor, options, list(readings))
                 if found is not None and on_reading is not None:
@@ -313,10 +320,12 @@ class _Estimate:
 def _estimate(
     sampled: _Sampled, sensor: PowerSensor, options: SamplingOptions, readings: Sequence[Reading]
 ) -> _Estimate | None:
-    """The best figure from what was read so far; None where nothing was read."""
+    """The best figure from what was read so far; None where nothing was read, or nothing in most of the time."""
     readings = _sound(readings)
     windows, each = _windows(sampled, readings, options)
-    if not windows:
+    answered_s = [r.time_s for r in readings if _answers(r)]
+    edges_s = np.array([(window.start_s, window.end_s) for window in windows]).reshape(-1, 2)
+    if not windows or np.mean(np.diff(np.searchsorted(answered_s, edges_s)) > 0) < 0.5:
         return None
     shown = [(r.time_s, r.power_w) for r in readings if r.power_w is not None]
     counted = [(r.time_s, r.energy_j) for r in readings if r.energy_j is not None]
@@ -426,6 +435,11 @@ def _heat(
     return settling(known[:, 0], known[:, 1], starts, ends, series, sampled.habits)
 
 
+def _answers(reading: Reading) -> bool:
+    """Whether this look told anything of the power."""
+    return reading.power_w is not None or reading.energy_j is not None
+
+
 def _sound(readings: Sequence[Reading]) -> list[Reading]:
     """Readings in order of time, each later than the one before; figures that are no numbers taken as missing."""
     sound: list[Reading] = []
@@ -473,9 +487,7 @@ def steady_point(
     sensor = _sensor(device)
     above_w = None if rest_w is None else _LOAD * rest_w
     sampled = _sample(device, sensor, load, options, pauses=True, above_w=above_w, habits=habits, on_reading=on_reading)
-    found = _estimate(sampled, sensor, options, sampled.readings)
-    if found is None:
-        raise MissingHardware(f"{device.name}: the power sensor ({sensor.sensor}) gave no reading under this load")
+    found = _settled(device, sampled, sensor, options, "under this load")
     return Steady(_point(device, sampled, found, requested_hz, rest_w), sampled.readings, found.habits or habits)
 
 
@@ -494,10 +506,22 @@ def rest_power(
         max_s=rest_limit_s(options),
     )
     sampled = _sample(device, sensor, lambda: device.wait(0.25), brief, pauses=False, on_reading=on_reading)
-    found = _estimate(sampled, sensor, brief, sampled.readings)
-    if found is None:
-        raise MissingHardware(f"{device.name}: the power sensor ({sensor.sensor}) gave no reading at rest")
+    found = _settled(device, sampled, sensor, brief, "at rest")
     return Rest(max(0.0, found.mean.mean), _interval(found.mean), sampled.readings)
+
+
+def _settled(device: Device, sampled: _Sampled, sensor: PowerSensor, options: SamplingOptions, when: str) -> _Estimate:
+    """The figure of a whole sampling. Raises MissingHardware where the sensor gave none, or fell silent before it was good."""
+    found = _estimate(sampled, sensor, options, sampled.readings)
+    if found is not None and sampled.stopped_by != _FELL_SILENT:
+        return found
+    answered = sum(map(_answers, sampled.readings))
+    if not answered:
+        raise MissingHardware(f"{device.name}: the power sensor ({sensor.sensor}) gave no reading {when}")
+    raise MissingHardware(
+        f"{device.name}: the power sensor ({sensor.sensor}) answered {answered} of {len(sampled.readings)} times {when}, too few for "
+        "a figure: none is kept, and the next run measures it again"
+    )
 
 
 def roughly(options: SamplingOptions) -> SamplingOptions:
@@ -558,7 +582,7 @@ def _point(
             f"{at} the energy counter says {found.counter_w:.2f} W and the power sensor {found.sensor_w:.2f} W: they "
             f"disagree by more than {100 * _AGREE:g} %, the counter's figure is kept"
         )
-    answered = sum(r.power_w is not None or r.energy_j is not None for r in inside)
+    answered = sum(map(_answers, inside))
     if answered < 0.5 * len(inside):
         notes.append(f"{at} the power sensor answered {answered} of {len(inside)} times")
     if rest_w is not None and watts < _LOAD * rest_w:

@@ -419,6 +419,28 @@ def test_a_rail_that_is_silent_when_the_board_is_opened_is_waited_for_and_not_le
     assert clock.now_s() - 1000 == pytest.approx(1.0)
 
 
+def test_monitors_that_are_bound_anew_during_a_run_are_found_again(tmp_path: Path) -> None:
+    build(tmp_path, "orin-nano-jp6")
+    carrier(tmp_path, "0-0041", 17, {"VDD_IN": 13.2, "VDD_5V": 2.0})
+    clock = VirtualTime(lambda now_s, busy: None)
+    board = found(tmp_path, time=clock)
+    own_w = board.read().power_w
+    assert own_w is not None
+    folder = only(tmp_path, "sys/devices/**/1-0040/hwmon/hwmon1")
+    gone = folder.rename(folder.parent.parent / "unbound")
+    (tmp_path / "sys/class/hwmon/hwmon1").unlink()
+    with clock.watching(board.read, 0.1) as readings:
+        clock.elapse(5.0, busy=True)
+    assert {reading.power_w for reading in readings} == {None}  # and not those of the carrier, which has the same label
+    gone.rename(folder.with_name("hwmon9"))
+    with clock.watching(board.read, 0.1) as readings:
+        clock.elapse(3.0, busy=True)
+    assert readings[-1].power_w == own_w
+    assert (readings[-1].rails_w or {})["VDD_IN@0-0041"] == pytest.approx(13.2)
+    assert board.power is not None
+    assert board.power.scope == "whole module (VDD_IN)"
+
+
 def test_a_rail_of_an_engine_that_is_off_may_be_silent(tmp_path: Path) -> None:
     build(tmp_path, "xavier-agx-jp5")
     silenced(tmp_path, "CV")

@@ -413,6 +413,28 @@ def test_a_sensor_that_fails_at_times_is_read_when_it_answers() -> None:
         measure(Bench(lambda t: 50.0, show=lambda *_: None))
 
 
+@pytest.mark.parametrize("dies_s", [9.0, 30.0])
+@pytest.mark.parametrize("step_s", [0.7, 400.0])
+def test_a_sensor_that_dies_leaves_no_point_and_is_not_waited_for(dies_s: float, step_s: float) -> None:
+    jitter = noise(18, 3.0)
+    bench = Bench(lambda t: 50 + jitter(t), show=lambda t, watts: watts if t < dies_s else None)
+    with pytest.raises(MissingHardware, match=r"answered \d+ of \d+ times under this load, too few for a figure"):
+        measure(bench, step_s=step_s, relative_ci=0.0001)
+    assert bench.now_s() < max(dies_s + 15, step_s + 10)
+    bench = Bench(lambda t: 12 + jitter(t), show=lambda t, watts: watts if t < 3 else None)
+    with pytest.raises(MissingHardware, match="at rest"):
+        rest_power(bench)  # type: ignore[arg-type]
+
+
+def test_a_sensor_that_is_back_after_some_seconds_costs_nothing_but_them() -> None:
+    jitter = noise(19, 0.3)
+    point = measure(Bench(lambda t: 50 + jitter(t), show=lambda t, watts: None if 9 < t < 13 else watts))
+    assert point.power_w == pytest.approx(50, abs=0.3)
+    assert point.stopped_by.startswith("steady")
+    rest = rest_power(Bench(lambda t: 12 + jitter(t), show=lambda t, watts: None if 3 < t < 6 else watts))  # type: ignore[arg-type]
+    assert rest.power_w == pytest.approx(12, abs=0.3)
+
+
 def test_a_machine_that_was_suspended_meanwhile_loses_only_the_window_it_slept_in() -> None:
     jitter = noise(15, 0.3)
 

@@ -393,6 +393,23 @@ def test_a_setting_changed_meanwhile_ends_the_sweep_and_drops_that_point() -> No
     assert bench.clocks.asked_hz is None
 
 
+def test_a_point_whose_sensor_died_is_not_kept_and_is_measured_again() -> None:
+    kept: list[PowerPoint] = []
+    dying = clocked(cubic, WIDE, show=lambda t, watts: watts if not kept or t < first_s + 2 else None)
+    first_s = 0.0
+
+    def keep(point: PowerPoint, _: list[Reading]) -> None:
+        nonlocal first_s
+        kept.append(point)
+        first_s = first_s or dying.now_s()
+
+    with pytest.raises(MissingHardware, match="too few for a figure"):
+        swept(dying, on_point=keep)
+    assert len(kept) == 1
+    swept(clocked(cubic, WIDE), done=list(kept), on_point=keep)
+    assert len(kept) == 4
+
+
 def test_an_early_clock_is_measured_again_and_drift_is_told() -> None:
     steady = swept(clocked(cubic, WIDE))
     assert steady.block.repeated is not None
