@@ -294,6 +294,14 @@ def test_rails_of_the_carrier_are_recorded_and_in_no_sum(name: str, tmp_path: Pa
     assert board.power.scope.endswith("; recorded, not in the sum: VDD_12V_SENSE, VDD_3V3_SENSE, VDD_5V_SENSE)")
 
 
+def test_a_carrier_fed_beside_the_module_adds_nothing_to_it(tmp_path: Path) -> None:
+    build(tmp_path, "tx2-jp4")
+    reading = found(tmp_path).read()
+    assert reading.rails_w is not None
+    assert 0 < reading.rails_w["VDD_MUX"] < reading.rails_w["VDD_IN"]  # a total of the kit would be above the module's
+    assert reading.power_w == reading.rails_w["VDD_IN"]
+
+
 def test_a_developer_kit_whose_monitor_of_the_total_is_not_bound_does_not_add_up_its_carrier(tmp_path: Path) -> None:
     build(tmp_path, "tx2-jp4")
     (tmp_path / "sys/bus/i2c/drivers/ina3221x/0-0041").unlink()

@@ -239,7 +239,7 @@ BOARDS: dict[str, Jetson] = {
                     "3160000.i2c/i2c-0/0-0042",
                     2,
                     (
-                        Channel("VDD_MUX", 19.0, 0.02, ("gpu", "cpu", "soc", "memory", "rest", "carrier")),
+                        Channel("VDD_MUX", 19.0, 0.02, ("carrier",)),
                         Channel("VDD_5V0_IO_SYS", 5.0, 0.005, ("carrier",)),
                         Channel("VDD_3V3_SYS", 3.3, 0.01, ()),
                     ),
