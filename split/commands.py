@@ -39,7 +39,13 @@ def _training_options(
             help="Folder of this run: adapters, state, report. The same command goes on from there.", metavar="DIR"
         ),
     ],
-    rounds: Annotated[int, typer.Option(help="Training rounds; in each every device has its turn.", metavar="N")] = 1,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            help="Training rounds; in each every device has its turn. More than a finished run has: it goes on.",
+            metavar="N",
+        ),
+    ] = 1,
     local_epochs: Annotated[int, typer.Option(help="T: mini-batches of a turn.", metavar="T")] = 5,
     profiles: Annotated[
         Path | None,

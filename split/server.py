@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,11 @@ class ServerOptions:
     trace: Path | None = None
     report: bool = False
 
+    @property
+    def rounds(self) -> int:
+        """Of the whole run, those that were trained before it was stopped among them; ``solve`` may leave them open: one."""
+        return 1 if self.solve.rounds is None else self.solve.rounds
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -113,7 +119,8 @@ class Fleet:
 
 
 def run_server(options: ServerOptions, say: Reporter, fleet: Fleet | None = None) -> Outcome:
-    """Train ``options.solve.rounds`` rounds with the devices; started again on the same ``output`` it goes on where it was.
+    """Train ``options.rounds`` rounds with the devices; started again on the same ``output`` it goes on where it was, a finished run too
+    where more rounds are asked for than it has.
 
     Raises BadInput, and MissingHardware where no device comes for ``patience_s`` or the clock cannot be set.
     """
@@ -233,6 +240,8 @@ class _Run(contextlib.ExitStack):
         self.hardware, self.link, self.say, self.fleet = hardware, link, say, fleet
         self.diverged: list[str] = []
         """Whose turns were the last ones, as long as their losses were no numbers."""
+        self.reopened = False
+        """Whether the run was finished before, and goes on: its devices were told of the end, and are started anew like ourselves."""
 
     def __enter__(self) -> _Run:
         from split.certificates import ALLOWED, SERVER, Credentials
@@ -249,7 +258,7 @@ class _Run(contextlib.ExitStack):
                 self.half,
                 self.settings,
                 options.solve.local_epochs,
-                options.solve.rounds or 1,
+                options.rounds,
                 self.hardware,
                 self._clock(),
                 self.say,
@@ -301,9 +310,29 @@ class _Run(contextlib.ExitStack):
                     "or another folder"
                 )
         self._put_back((adapters, moments, self.state.optimizer_steps))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Say where the run goes on, or that nothing is left to train. One that was finished is opened again where more rounds are asked for:
+        which mini-batch is drawn follows from its number, and the learning rate is one for all, so it ends as if all had been asked for at once."""
+        state, rounds = self.state, self.options.rounds
+        if state.round > rounds:
+            self.say.note(
+                f"run {state.run} is done up to round {state.round - 1}, and --rounds {rounds} asks for no more: nothing is trained; "
+                "a higher --rounds goes on with it, another --output begins a new run"
+            )
+            return
+        if state.finished:
+            self.reopened = True
+            state.finished, state.held_out_after, state.told = False, None, []
+        how = ", which was finished" if self.reopened else ""
         self.say.note(
-            f"going on with run {self.state.run}: {self.state.turns} turns are merged, round {self.state.round} is next"
+            f"going on with run {state.run}{how}: {state.turns} turns are merged, round {state.round} is next"
         )
+        cut = self.options.fixed.cut
+        for row in deque(self.folder.history(), maxlen=1):
+            if cut not in (None, row["cut"]):
+                self.say.note(f"note: the turns before were cut at layer {row['cut']}, those from here on at {cut}")
 
     def _save(
         self, now: tuple[dict[str, Tensor], dict[str, Tensor], int], turns: Sequence[Mapping[str, Any]] = ()
@@ -343,10 +372,9 @@ class _Run(contextlib.ExitStack):
     def train(self) -> Outcome:
         """All rounds that are left."""
         options, state = self.options, self.state
-        rounds = options.solve.rounds or 1
         if not state.finished:
             self._meet()
-        while state.round <= rounds and not state.finished:
+        while state.round <= options.rounds and not state.finished:
             trained = 0
             every = options.evaluate_every
             if every and state.next_device == 0 and (state.round - 1) % every == 0:
@@ -387,11 +415,11 @@ class _Run(contextlib.ExitStack):
 
     def _meet(self) -> None:
         """Wait for the devices, all of them before the first turn; where the run goes on not for long. They dial again within LONGEST_PAUSE_S."""
-        names = self.options.devices
-        if self.state.turns:
+        names, begins = self.options.devices, self.reopened or not self.state.turns
+        if not begins:
             with self.say.stage(f"waiting for {', '.join(names)} to come back"):
                 self.sessions.wait(names, min(_RETURN_S, self.options.patience_s), everyone=True)
-        self._wait_for_devices(everyone=not self.state.turns)
+        self._wait_for_devices(everyone=begins)
 
     def _tell_the_end(self) -> None:
         """Tell the devices that the run is done. One that trained, and is away just now, would dial for long: it has some time to return."""
@@ -508,7 +536,7 @@ class _Run(contextlib.ExitStack):
             measured.uplink_bytes + measured.adapters_up_bytes,
             measured.downlink_bytes + measured.adapters_down_bytes,
         )
-        words = head(number, self.options.solve.rounds or 1, name, decision.cut, decision.codec_up, decision.codec_down)
+        words = head(number, self.options.rounds, name, decision.cut, decision.codec_up, decision.codec_down)
         text = f"{words}: loss {turn.losses[0]:.4f} -> {turn.losses[-1]:.4f}, {measured.delay_s:.3f} s"
         if decision.predicted is not None:
             text += f" (predicted {decision.predicted.delay_s:.3f} s)"

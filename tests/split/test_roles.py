@@ -184,10 +184,50 @@ def test_a_run_that_was_finished_has_nothing_left_to_do_and_one_with_other_optio
 ) -> None:
     server = options(tmp_path, rounds=1)
     train(server, text)
-    with Notes().reporter as say:
+    notes = Notes()
+    with notes.reporter as say:
         assert run_server(server, say).turns == 1
+        assert notes.holds(
+            "is done up to round 1, and --rounds 1 asks for no more: nothing is trained; a higher --rounds"
+        )
         with pytest.raises(BadInput, match="learning_rate"):
             run_server(replace(server, learning_rate=0.01), say)
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("adamw", 1e-3)])
+def test_a_finished_run_goes_on_where_more_rounds_are_asked_for_as_if_they_had_been_asked_for_at_once(
+    tmp_path: Path, text: Path, optimizer: str, rate: float
+) -> None:
+    import torch
+
+    server = options(tmp_path, rounds=1, devices=("one", "two"), optimizer=optimizer, learning_rate=rate)
+    train(server, text)
+    more = replace(server, solve=replace(server.solve, rounds=3))
+    notes = Notes()
+    outcome = train(more, text, notes)
+    losses, adapters = unsplit(text, more)
+    found = adapters_of(more)
+    assert all(torch.equal(found[name], adapters[name]) for name in adapters)
+    assert (outcome.rounds, outcome.turns) == (3, 6)
+    assert (outcome.first_loss, outcome.last_loss) == (losses[0], losses[-1])
+    assert notes.holds(", which was finished: 2 turns are merged, round 2 is next")
+    assert not notes.holds("cut at layer")
+
+
+def test_a_cut_that_is_not_that_of_the_rounds_before_is_told_and_changes_nothing_in_what_is_learnt(
+    tmp_path: Path, text: Path
+) -> None:
+    import torch
+
+    server = options(tmp_path, rounds=1)
+    train(server, text)
+    more = replace(server, solve=replace(server.solve, rounds=2), fixed=Fixed(cut=3))
+    notes = Notes()
+    train(more, text, notes)
+    assert notes.holds("note: the turns before were cut at layer 2, those from here on at 3")
+    _, adapters = unsplit(text, more)
+    found = adapters_of(more)
+    assert all(torch.equal(found[name], adapters[name]) for name in adapters)
 
 
 def test_without_any_device_the_server_says_so_and_ends(tmp_path: Path) -> None:
