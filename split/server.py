@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from profiler.profile import BadInput, MissingHardware
 from solver.codecs import AUTO
-from solver.problem import SolveOptions
+from solver.problem import MAX_DECISIONS, SolveOptions
 from split import wire
 from split.decide import Decider, Decision, Fixed, TrainedWorkload
 from split.device import LONGEST_PAUSE_S
@@ -143,6 +143,10 @@ def run_server(options: ServerOptions, say: Reporter, fleet: Fleet | None = None
         raise BadInput(f"--devices {','.join(options.devices)}: expected names of devices, each once")
     if not 1 <= options.solve.local_epochs <= wire.MAX_EPOCHS:
         raise BadInput(f"--local-epochs {options.solve.local_epochs}: expected 1 to {wire.MAX_EPOCHS}")
+    if not 1 <= options.rounds <= MAX_DECISIONS:
+        raise BadInput(f"--rounds {options.rounds}: expected a whole number from 1 to {MAX_DECISIONS}")
+    if options.evaluate_every < 0:
+        raise BadInput(f"--evaluate-every {options.evaluate_every}: expected 0 (never) or a whole number of rounds")
     _check_early(options)
     trace = read_link_trace(options.trace) if options.trace is not None else None
     training = Training(options.optimizer, options.learning_rate, options.weight_decay)  # type: ignore[arg-type]
