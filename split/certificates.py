@@ -98,19 +98,22 @@ def make(
     """Make what is missing in ``folder``: the authority once, the server's certificate for ``server_names`` (host names and IP addresses
     under which devices dial it; none: no server certificate), and one for each device. Devices can be added later.
 
-    Nothing that is there is overwritten: to make a certificate anew, remove its two files first. Names of devices are added to allowed.txt. Raises BadInput for names that are none, a certificate that is already there, an
-    authority without its key.
+    Nothing that is there is overwritten: to make a certificate anew, remove its two files first. Where devices are added the server's certificate
+    is kept if it is for ``server_names``. Names of devices are added to allowed.txt. Raises BadInput for names that are none, a certificate that
+    is already there, an authority without its key.
     """
     _check_names(server_names, device_names, days)
-    wanted = ([SERVER] if server_names else []) + list(device_names)
+    written: list[Path] = []
+    kept: list[Path] = []
+    if server_names and device_names and (folder / f"{SERVER}.pem").exists():
+        kept += _kept_server(folder, server_names)
+    wanted = ([SERVER] if server_names and not kept else []) + list(device_names)
     for name in wanted:
         for path in (folder / f"{name}.pem", folder / f"{name}.key"):
             if path.exists():
                 raise BadInput(
                     f"{path}: already there; to make a new one remove {name}.pem and {name}.key (the old one stays valid until it expires)"
                 )
-    written: list[Path] = []
-    kept: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -120,7 +123,7 @@ def make(
         authority, authority_key = _certificate(certificate_path), _key(key_path)
         if authority.public_key() != authority_key.public_key():
             raise BadInput(f"{key_path}: not the key of {certificate_path}")
-        kept += [certificate_path, key_path]
+        kept[:0] = [certificate_path, key_path]
     else:
         authority_key = _new_key()
         authority = _signed("card-train authority", authority_key, None, authority_key, AUTHORITY_DAYS, [], None)
@@ -176,6 +179,21 @@ def _check_names(server_names: Sequence[str], device_names: Sequence[str], days:
         raise BadInput("certificates: expected names of the server, of devices, or both")
     if not 1 <= days <= AUTHORITY_DAYS:
         raise BadInput(f"days of validity: {days}, expected 1 to {AUTHORITY_DAYS}")
+
+
+def _kept_server(folder: Path, server_names: Sequence[str]) -> list[Path]:
+    """The two files of the server, which stay as they are. Raises BadInput where they are not for ``server_names``, or no good any more."""
+    from cryptography import x509
+
+    found = Credentials.of(folder, SERVER)
+    names = _certificate(found.certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    hosts = [str(each.value) for each in names]
+    if set(hosts) != {str(_address(host) or host) for host in server_names}:
+        raise BadInput(
+            f"{found.certificate}: already there, for {','.join(hosts)}; leave out --server to keep it and add devices, or remove "
+            f"{SERVER}.pem and {SERVER}.key to make a new one (the old one stays valid until it expires)"
+        )
+    return [found.certificate, found.key]
 
 
 def _allow(path: Path, names: Sequence[str]) -> None:

@@ -353,13 +353,19 @@ def certificates_command(
 ) -> None:
     """Make the authority, the server's certificate and one for each device, and the list of devices that are let in.
 
-    Copy to each device only its own two files and the authority's certificate, never a key of another.
+    Copy to each device only its own two files and the authority's certificate, never a key of another. To add a device later, name it alone,
+    in the same folder: what is there is kept.
 
     Example: card-train certificates certificates --server 192.0.2.1,server.local --device orin-nano,orin-agx
+
+    Example: card-train certificates certificates --device orin-nx
     """
     from split.certificates import make
 
-    for path in make(folder, names(server) or (), names(device) or ()).written:
+    made = make(folder, names(server) or (), names(device) or ())
+    for path in made.kept:
+        print(f"kept {path}", file=sys.stderr)
+    for path in made.written:
         print(f"wrote {path}", file=sys.stderr)
 
 

@@ -79,6 +79,33 @@ def test_devices_are_added_later_and_nothing_else_changes(tmp_path: Path) -> Non
     assert Credentials.of(tmp_path, "two").name == "two"
 
 
+@pytest.mark.parametrize(
+    "again", [["10.0.0.5", "fe80::1", "server.example"], ["server.example", "fe80:0::1", "10.0.0.5"]]
+)
+def test_a_device_is_added_with_the_servers_names_again_and_the_servers_certificate_is_kept(
+    tmp_path: Path, again: list[str]
+) -> None:
+    make(tmp_path, ["server.example", "10.0.0.5", "fe80::1"], ["one", "two"])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "allowed.txt"}
+    made = make(tmp_path, again, ["three"])
+    assert {path.name for path in made.written} == {"three.pem", "three.key", "allowed.txt"}
+    assert {path.name for path in made.kept} == {"authority.pem", "authority.key", "server.pem", "server.key"}
+    assert before.items() <= {path.name: path.read_bytes() for path in tmp_path.iterdir()}.items()
+    assert read_allowed(tmp_path / "allowed.txt") == {"one", "two", "three"}
+
+
+def test_a_servers_certificate_for_other_names_is_no_reason_to_remove_it_where_a_device_is_added(
+    tmp_path: Path,
+) -> None:
+    make(tmp_path, ["server.example", "10.0.0.5"], ["one"])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(
+        BadInput, match=r"server\.pem: already there, for server\.example,10\.0\.0\.5; leave out --server to keep"
+    ):
+        make(tmp_path, ["10.0.0.6"], ["two"])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     make(tmp_path, ["localhost"], ["one"])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
