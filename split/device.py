@@ -62,9 +62,10 @@ def run_device(options: DeviceOptions, say: Reporter) -> int:
     """Train until the server says that the run is finished; the number of rounds that this device has trained.
 
     Raises BadInput where the server refuses the device (the reason is the server's), MissingHardware where no server answers for
-    ``patience_s``. A connection that breaks is made again.
+    ``patience_s``, or torch cannot use ``torch_device``. A connection that breaks is made again.
     """
     from split.certificates import Credentials
+    from split.half import check_torch_device
     from split.transport import Gone, Silent, dial, host_and_port
 
     for option, path in (("--data", options.data), ("--held-out", options.held_out)):
@@ -75,6 +76,7 @@ def run_device(options: DeviceOptions, say: Reporter) -> int:
     except BadInput as error:
         raise BadInput(f"--server: {error}") from None
     credentials = Credentials.of(options.certificates, options.name) if options.certificates is not None else None
+    check_torch_device(options.torch_device)
 
     worker = _Worker(options, say)
     lost_s, pause_s, refused, told = time.monotonic(), 0.5, 0, ""

@@ -20,11 +20,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from profiler.profile import BadInput
+from profiler.profile import BadInput, MissingHardware
 from profiler.workload.cuts import Batch, SplitModel, State
 from profiler.workload.gates import ENCODER, HIDDEN
 from profiler.workload.holding import fingerprint, hold
 from profiler.workload.model import WorkloadSpec, build
+from profiler.workload.pretrained import reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,25 @@ class Training:
             raise BadInput(f"--learning-rate {self.learning_rate}: expected a positive number")
         if not 0 <= self.weight_decay < math.inf:
             raise BadInput(f"--weight-decay {self.weight_decay}: expected 0 or a positive number")
+
+
+def check_torch_device(name: str) -> None:
+    """Raises BadInput where ``name`` is no device of torch that holds values, MissingHardware where it is one and torch cannot use it here."""
+    import torch
+
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = "meta"
+    if kind == "meta":
+        raise BadInput(f"--torch-device {name[:60]}: expected cpu, or a CUDA GPU as cuda:0, cuda:1, ...")
+    try:
+        torch.empty(1, device=name)
+    except Exception as error:  # no CUDA in this build, no driver, no GPU of that number: each is another class
+        raise MissingHardware(
+            f"--torch-device {name}: torch cannot use it here: {reason_of(error, False)}; expected cpu, or a torch built for this GPU "
+            "and its driver"
+        ) from None
 
 
 class Half:

@@ -210,8 +210,10 @@ def _check_early(options: ServerOptions) -> None:
     """What would be refused later anyway, before a large model is read."""
     from profiler.codecs import codec
     from split.certificates import SERVER, Credentials
+    from split.half import check_torch_device
     from split.transport import check_address
 
+    check_torch_device(options.torch_device)
     for name in (options.fixed.codec, options.solve.codec):
         if name not in (None, AUTO):
             try:
