@@ -54,7 +54,7 @@ from profiler.profile import (
     Workload,
 )
 from profiler.progress import Reporter
-from profiler.store import save, write_atomically
+from profiler.store import load, save, write_atomically
 from profiler.times import cannot_fit, fit_times
 from profiler.under_load import UnderLoad
 from profiler.under_load import conditions as under_load
@@ -146,6 +146,7 @@ def _measured(plan: Plan, say: Reporter) -> Profile:
     try:
         with _too_large(plan.spec):
             profile, samples = _Measurement(plan, partial, say).profile()
+        profile = _in_place_of_the_old(profile, plan.output, say)
         _write(profile, samples, plan.output)
         partial.discard()
     except (KeyboardInterrupt, MissingHardware):
@@ -578,6 +579,33 @@ def _told(point: PowerPoint) -> str:
     error = f" ± {point.ci95_w:.2g}" if point.ci95_w is not None else ""
     asked = f" (asked {point.requested_hz / 1e6:g})" if point.requested_hz is not None else ""
     return f"  {point.frequency_hz / 1e6:.0f} MHz{asked}: {point.power_w:.2f}{error} W{held}, {point.stopped_by}"
+
+
+def _in_place_of_the_old(profile: Profile, output: Path, say: Reporter) -> Profile:
+    """``profile`` with the link of the one that it replaces: another command measured it, and it is the machine's, whatever the workload.
+    What else that one held and this one does not is told."""
+    if not output.exists():
+        return profile
+    try:
+        before = load(output)
+    except BadInput as error:
+        say.note(f"note: what was there is replaced, and was no profile: {error}")
+        return profile
+    kept = before.link if before.name == profile.name else None
+    if kept is not None:
+        profile = profile.model_copy(update={"link": kept})
+        say.note(
+            f"note: the link of the profile that was there is kept: {kept.uplink_mbps:g} Mbit/s up, {kept.downlink_mbps:g} down"
+        )
+    now = profile.workload.key()
+    other = [f"{name} {value}" for name, value in before.workload.key().items() if value != now[name]]
+    untold = {"samples_file", "warnings"}
+    lost = [name for name, block in before if block and name not in untold and not getattr(profile, name)]
+    if other:
+        say.note(f"note: {output} held a profile of another workload, which is replaced: {', '.join(other)}")
+    if lost:
+        say.note(f"note: {output} held what was not measured now, and is gone with the old profile: {', '.join(lost)}")
+    return profile
 
 
 def _write(profile: Profile, samples: _Samples, output: Path) -> None:

@@ -22,10 +22,11 @@ from profiler.hardware.jetson import find_jetson
 from profiler.partial import Partial
 from profiler.plan import Plan, make_plan
 from profiler.power.sweep import choose_clocks
-from profiler.profile import BadInput, Clocks, Hardware, Profile, Timing
+from profiler.profile import BadInput, Clocks, Hardware, Link, Profile, Timing
 from profiler.progress import Reporter
 from profiler.run import RunRequest, run
 from profiler.show import show
+from profiler.store import load, save
 from profiler.under_load import conditions as under_load
 from profiler.workload.model import WorkloadSpec
 from tests.rigs import sysfs
@@ -34,6 +35,51 @@ from tests.synthetic import make_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = WorkloadSpec("tiny-llama-test")
+
+# ----------------------------------------------------------------------------------------- a profile that is there already
+
+LINK = Link(provenance="measured", uplink_mbps=7.0, downlink_mbps=9.0, round_trip_s=0.01)
+
+
+def graph_of_box(output: Path) -> Profile:
+    run(
+        RunRequest(
+            "emulated:rtx-4060ti", WorkloadSpec("tiny-llama-test", 1, 16), measure=("graph",), output=output, name="box"
+        )
+    )
+    return load(output)
+
+
+def test_a_link_outlives_the_profile_that_it_was_measured_into_and_what_does_not_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "box.json"
+    save(make_profile("box", link=LINK), output)
+    assert graph_of_box(output).link == LINK
+    told = capsys.readouterr().err
+    assert "note: the link of the profile that was there is kept: 7 Mbit/s up, 9 down" in told
+    assert "held a profile of another workload, which is replaced: model test-model, layers 4" in told
+    assert "held what was not measured now, and is gone with the old profile: timings, memory" in told
+    assert graph_of_box(output).link == LINK
+    told = capsys.readouterr().err
+    assert "is kept" in told
+    assert "workload" not in told
+    assert "gone" not in told
+
+
+def test_a_link_of_another_machine_is_not_taken_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "box.json"
+    save(make_profile("crate", link=LINK), output)
+    assert graph_of_box(output).link is None
+    assert "gone with the old profile: timings, memory, link" in capsys.readouterr().err
+
+
+def test_what_is_no_profile_is_replaced_and_that_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "box.json"
+    output.write_text("{}")
+    graph_of_box(output)
+    assert "note: what was there is replaced, and was no profile: " in capsys.readouterr().err
+
 
 # ------------------------------------------------------------------------------------------------------ refused early
 
