@@ -130,6 +130,22 @@ def codec_tables(
     return tables, listed
 
 
+def nothing_to_choose(server: Profile, devices: Sequence[Profile]) -> str | None:
+    """One line for people where ``auto`` has but ``none`` to take, for no codec was measured with its loss; None where it has more everywhere."""
+
+    def offers(profile: Profile) -> bool:
+        codecs = [] if profile.compression is None else profile.compression.codecs
+        return any(row.loss_increase is not None for each in codecs if each.codec != NONE for row in each.cuts)
+
+    without = [] if offers(server) else [device.name for device in devices if not offers(device)]
+    if not without:
+        return None
+    return (
+        f"--codec auto: no codec's figures and loss in {', '.join((*without, server.name))}, so {', '.join(without)} can only take none; "
+        "measure them with 'card-profile run --measure compression'"
+    )
+
+
 class _RestsOn:
     """Which codecs of one device were not measured where they are used."""
 

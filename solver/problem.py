@@ -18,7 +18,7 @@ from solver.assumptions import Assumption, assumed, unmeasured
 from solver.baselines import DEVICE_ONLY, SERVER_ONLY, fixed_cut
 from solver.channel import Channel, Rates, rates
 from solver.clocktimes import UNKNOWN_CLOCK_HZ
-from solver.codecs import check_options, codec_tables
+from solver.codecs import AUTO, check_options, codec_tables, nothing_to_choose
 from solver.costs import (
     TERMS,
     CostModel,
@@ -354,6 +354,8 @@ def pose(profiles: Sequence[Profile], options: SolveOptions) -> Problem:
             codec=options.codec,
             max_loss_increase=options.max_loss_increase,
         )
+        untold = nothing_to_choose(server, devices) if options.codec == AUTO else None
+        warnings += [untold] if untold is not None else []
     listed += more
     if not clocks.known:  # watts against a clock that cannot be read say nothing
         server = server.model_copy(update={"power_fit": None})

@@ -131,6 +131,21 @@ def test_a_codec_whose_loss_is_not_known_is_never_chosen_by_auto() -> None:
     assert answer(fleet, codec="auto", max_loss_increase=100.0).as_json()["decisions"][0]["codec"] == "none"
 
 
+@pytest.mark.parametrize("codecs", [(), (figures("int8", 0.25, 0.5, loss=None),), (figures("none", 1.0, 1.0),)])
+def test_auto_with_nothing_to_choose_from_says_so_and_how_to_measure(codecs: tuple[CodecFigures, ...]) -> None:
+    fleet = [machine("server", *codecs), machine("device", *codecs), machine("device", INT8, name="other")]
+    (told,) = answer(fleet, codec="auto").warnings
+    assert told.startswith(
+        "--codec auto: no codec's figures and loss in device, server, so device can only take none; measure"
+    )
+    assert "'card-profile run --measure compression'" in told
+    assert answer(fleet, codec="none").warnings == []
+
+
+def test_the_servers_figures_are_something_to_choose_from() -> None:
+    assert answer([machine("server", INT8), machine("device")], codec="auto").warnings == []
+
+
 def test_auto_compares_at_a_cut_only_what_was_measured_there() -> None:
     codec = figures("int8", 0.25, 0.25, cuts=[1])
     fleet = [machine("server", codec), machine("device", codec)]
