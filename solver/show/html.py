@@ -286,7 +286,7 @@ def _device(solution: Solution, why: Reasons, i: int) -> Safe:
     problem, n = solution.problem, int(why.rows[i])
     r, m = divmod(n, len(problem.devices))
     device, ours = problem.devices[m], solution.decisions
-    clock = f" at {ours.frequency_hz[n] / 1e9:.3f} GHz" if problem.clocks.known else ""
+    clock = f", with the server at {ours.frequency_hz[n] / 1e9:.3f} GHz" if problem.clocks.known else ""
     rates = f"{problem.rates.uplink_bps[r, m] / 1e6:.4g} Mbit/s up, {problem.rates.downlink_bps[r, m] / 1e6:.4g} down"
     which = (
         f"Round {problem.rates.rounds[r]} stands for all of them: {rates}."

@@ -104,7 +104,7 @@ def composition(view: View, axes: Axes, *, energy: bool) -> None:
             width=0.85,
         )
     clocks = view.solution.problem.clocks
-    clock = f" at {view.solution.decisions.frequency_hz[view.n] / 1e9:.3f} GHz" if clocks.known else ""
+    clock = f"; server at {view.solution.decisions.frequency_hz[view.n] / 1e9:.3f} GHz" if clocks.known else ""
     axes.set_xlabel(f"cut layer c: layers 1..c on the device{clock}")
     axes.set_ylabel("delay of a round (s)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

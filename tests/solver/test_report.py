@@ -10,8 +10,10 @@ from rich.console import Console
 
 from profiler.profile import BadInput
 from profiler.units import ranges
+from solver.figures import new_figure
 from solver.scenario import Solution, SolveOptions, solve
-from solver.show.plots import write_plots
+from solver.show.html import page
+from solver.show.plots import View, composition, write_plots
 from solver.show.report import print_report
 from tests.solver.test_scenario import fleet, letterlike, limited
 
@@ -81,6 +83,16 @@ def test_there_is_a_plot_for_every_device(tmp_path: Path) -> None:
     blocked.write_text("")
     with pytest.raises(BadInput, match=r"fast.png: cannot be written"):
         write_plots(solve(fleet(), SolveOptions()), blocked)
+
+
+def test_the_clock_beside_the_cuts_is_told_as_the_servers() -> None:
+    pytest.importorskip("matplotlib")
+    solution = solve(fleet(), SolveOptions())
+    axes = new_figure(11, 4.2).subplots()
+    composition(View.of(solution, 0), axes, energy=True)
+    clock = f"server at {solution.decisions.frequency_hz[0] / 1e9:.3f} GHz"
+    assert axes.get_xlabel() == f"cut layer c: layers 1..c on the device; {clock}"
+    assert f"fast: cut {solution.decisions.cut[0]}, with the {clock}" in page(solution)
 
 
 def test_runs_of_numbers_are_written_short() -> None:
