@@ -1,11 +1,12 @@
 """The commands ``card-profile``, ``card-solve`` and ``card-train``: their start, their exit codes, and what a signal does.
 
 What each command takes stands in ``profiler/commands.py``, ``solver/commands.py`` and ``split/commands.py``. Nothing heavy is imported at the top: ``--help`` answers at once, and ``card-solve`` never loads torch.
-Exit codes: 0 done, 1 a fault of ours, 2 bad input or usage, 3 hardware or a permission is missing, 130 stopped by a signal.
+Exit codes: 0 done, 1 a fault of ours, 2 bad input or usage, 3 hardware or a permission is missing, 130 stopped by a signal. A reader that goes away (`| head`, a pager) is no failure.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -71,6 +72,42 @@ def _say(command: str, text: str) -> None:
     print(f"{command}: {printable(' '.join(text.split()))}", file=sys.stderr)
 
 
+class _Lasting(io.FileIO):
+    """Standard output or error, whose reader (a pager, head) may go: nothing is wrong then.
+
+    Results are printed when the work is done, so without their reader the program is done; without one for its messages it
+    goes on. This stands below all others, for rich and Typer each end the program with 1 where they see a broken pipe.
+    """
+
+    def write(self, data: Any) -> Any:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            if self.fileno() == 1:
+                raise SystemExit(0) from None
+            return super().write(data)
+
+
+def _outlast_readers() -> None:
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None or stream is not getattr(sys, f"__{name}__"):
+            continue  # closed, or somebody else's in its place
+        stream.flush()
+        raw = _Lasting(stream.fileno(), "w", closefd=False)
+        lasting = io.TextIOWrapper(
+            raw if stream.write_through else io.BufferedWriter(raw),
+            stream.encoding,
+            stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, lasting)
+
+
 def _ignore_signals() -> None:
     """What is left to do takes no time, and a second stop in it must change neither the message nor the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
@@ -79,6 +116,7 @@ def _ignore_signals() -> None:
 
 def _main(app: typer.Typer, command: str) -> int:
     _catch_signals()
+    _outlast_readers()
     try:
         return _run(app, command)
     except KeyboardInterrupt:  # a second stop, at the moment at which the first was told of
@@ -96,10 +134,6 @@ def _run(app: typer.Typer, command: str) -> int:
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _stopped(command)
-    except BrokenPipeError:
-        # Whoever read us has gone (a pager, head): nothing is wrong, and Python must not complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         # A library may turn the stop into an error of its own (an import that was interrupted, for one).
         return _stopped(command) if _stopping else _failed(command, error)

@@ -247,10 +247,10 @@ def show_command(
     from profiler.store import load
 
     profile = load(path)
-    show(profile)
     if plot is not None:
         for written in draw(profile, plot):
             print(f"wrote {written}", file=sys.stderr)
+    show(profile)
 
 
 @profile_app.command("restore")

@@ -420,10 +420,10 @@ def reproduce_command(
     fleet = own_fleet() if profiles is None else load_fleet(profiles)
     result = reproduce(fleet, rounds=rounds, seed=seed, full_search=full_search)
     written = [] if output is None else write_tables(result, output)
-    _answer(json_output, result.as_json, lambda console: print_report(result, console))
     if output is not None:
         written += write_plots(result, output)
     _say_written(written)
+    _answer(json_output, result.as_json, lambda console: print_report(result, console))
 
 
 @solve_app.command("follow")

@@ -1,4 +1,4 @@
-"""The two commands as a person types them: in processes of their own, with their exit codes, messages and files."""
+"""The commands as a person types them: in processes of their own, with their exit codes, messages and files."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tests.synthetic import make_profile
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 PROFILE, SOLVE = "from cli import profile_main; profile_main()", "from cli import solve_main; solve_main()"
+TRAIN = "from cli import train_main; train_main()"
 
 
 def start(program: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
@@ -150,6 +151,41 @@ def test_names_out_of_files_are_words_and_neither_markup_nor_control_codes(tmp_p
     code, out, err = call(SOLVE, "--profiles", "no\x1b[2Jfolder", cwd=tmp_path)
     assert (code, out) == (2, "")
     assert "no?[2Jfolder" in err
+
+
+LETTER = ["--profiles", str(ROOT / "profiles" / "letter")]
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        (SOLVE, LETTER),
+        (SOLVE, [*LETTER, "--json"]),
+        (SOLVE, ["graph-schema"]),
+        (PROFILE, ["fit-power", "sweep.csv"]),
+        (PROFILE, ["schema"]),
+        (TRAIN, ["local", "--help"]),
+    ],
+)
+def test_a_reader_that_has_gone_is_no_failure(program: str, arguments: list[str], tmp_path: Path) -> None:
+    rows = "".join(f"{mhz},{mhz / 50}\n" for mhz in range(300, 900, 100))
+    (tmp_path / "sweep.csv").write_text("frequency_mhz,power_w\n" + rows)
+    process = start(program, *arguments, cwd=tmp_path)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=300) == 0
+
+
+def test_work_goes_on_when_nobody_reads_its_messages(tmp_path: Path) -> None:
+    process = start(SOLVE, *LETTER, "--csv", "decisions.csv", cwd=tmp_path)
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.stdout is not None
+    assert "Why cut" in process.stdout.read()
+    assert process.wait(timeout=300) == 0
+    assert (tmp_path / "decisions.csv").exists()
 
 
 def test_power_that_cannot_be_read_is_said_at_once(tmp_path: Path) -> None:
