@@ -12,8 +12,9 @@ from profiler.units import data_size, quantity
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
+
+    from profiler.tables import Table
 
 MARKS = {
     "measured": "measured",
@@ -58,15 +59,15 @@ def show(profile: Profile, console: Console | None = None) -> None:
     under = [*hardware.conditions.items(), *hardware.software.items()]
     if under:
         out.print(plain("  under " + "; ".join(f"{name} {value}" for name, value in under)), style="dim")
-    out.print(_segments(profile))
+    out.print(_segments(profile), crop=False)
     for line in _steps(profile):
         out.print(line, highlight=False, markup=False)
     times = _times(profile)
     if times is not None:
-        out.print(times)
+        out.print(times, crop=False)
     for warning in profile.time_fit.warnings if profile.time_fit is not None else []:
         out.print(plain(f"note: {warning}"))
-    out.print(_cuts(profile))
+    out.print(_cuts(profile), crop=False)
     for check in profile.memory.checks if profile.memory is not None else []:
         error_pct = 100 * (check.predicted_bytes / check.measured_bytes - 1) if check.measured_bytes else 0.0
         out.print(
@@ -77,28 +78,20 @@ def show(profile: Profile, console: Console | None = None) -> None:
         )
     power = _power(profile)
     if power is not None and profile.power is not None:
-        out.print(power)
+        out.print(power, crop=False)
         out.print(plain(_facts(profile.power)))
     if profile.compression is not None:
         out.print(plain(_compression_facts(profile.compression)))
         for figures in profile.compression.codecs:
-            out.print(_codec(figures, profile.compression))
+            out.print(_codec(figures, profile.compression), crop=False)
     for warning in profile.warnings:
         out.print(plain(f"note: {warning}"))
 
 
 def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
+    from profiler.tables import plain_table
 
-    table = Table(
-        title=plain(title),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = plain_table(title=plain(title), title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table
@@ -345,7 +338,7 @@ def show_devices() -> None:
     table = _table(
         "The catalog: real boards by this name, or simulated as emulated:NAME", "name", "board", "role", "clocks"
     )
-    table.columns[1].justify = "left"
+    table.columns[1].justify, table.columns[1].no_wrap = "left", False
     for board in boards().values():
         low, high = board.clocks_hz[0] / 1e6, board.clocks_hz[-1] / 1e6
         table.add_row(
@@ -354,4 +347,4 @@ def show_devices() -> None:
             board.role,
             f"{low:.4g} to {high:.4g} MHz",
         )
-    out.print(table)
+    out.print(table, crop=False)

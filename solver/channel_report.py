@@ -12,7 +12,6 @@ from solver.channel import Channel
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 LABELS = (
     "power sent",
@@ -31,9 +30,11 @@ LABELS = (
 
 def print_channel(channel: Channel, console: Console) -> None:
     """Print how each rate of a channel comes about, for the channel itself and for each device that differs."""
+    from profiler.tables import plain_table
+
     for name in ("", *channel.devices):
         at = channel.station(name)
-        table = _plain_table()
+        table = plain_table()
         table.add_column(printable(name) or "mean channel")
         rows = at.chain()
         columns: list[list[str]] = []
@@ -58,7 +59,7 @@ def print_channel(channel: Channel, console: Console) -> None:
         labels = LABELS if at.fading == "rayleigh" else LABELS[:-2]
         for label, *cells in zip(labels, *columns):  # noqa: B905 - without fading the last two say nothing
             table.add_row(label, *cells)
-        console.print(table)
+        console.print(table, crop=False)
     console.print(
         f"{nr.cqi_table(channel.table).name}, {nr.mcs_table(channel.table).name} ({nr.version()})", style="dim"
     )
@@ -69,6 +70,8 @@ def print_channel(channel: Channel, console: Console) -> None:
 
 def print_followed(found: Followed, console: Console) -> None:
     """Print what each policy costs beside the one that knows the round, for the fleet and for each device."""
+    from profiler.tables import plain_table
+
     problem, options = found.problem, found.problem.options
     console.print(
         f"[bold]{printable(problem.server.workload.model)}[/bold] on {problem.server.name}: {found.rounds} rounds of "
@@ -77,7 +80,7 @@ def print_followed(found: Followed, console: Console) -> None:
         highlight=False,
     )
     cost = options.objective.cost_name
-    table = _plain_table()
+    table = plain_table()
     table.add_column("policy")
     for column in ("delay", "", "energy", "", cost, "re-cuts a round"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -93,11 +96,12 @@ def print_followed(found: Followed, console: Console) -> None:
             f"{figures['recuts_per_round']:.2f}",
             style="bold" if name == REFERENCE else None,
         )
-    console.print(table)
+    console.print(table, crop=False)
     console.print(f"Percentages are beside {REFERENCE}. " + ". ".join(f"{n}: {what}" for n, what in POLICIES.items()))
-    table = _plain_table()
+    table = plain_table()
     for column in ("device", f"{cost} lost: start", "mean", "adaptive", "best", "re-cuts", "cuts held"):
-        table.add_column(column, justify="left" if column in ("device", "cuts held") else "right")
+        words = column in ("device", "cuts held")
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words)
     for m, device in enumerate(problem.devices):
         lost = [found.summary(name, m)["cost_loss"] for name in ("start", "mean", "adaptive", "best")]
         held = found.held("adaptive", m)
@@ -110,7 +114,7 @@ def print_followed(found: Followed, console: Console) -> None:
                 for cut, count in sorted(held.items(), key=lambda item: -item[1])[:4]
             ),
         )
-    console.print(table)
+    console.print(table, crop=False)
     if all(found.same_size_everywhere):
         console.print(
             "What crosses has one size at all cuts: a slow channel costs every cut the same, and rates can matter to the cut only "
@@ -118,13 +122,6 @@ def print_followed(found: Followed, console: Console) -> None:
         )
     for line in found.warnings:
         console.print(f"warning: {line}", style="yellow", highlight=False, markup=False)
-
-
-def _plain_table() -> Table:
-    from rich import box
-    from rich.table import Table
-
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def _pct(value: float | None) -> str:

@@ -35,7 +35,7 @@ def print_front(problem: Problem, found: list[TradeOff], console: Console) -> No
         console.print()
         for line in _lines(problem, each):
             console.print(line, markup=False, highlight=False)
-        console.print(_table(problem, each))
+        console.print(_table(problem, each), crop=False)
         console.print(_loss(each), markup=False, highlight=False)
     for line in problem.warnings:
         console.print(f"warning: {line}", style="yellow", markup=False)
@@ -72,10 +72,9 @@ def _point(points: Points, k: int) -> str:
 
 
 def _table(problem: Problem, each: TradeOff) -> Table:
-    from rich import box
-    from rich.table import Table
+    from profiler.tables import plain_table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table()
     table.add_column("method", no_wrap=True)
     for column in (
         "from w",

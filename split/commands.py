@@ -461,7 +461,7 @@ def _tell(outcome: Outcome, as_json: bool) -> None:
 
         from split.report import Report
 
-        Console().print(Report(outcome.output / "report").table())
+        Console().print(Report(outcome.output / "report").table(), crop=False)
     print(f"{outcome.turns} turns in {outcome.rounds} rounds, {outcome.lost} lost")
     if outcome.first_loss is not None and outcome.last_loss is not None:
         print(f"training loss {outcome.first_loss:.4f} -> {outcome.last_loss:.4f}")

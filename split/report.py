@@ -23,8 +23,7 @@ from solver.figures import COLOURS
 from split.stages import STAGES, Measured
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from profiler.tables import Table
     from split.decide import Decision
 
 FORMAT = "card-train-report/1"
@@ -195,7 +194,8 @@ class Report:
     def table(self) -> Table:
         """A table for the terminal: a row for each stage, medians over all turns."""
         from rich import box
-        from rich.table import Table
+
+        from profiler.tables import Table
 
         summary = self.summary()
         measured = _medians(list(self._turns.values()))

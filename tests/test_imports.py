@@ -38,7 +38,7 @@ LATE = {Path("split/transport.py"): {"grpc"}}
 """Files that are themselves imported inside functions only, and what they may therefore have at their top."""
 
 MAY_IMPORT = {
-    "solver": ("solver", "profiler.profile", "profiler.store", "profiler.units"),
+    "solver": ("solver", "profiler.profile", "profiler.store", "profiler.tables", "profiler.units"),
     "split": ("split", "solver", "profiler"),
     "profiler": ("profiler",),
     "profiler.codecs": ("profiler.codecs", "profiler.profile"),
@@ -51,6 +51,7 @@ MAY_IMPORT = {
         "profiler.store",
         "profiler.show",
         "profiler.progress",
+        "profiler.tables",
         "profiler.units",
     ),
     "profiler.profile": (),

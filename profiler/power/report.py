@@ -89,9 +89,9 @@ def _percent(value: float | None) -> str:
 
 def _print_one(console: Console, task: _Task, fitted: SweepFit) -> None:
     from rich import box
-    from rich.table import Table
 
     from profiler.show import mark, plain
+    from profiler.tables import Table
 
     kind = mark(task.profile.power) if task.profile is not None and task.profile.power is not None else "from CSV"
     scope = f", watts of {task.sweep.power_scope}" if task.sweep.power_scope else ""
@@ -107,7 +107,7 @@ def _print_one(console: Console, task: _Task, fitted: SweepFit) -> None:
             "-" if law.aicc is None else f"{law.aicc:.1f}",
             style="bold" if name == fitted.selected else None,
         )
-    console.print(table)
+    console.print(table, crop=False)
     used = fitted.models[fitted.selected]
     shown = ", ".join(f"{key} {value:.4g}" for key, value in used.parameters.items())
     console.print(f"{fitted.selected}: {shown}", markup=False)
@@ -128,15 +128,16 @@ def _print_many(console: Console, tasks: Sequence[_Task], fits: Sequence[SweepFi
     import statistics
 
     from rich import box
-    from rich.table import Table
 
     from profiler.show import plain
+    from profiler.tables import Table
 
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title="Errors at clocks left out of the fit", title_justify="left"
     )
     for column in ("sweep", "points", "used", "error", "cubic law", "xi in W/Hz^3"):
-        table.add_column(column, justify="left" if column in ("sweep", "used") else "right", overflow="fold")
+        words = column in ("sweep", "used")
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words)
     for task, fitted in zip(tasks, fits, strict=True):
         used, cubic = fitted.models[fitted.selected], fitted.models["cubic"]
         table.add_row(
@@ -147,7 +148,7 @@ def _print_many(console: Console, tasks: Sequence[_Task], fits: Sequence[SweepFi
             _percent(cubic.loo_mape_pct),
             f"{fitted.xi_w_per_hz3:.3g}",
         )
-    console.print(table)
+    console.print(table, crop=False)
     for name in (fits[0].selected, "cubic"):
         errors = [e for f in fits if name in f.models and (e := f.models[name].loo_mape_pct) is not None]
         if errors:

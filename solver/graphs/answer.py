@@ -424,12 +424,12 @@ def _within(
 
 def print_answer(answer: Answer, console: Console) -> None:
     """The answer for people."""
-    from rich.table import Table
+    from profiler.tables import Table
 
     unit = answer.objective.cost_unit
     table = Table(title=printable(f"{answer.graph}: least {answer.objective.cost} ({answer.objective.value:g})"))
     for name in ("split", "on the device", "clock GHz", "delay s", "energy J", f"cost {unit}".strip()):
-        table.add_column(name, justify="left" if name == "split" else "right")
+        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=name != "split")
     for name, row in (("chosen", answer.split), *((row.name, row) for row in answer.alternatives)):
         energy = "" if row.energy_j is None else f"{row.energy_j:.4g}"
         table.add_row(
@@ -440,7 +440,7 @@ def print_answer(answer: Answer, console: Console) -> None:
             energy,
             f"{row.cost:.6g}",
         )
-    console.print(table)
+    console.print(table, crop=False)
     where = "inside a layer, or there are no layers" if answer.layer is None else f"at layer boundary {answer.layer}"
     shown = answer.device if len(answer.device) <= 12 else [*answer.device[:6], "...", *answer.device[-5:]]
     console.print(printable(f"The cut is {where}. On the device: {', '.join(shown)}."), highlight=False)

@@ -164,17 +164,17 @@ def _plot_conditions(result: Reproduction, path: Path) -> Path:
 
 def print_report(result: Reproduction, console: Console) -> None:
     """The claims with their verdicts, and what the search found."""
-    from rich.table import Table
+    from profiler.tables import Table
 
     table = Table(
         title="The letter's claims (Section V) and ours, at the stated set and in draws of what it does not give"
     )
     for column in ("claim", "ours", "in draws", "verdict"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "in draws")
     for t in result.tested:
         share = "-" if t.share_of_draws is None else f"{100 * t.share_of_draws:.3g} %"
         table.add_row(f"{t.claim.name} ({t.claim.letter})", t.ours, share, t.verdict)
-    console.print(table)
+    console.print(table, crop=False)
     if not result.found:
         console.print(f"What the letter leaves open was not varied: {result.not_varied}", markup=False, highlight=False)
         return
@@ -188,7 +188,7 @@ def print_report(result: Reproduction, console: Console) -> None:
         "up/down Mbit/s",
         "cuts, normal",
     ):
-        nearest.add_column(column)
+        nearest.add_column(column, no_wrap=column not in ("search", "cuts, normal"))
     for f in result.found:
         one = f.settings.as_json()
         nearest.add_row(
@@ -200,12 +200,12 @@ def print_report(result: Reproduction, console: Console) -> None:
             f"{one['uplink_mbps']:.0f}/{one['downlink_mbps']:.0f}",
             " ".join(map(str, f.cuts[1])),
         )
-    console.print(nearest)
+    console.print(nearest, crop=False)
     if result.around:
         moved = Table(title="One parameter moved from the second of these: the pair's range in points")
         for column in ("parameter", "from", "to", "delay %", "energy %"):
-            moved.add_column(column)
+            moved.add_column(column, no_wrap=column != "parameter")
         for s in result.around:
             spans = [f"{a:.1f} to {b:.1f}" for a, b in (s.delay_pct, s.energy_pct)]
             moved.add_row(s.name, f"{s.low:.3g}", f"{s.high:.3g}", *spans)
-        console.print(moved)
+        console.print(moved, crop=False)

@@ -41,7 +41,7 @@ WORDS = {
 def print_regret(found: Regret, console: Console) -> None:
     """Print what trusting the letter loses, by parameter, and which decisions flipped."""
     for part in renderables(found):
-        console.print(part)
+        console.print(part, crop=False)
 
 
 def renderables(found: Regret) -> list[RenderableType]:
@@ -77,16 +77,11 @@ def renderables(found: Regret) -> list[RenderableType]:
     return parts
 
 
-def _plain_table() -> Table:
-    from rich import box
-    from rich.table import Table
-
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-
-
 def _decided(found: Regret) -> Table:
     ideal, trusting, by_card = found.belief(0), found.belief(-1), found.card_measured
-    table = _plain_table()
+    from profiler.tables import plain_table
+
+    table = plain_table()
     table.add_column("mean of a round")
     for name in ("delay", "energy", "U"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -112,7 +107,9 @@ def _decided(found: Regret) -> Table:
 
 
 def _shared(found: Regret) -> Table:
-    table = _plain_table()
+    from profiler.tables import plain_table
+
+    table = plain_table()
     table.add_column("parameter", overflow="fold")
     table.add_column("letter", justify="right", overflow="fold", max_width=13)
     table.add_column("profiles", justify="right", overflow="fold", max_width=13)
@@ -132,7 +129,9 @@ def _shared(found: Regret) -> Table:
 
 
 def _one_by_one(found: Regret) -> Table:
-    table = _plain_table()
+    from profiler.tables import plain_table
+
+    table = plain_table()
     table.add_column("only this\nassumed", no_wrap=True)
     for name in (
         "delay",

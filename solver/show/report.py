@@ -29,7 +29,7 @@ MOST_REASONS = 10
 def print_report(solution: Solution, console: Console) -> None:
     """Print the decisions, what they save, the cuts that do not fit, the assumptions and the warnings."""
     for part in renderables(solution):
-        console.print(part)
+        console.print(part, crop=False)
 
 
 def renderables(solution: Solution) -> list[RenderableType]:
@@ -95,10 +95,9 @@ def columns(solution: Solution) -> list[str]:
 
 
 def _table(solution: Solution) -> Table:
-    from rich import box
-    from rich.table import Table
+    from profiler.tables import plain_table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table()
     for k, name in enumerate(columns(solution)):
         if k == 0:
             table.add_column(name, overflow="fold", min_width=9)

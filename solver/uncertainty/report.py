@@ -25,7 +25,7 @@ _NOTHING = 5e-4
 def print_certainty(certainty: Certainty, console: Console) -> None:
     """Print, for each device, in how many worlds its decision stays best, what it costs where it is not, and the safest choice."""
     for part in renderables(certainty):
-        console.print(part)
+        console.print(part, crop=False)
 
 
 def renderables(certainty: Certainty) -> list[RenderableType]:
@@ -59,10 +59,9 @@ def renderables(certainty: Certainty) -> list[RenderableType]:
 
 
 def _doubts(certainty: Certainty) -> RenderableType:
-    from rich import box
-    from rich.table import Table
+    from profiler.tables import plain_table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table()
     table.add_column("what is uncertain", overflow="fold")
     table.add_column("95 %\nwithin", justify="right", no_wrap=True)
     table.add_column("of it in\ncommon", justify="right", no_wrap=True)
