@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from profiler import __version__
 from profiler.profile import FORMAT, BadInput, Profile
 
 D = TypeVar("D", bound=BaseModel)
@@ -105,10 +107,10 @@ def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_json(path: Path) -> tuple[Any, bytes]:
     """Parse one JSON file with a bound on its size: the value and its bytes. Raises BadInput.
 
-    NaN, Infinity and a field that stands twice in one object are refused.
+    NaN, Infinity and a field that stands twice in one object are refused. A byte order mark is no part of the value.
     """
     try:
-        raw = read_bytes(path, MAX_PROFILE_BYTES, "a profile")
+        raw = read_bytes(path, MAX_PROFILE_BYTES, "a profile").removeprefix(codecs.BOM_UTF8)
         return json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats), raw
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -123,7 +125,10 @@ def read_document(path: Path, model: type[D], form: str) -> D:
     data, raw = read_json(path)
     if not isinstance(data, dict) or data.get("format") != form:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise BadInput(f'{path}: field format is {str(found)[:60]!r}, expected "{form}"')
+        said = f'{path}: field format is {str(found)[:60]!r}, expected "{form}"'
+        if isinstance(found, str) and found.startswith(form.partition("/")[0] + "/"):
+            said += f": {_made_by(data) or 'made by another version of this toolkit'}; upgrade this one, or make the file again here"
+        raise BadInput(said)
     try:
         # strict: a string that looks like a number is not one
         return model.model_validate_json(raw, strict=True)
@@ -132,6 +137,10 @@ def read_document(path: Path, model: type[D], form: str) -> D:
         where = ".".join(str(part) for part in first["loc"])
         tail = f" (and {more} more)" if more else ""
         said = first["msg"].removeprefix("Value error, ")  # ours name the field themselves where they span several
+        if first["type"] == "extra_forbidden":
+            made_by = _made_by(data)
+            said += f": unknown to version {__version__} of this toolkit" if made_by is None else f": {made_by}"
+            said += "; remove the field, or upgrade if a newer version wrote it"
         found = first["input"]
         if (
             isinstance(found, (int, float, str))
@@ -140,6 +149,14 @@ def read_document(path: Path, model: type[D], form: str) -> D:
         ):
             where += f" is {str(found)[:60]!r}" if isinstance(found, str) else f" is {found:g}"
         raise BadInput(f"{path}: {f'field {where}: ' if where else ''}{said}{tail}") from None
+
+
+def _made_by(data: dict[str, Any]) -> str | None:
+    """Which other version of the toolkit made a document, where it tells."""
+    version = data.get("toolkit_version")
+    if not isinstance(version, str) or version == __version__:
+        return None
+    return f"made by version {version[:20]} of this toolkit, this is {__version__}"
 
 
 def document_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -160,6 +177,12 @@ def profile_paths(folder: Path) -> list[Path]:
     if not paths:
         below = sorted({str(p.parent) for p in folder.glob("*/*.json")})
         hint = f"; there are fleets in {', '.join(below)}" if below else ""
+        left = sorted(p.name for p in folder.glob(".*.json.partial"))
+        if left:
+            raise BadInput(
+                f"{folder}: no profiles here{hint}, but what an interrupted run has kept ({', '.join(left)}): the same "
+                "'card-profile run' command goes on from there"
+            )
         raise BadInput(f"{folder}: no profiles here{hint}; make one with 'card-profile run --device cpu'")
     return paths
 
@@ -170,7 +193,10 @@ def load_fleet(folder: Path | str) -> list[Profile]:
     for path in profile_paths(Path(folder)):
         profile = load(path)
         if profile.name in fleet:
-            raise BadInput(f"{path}: field name: {profile.name!r} is already used by {fleet[profile.name][0]}")
+            raise BadInput(
+                f"{path}: field name: {profile.name!r} is already used by {fleet[profile.name][0]}; two machines of a kind are "
+                "told apart with 'card-profile run --name NAME'"
+            )
         fleet[profile.name] = (path, profile)
     return [profile for _, profile in fleet.values()]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from profiler import store
+from profiler import __version__, store
 from profiler.profile import BadInput, Profile, printable
 from tests.synthetic import make_profile
 
@@ -92,6 +92,32 @@ def test_bad_fields_are_named(saved: Path, change: Any, says: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"format": "card-profile/2", "toolkit_version": "0.9.1"}, "made by version 0.9.1 of this toolkit, this is"),
+        ({"format": "card-profile/2"}, "version 0 of this toolkit"),
+        ({"format": "card-profile/2", "toolkit_version": None}, "made by another version of this toolkit; upgrade"),
+        ({"surprise": 1, "toolkit_version": "0.9.1"}, "field surprise: Extra inputs are not permitted: made by version 0.9.1"),
+        ({"surprise": 1, "toolkit_version": __version__}, "remove the field, or upgrade"),
+    ],
+)  # fmt: skip
+def test_a_profile_of_another_version_is_told_from_a_wrong_one(saved: Path, change: Any, says: str) -> None:
+    edit(saved, lambda d: d.update(change))
+    with pytest.raises(BadInput) as error:
+        store.load(saved)
+    assert says in str(error.value)
+    assert "upgrade" in str(error.value)
+    edit(saved, lambda d: d.update(format="somebody-else/1"))
+    with pytest.raises(BadInput, match=r'expected "card-profile/1"$'):
+        store.load(saved)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_profile(saved: Path) -> None:
+    saved.write_bytes(b"\xef\xbb\xbf" + saved.read_bytes())
+    assert store.load(saved) == make_profile()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": 1}', "[" * 100_000, '{"a": 1' + "0" * 5000 + "}"])
 def test_what_is_no_profile_gets_one_line(saved: Path, text: str) -> None:
     saved.write_text(text)
@@ -162,7 +188,7 @@ def test_other_json_in_a_fleet_is_an_error_and_not_a_guess(saved: Path) -> None:
 
 def test_two_profiles_of_one_name_are_refused(saved: Path) -> None:
     (saved.parent / "copy.json").write_bytes(saved.read_bytes())
-    with pytest.raises(BadInput, match=r"copy\.json: field name: 'box' is already used by .*box\.json"):
+    with pytest.raises(BadInput, match=r"copy\.json: field name: 'box' is already used by .*box\.json.*--name NAME"):
         store.load_fleet(saved.parent)
 
 
@@ -170,6 +196,14 @@ def test_an_empty_folder_says_where_fleets_are(tmp_path: Path) -> None:
     store.save(make_profile(), tmp_path / "letter" / "box.json")
     with pytest.raises(BadInput, match=r"there are fleets in .*letter"):
         store.load_fleet(tmp_path)
+
+
+def test_an_interrupted_run_is_told_where_there_is_no_profile_yet(tmp_path: Path) -> None:
+    (tmp_path / ".cpu.json.partial").write_text("{}")
+    with pytest.raises(
+        BadInput, match=r"no profiles here, but .*\.cpu\.json\.partial.*same 'card-profile run' command goes on"
+    ):
+        store.profile_paths(tmp_path)
 
 
 def test_a_profile_that_could_not_be_read_back_is_never_written(saved: Path) -> None:

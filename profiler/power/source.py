@@ -22,6 +22,7 @@ LOWEST_W = 1e-6
 _HIGHEST_W = 20_000.0
 _MAX_CSV_BYTES = 64 * 1024 * 1024
 _LOWEST_MHZ, _HIGHEST_MHZ = 5.0, 20_000.0
+_SEPARATED = "separate cells by commas, decimals by a point"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,10 @@ def read_csv(path: Path | str) -> list[Sweep]:
         for needed in ("frequency_mhz", "power_w"):
             if needed not in header:
                 found = ", ".join(header) if any(header) else "nothing"
-                raise BadInput(f"{path}: line 1: column {needed} is missing, found: {found[:200]}")
+                other = any(mark in cell for cell in header for mark in ";\t")
+                raise BadInput(
+                    f"{path}: line 1: column {needed} is missing, found: {found[:200]}{f'; {_SEPARATED}' if other else ''}"
+                )
         for column in ("frequency_mhz", "power_w", "device", "workload", "power_scope"):
             if header.count(column) > 1:
                 raise BadInput(f"{path}: line 1: column {column} stands {header.count(column)} times, expected once")
@@ -110,7 +114,8 @@ def read_csv(path: Path | str) -> list[Sweep]:
 
 def _take_row(path: Path, line: int, header: list[str], cells: list[str], groups: dict[Any, dict[str, Any]]) -> None:
     if len(cells) != len(header):
-        raise BadInput(f"{path}: line {line}: {len(cells)} cells, expected {len(header)} as in the header")
+        many = f"; {_SEPARATED}" if len(cells) > len(header) else ""
+        raise BadInput(f"{path}: line {line}: {len(cells)} cells, expected {len(header)} as in the header{many}")
     row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
     mhz = _number(path, line, "frequency_mhz", row)
     watts = _number(path, line, "power_w", row)
@@ -146,7 +151,8 @@ def _number(path: Path, line: int, column: str, row: dict[str, str]) -> float:
             raise ValueError
         value = float(row[column])
     except ValueError:
-        raise BadInput(f"{path}: line {line}: {column} is {row[column][:40]!r}, expected a number") from None
+        comma = f"; {_SEPARATED}" if "," in row[column] else ""
+        raise BadInput(f"{path}: line {line}: {column} is {row[column][:40]!r}, expected a number{comma}") from None
     if not math.isfinite(value):
         raise BadInput(f"{path}: line {line}: {column} is {row[column][:40]!r}, expected a finite number")
     return value

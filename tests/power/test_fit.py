@@ -573,6 +573,10 @@ def test_a_table_gives_one_sweep_for_each_device_and_workload(tmp_path: Path) ->
             "frequency_mhz,power_w,power_scope\n1000,5,board\n1100,6,gpu\n",
             "line 3: power_scope is 'gpu', expected 'board'",
         ),
+        ("frequency_mhz;power_w\n1000;5\n", "separate cells by commas, decimals by a point"),
+        ("frequency_mhz\tpower_w\n1000\t5\n", "separate cells by commas, decimals by a point"),
+        ("frequency_mhz,power_w\n1000,5,2\n", "line 2: 3 cells, .* separate cells by commas, decimals by a point"),
+        ('frequency_mhz,power_w\n1000,"5,2"\n', "expected a number; separate cells by commas, decimals by a point"),
     ],
 )
 def test_a_bad_table_gives_one_line_naming_file_line_and_column(tmp_path: Path, text: str, message: str) -> None:
