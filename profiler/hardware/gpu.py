@@ -92,6 +92,12 @@ def why_no_gpu() -> str:
     return why_no_cuda() if _driver_node(sysfs_root()) else f"{why_no_cuda()}; NVML: {why_no_nvml() or 'no card'}"
 
 
+_NO_JETSON = (
+    "a Jetson is known by its GPU under /sys/class/devfreq and its power monitors under /sys/bus/i2c, which this machine does not show "
+    "(NVIDIA's JetPack does; a container must see the board's /sys)"
+)
+
+
 def open_board(board: Board) -> GpuDevice:
     """The real board ``board`` if it is in this machine. Raises MissingHardware, which names the emulated one."""
     here = gpus()
@@ -105,7 +111,7 @@ def open_board(board: Board) -> GpuDevice:
             "--device auto, or start the container with -v /sys/firmware:/sys/firmware:ro"
         )
     names = [f"{d.given_name} (--device {d.board.name})" if d.board is not None else d.given_name for d in here]
-    found = f"which has {', '.join(names)}" if here else why_no_gpu()
+    found = f"which has {', '.join(names)}" if here else _NO_JETSON if board.integrated else why_no_gpu()
     raise MissingHardware(
         f"--device {board.name}: no {board.description} in this machine{', ' if here else ': '}{found}; "
         f"run on the board itself, or simulate it with --device emulated:{board.name}"

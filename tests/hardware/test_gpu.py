@@ -226,3 +226,13 @@ def test_what_does_not_answer_now_is_listed_as_missing(monkeypatch: pytest.Monke
     board, _ = list_devices()
     assert {"clock", "temperature"} <= set(board.missing)
     assert "power" in board.works
+
+
+def test_who_asks_for_a_jetson_is_told_what_a_jetson_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(tmp_path))
+    with pytest.raises(MissingHardware, match=r"/sys/class/devfreq.*JetPack.*--device emulated:orin-agx") as jetson:
+        open_device("orin-agx")
+    assert "NVML" not in str(jetson.value)
+    assert "driver" not in str(jetson.value)
+    with pytest.raises(MissingHardware, match="no NVIDIA driver is loaded"):
+        open_device("rtx-4090")
