@@ -58,6 +58,18 @@ def test_every_command_of_the_tutorial_runs_as_written(tmp_path: Path) -> None:
     assert (folder / "decisions.csv").is_file()
     assert (folder / "decisions.parquet").is_file()
     assert len(list((folder / "plots").glob("*.png"))) >= 4
+    if shutil.which("git"):  # what the tutorial writes is nobody's to commit
+        shutil.copy(ROOT / ".gitignore", folder)
+        subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+        left = subprocess.run(
+            ["git", "status", "--short", "--untracked-files=all"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        stray = [line.split()[-1] for line in left.stdout.splitlines() if "profiles/letter/" not in line]
+        assert stray == [".gitignore"]
 
 
 def test_two_machines_rehearsed_on_one_run_as_written(tmp_path: Path) -> None:
