@@ -1,7 +1,7 @@
 """The commands ``card-profile``, ``card-solve`` and ``card-train``: their start, their exit codes, and what a signal does.
 
 What each command takes stands in ``profiler/commands.py``, ``solver/commands.py`` and ``split/commands.py``. Nothing heavy is imported at the top: ``--help`` answers at once, and ``card-solve`` never loads torch.
-Exit codes: 0 done, 1 a fault of ours, 2 bad input or usage, 3 hardware or a permission is missing, 130 stopped by a signal. A reader that goes away (`| head`, a pager) is no failure.
+Exit codes: 0 done, 1 a fault of ours, 2 bad input or usage, 3 hardware or a permission is missing, 130 stopped by a signal. A reader that goes away (`| head`, a pager) is no failure. `--version` tells the release.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import os
 import signal
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -166,6 +166,22 @@ def _failed(command: str, error: Any) -> int:
     return 1
 
 
+def _tell_version(context: typer.Context, asked: bool) -> None:
+    if asked:
+        from profiler import __version__
+
+        print(f"{context.command_path} {__version__}")
+        raise typer.Exit
+
+
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What each of the programs takes before its commands."""
+
+
 def profile_app() -> typer.Typer:
     """``card-profile`` with all its commands: a link is measured over the stream that training uses, which the profiler does not know."""
     from profiler.commands import profile_app as app
@@ -176,26 +192,27 @@ def profile_app() -> typer.Typer:
     return app
 
 
-def profile_main() -> None:
-    """Entry point of ``card-profile``."""
+def _start(app: typer.Typer, command: str) -> int:
+    app.callback()(_program)
     if len(sys.argv) == 1:
         sys.argv.append("--help")
-    sys.exit(_main(profile_app(), "card-profile"))
+    return _main(app, command)
+
+
+def profile_main() -> None:
+    """Entry point of ``card-profile``."""
+    sys.exit(_start(profile_app(), "card-profile"))
 
 
 def solve_main() -> None:
     """Entry point of ``card-solve``."""
     from solver.commands import solve_app
 
-    if len(sys.argv) == 1:
-        sys.argv.append("--help")
-    sys.exit(_main(solve_app, "card-solve"))
+    sys.exit(_start(solve_app, "card-solve"))
 
 
 def train_main() -> None:
     """Entry point of ``card-train``."""
     from split.commands import train_app
 
-    if len(sys.argv) == 1:
-        sys.argv.append("--help")
-    sys.exit(_main(train_app, "card-train"))
+    sys.exit(_start(train_app, "card-train"))

@@ -21,10 +21,11 @@ DECIDE = "decide"
 
 
 class _Solve(typer.core.TyperGroup):
-    """``card-solve OPTIONS`` is ``card-solve decide OPTIONS``."""
+    """``card-solve OPTIONS`` is ``card-solve decide OPTIONS``, but for ``--version``, which is the program's."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [DECIDE, *args] if not args or args[0].startswith("-") else args)
+        decide = not args or (args[0].startswith("-") and args[0] != "--version")
+        return super().parse_args(ctx, [DECIDE, *args] if decide else args)
 
 
 solve_app = typer.Typer(
@@ -182,11 +183,6 @@ def _answer(as_json: bool, document: Callable[[], Any], show: Callable[[Console]
         print(json.dumps(document(), indent=1, allow_nan=False))
     else:
         show(_console())
-
-
-@solve_app.callback()
-def solve_command() -> None:
-    """Decide the cut layer and the server's clock from profiles (CARD)."""
 
 
 @solve_app.command(

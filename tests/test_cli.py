@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from profiler import store
+from profiler import __version__, store
 from profiler.profile import Profile
 from tests.synthetic import make_profile
 
@@ -86,6 +86,11 @@ def test_help_names_every_command_and_teaches_with_an_example(tmp_path: Path) ->
         assert command in out
     assert "Example" in call(PROFILE, "run", "--help", cwd=tmp_path)[1]
     assert "Example" in call(SOLVE, "--help", cwd=tmp_path)[1]
+
+
+@pytest.mark.parametrize(("program", "name"), [(PROFILE, "card-profile"), (SOLVE, "card-solve"), (TRAIN, "card-train")])
+def test_every_program_tells_its_version(program: str, name: str, tmp_path: Path) -> None:
+    assert call(program, "--version", cwd=tmp_path) == (0, f"{name} {__version__}\n", "")
 
 
 def test_help_and_solving_load_nothing_heavy(tmp_path: Path) -> None:
