@@ -58,6 +58,7 @@ from profiler.store import load, save, write_atomically
 from profiler.times import cannot_fit, fit_times
 from profiler.under_load import UnderLoad
 from profiler.under_load import conditions as under_load
+from profiler.units import counted
 
 if TYPE_CHECKING:
     from profiler.workload.cuts import SplitModel
@@ -498,7 +499,7 @@ class _Measurement:
         least_s, most_s = estimate_sweep_s(self.choice, at_clock_s=at_clock_s, starts_late=starts_late)
         clocks = len(self.choice.frequencies_hz)
         self.say.note(
-            f"power: {f'{clocks} clocks' if self.choice.locks else 'one point'}, "
+            f"power: {counted(clocks, 'clock') if self.choice.locks else 'one point'}, "
             f"{least_s / 60:.0f} to {most_s / 60:.0f} minutes of the device's time"
         )
 

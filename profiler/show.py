@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from profiler.profile import BadInput, Block, CodecFigures, Compression, PowerBlock, Profile, TimeLaw, printable
-from profiler.units import data_size, quantity
+from profiler.units import counted, data_size, quantity
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -287,7 +287,7 @@ def _facts(power: PowerBlock) -> str:
     judged = [point.agreement for point in power.points if point.agreement is not None]
     if judged:
         agreed = judged.count("agree")
-        facts.append(f"energy counter and power sensor agree at {agreed} of {len(judged)} clocks")
+        facts.append(f"energy counter and power sensor agree at {agreed} of {counted(len(judged), 'clock')}")
     first = next((p for p in power.points if power.repeated and p.requested_hz == power.repeated.requested_hz), None)
     if power.repeated is not None and first is not None and first.power_w > 0:
         drift_pct = 100 * (power.repeated.power_w / first.power_w - 1)

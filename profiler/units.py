@@ -38,6 +38,11 @@ def data_size(count: float) -> str:
     return f"{count / 1e3:.1f} kB"
 
 
+def counted(count: int, what: str) -> str:
+    """``1 clock``, ``2 clocks``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def ranges(numbers: Sequence[int]) -> str:
     """Ascending whole numbers as ``1-4, 7``."""
     runs: list[list[int]] = []

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from profiler.profile import BadInput, Profile
+from profiler.units import counted
 from solver.assumptions import Assumption, assumed, unmeasured
 from solver.clocktimes import (
     NO_MAP,
@@ -464,7 +465,7 @@ def profile_model(
         listed += [
             item
             for timing in device.timings
-            for item in unmeasured(timing, **{f"{device.name}: layer times": f"{len(device.timings)} clocks"})
+            for item in unmeasured(timing, **{f"{device.name}: layer times": counted(len(device.timings), "clock")})
         ]
         if device.time_fit is not None and np.abs(hz / at - 1).min() > 1e-3:
             listed += _between(device)
@@ -483,7 +484,7 @@ def profile_model(
     listed += [
         item
         for timing in server.timings
-        for item in unmeasured(timing, **{f"{server.name}: layer times": f"{len(server.timings)} clocks"})
+        for item in unmeasured(timing, **{f"{server.name}: layer times": counted(len(server.timings), "clock")})
     ]
     lowest, highest = (float(mapped.reached(f)) for f in (clocks.f_min_hz, clocks.f_max_hz))
     if clocks.known and not (hz[0] * 0.999 <= lowest and highest <= hz[-1] * 1.001):

@@ -52,8 +52,8 @@ def _lines(problem: Problem, each: TradeOff) -> list[str]:
     lines = [
         f"{each.device}: {len(each.points)} points{looked_at}, {len(each.front)} on the front, {int(each.supported.sum())} of them "
         "reached by some w",
-        f"  box: delay {quantity(float(ends.d_min_s[0]), 's', 4)} to {quantity(float(ends.d_max_s[0]), 's', 4)}, energy "
-        f"{quantity(float(ends.e_min_j[0]), 'J', 4)} to {quantity(float(ends.e_max_j[0]), 'J', 4)}{price}",
+        f"  box: delay {_span(quantity(float(ends.d_min_s[0]), 's', 4), quantity(float(ends.d_max_s[0]), 's', 4))}, energy "
+        f"{_span(quantity(float(ends.e_min_j[0]), 'J', 4), quantity(float(ends.e_max_j[0]), 'J', 4))}{price}",
         "  knee: none, no point lies below the chord of the front"
         if each.knee is None
         else f"  knee: {_point(each.front_points(), each.knee)}",
@@ -107,18 +107,18 @@ def _rows(over_w: Plateaus, listed: bool) -> list[tuple[str, ...]]:
                 f"{over_w.w[a]:.5f}",
                 f"{over_w.w[b]:.5f}",
                 str(begin.cut[a]),
-                _span(begin.frequency_hz[a] / 1e9, end.frequency_hz[b - 1] / 1e9, "{:.3f}"),
+                _span(f"{begin.frequency_hz[a] / 1e9:.3f}", f"{end.frequency_hz[b - 1] / 1e9:.3f}", "-"),
                 *([str(b - a)] if listed else []),
-                _span(begin.delay_s[a], end.delay_s[b - 1], "{:.4g}"),
-                _span(begin.energy_j[a], end.energy_j[b - 1], "{:.4g}"),
+                _span(f"{begin.delay_s[a]:.4g}", f"{end.delay_s[b - 1]:.4g}", "-"),
+                _span(f"{begin.energy_j[a]:.4g}", f"{end.energy_j[b - 1]:.4g}", "-"),
             )
         )
     return rows
 
 
-def _span(first: float, last: float, form: str) -> str:
-    texts = [form.format(value) for value in (first, last)]
-    return texts[0] if texts[0] == texts[1] else "-".join(texts)
+def _span(first: str, last: str, between: str = " to ") -> str:
+    """A range, or the one figure that both ends read as."""
+    return first if first == last else f"{first}{between}{last}"
 
 
 def _loss(each: TradeOff) -> str:
@@ -126,7 +126,7 @@ def _loss(each: TradeOff) -> str:
     if k is None:
         return "Algorithm 1 as printed is the exact optimum at every w looked at."
     lost = each.losses
-    stretches = ", ".join(f"{a:.3g} to {b:.3g}" for a, b in lost.stretches[:4])
+    stretches = ", ".join(_span(f"{a:.3g}", f"{b:.3g}") for a, b in lost.stretches[:4])
     more = " and more" if len(lost.stretches) > 4 else ""
     return (
         f"Algorithm 1 as printed loses to the exact optimum at {100 * lost.share_of_w:.0f} % of all w ({stretches}{more}), most at w = "

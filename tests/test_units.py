@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.units import data_size, quantity
+from profiler.units import counted, data_size, quantity
 
 FACTORS = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0, "m": 1e-3, "µ": 1e-6, "n": 1e-9}
 
@@ -42,3 +42,7 @@ def test_what_is_read_back_is_the_figure_to_its_digits(value: float, digits: int
 )
 def test_bytes_are_decimal(count: float, text: str) -> None:
     assert data_size(count) == text
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(count, "clock") for count in (0, 1, 2)] == ["0 clocks", "1 clock", "2 clocks"]

@@ -26,6 +26,7 @@ from profiler.power.heat import Habits
 from profiler.power.sampling import Rest, SamplingOptions, rest_limit_s, rest_power, roughly, steady_point
 from profiler.power.source import scatter_w
 from profiler.profile import BadInput, MissingHardware, PowerBlock, PowerPoint
+from profiler.units import counted
 
 AUTO_CLOCKS = 8
 """Enough for a law with three or four parameters and to leave some out; more clocks cost more time than they teach."""
@@ -308,7 +309,7 @@ class Progress:
     def text(self) -> str:
         """All of it in one line for a person."""
         left = f"{self.left_s / 60:.0f} min" if self.left_s >= 90 else f"{self.left_s:.0f} s"
-        return f"{self.what}, {self.seconds_s:.0f} s, {self.power_w:.1f} W; {self.done} of {self.total} clocks, {left} left"
+        return f"{self.what}, {self.seconds_s:.0f} s, {self.power_w:.1f} W; {self.done} of {counted(self.total, 'clock')}, {left} left"
 
 
 class _Pace:

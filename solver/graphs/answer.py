@@ -14,6 +14,7 @@ from pydantic import Field
 
 from profiler.profile import BadInput, Document, Provenance, printable
 from profiler.store import document_schema
+from profiler.units import counted
 from solver.assumptions import Assumption, assumed, distinct, unmeasured
 from solver.extremes import Extremes
 from solver.graphs.graph import Graph
@@ -293,7 +294,7 @@ class _Posed:
             self.assumptions += unmeasured(machine, **{f"{machine.name}: times of the nodes": how})
         if graph.power is not None:
             self.assumptions += unmeasured(
-                graph.power, **{f"{graph.server.name}: power against clock": f"{len(graph.power.power_w)} clocks"}
+                graph.power, **{f"{graph.server.name}: power against clock": counted(len(graph.power.power_w), "clock")}
             )
         limited = graph.device.memory_bytes is not None or graph.server.memory_bytes is not None
         if limited and any(node.memory_bytes is None for node in graph.model.nodes):

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from profiler.profile import BadInput, PowerPrediction, Profile
 from solver import front
-from solver.front import TradeOff, trade_offs
+from solver.front import Losses, TradeOff, trade_offs
 from solver.problem import SolveOptions, pose
 from solver.scenario import solve
 from tests.solver.test_scenario import fleet, letterlike
@@ -365,6 +366,27 @@ def test_the_report_names_knee_decisions_and_losses_and_the_plots_are_drawn(make
     paths = write_plots(problem, found, tmp_path)
     assert [path.name for path in paths] == ["front-fast.png", "front-slow.png"]
     assert all(path.stat().st_size > 10_000 for path in paths)
+
+
+def test_a_range_whose_ends_read_the_same_is_one_figure() -> None:
+    from solver.front_view import print_front
+
+    problem = pose(noisy_fleet(0, clocks=2), SolveOptions())
+    only = np.zeros_like(problem.feasible)
+    only[:, 0] = True
+    problem = replace(
+        problem, feasible=only, clocks=replace(problem.clocks, f_min_hz=1e9, f_max_hz=1e9, supported_hz=np.array([1e9]))
+    )
+    found = trade_offs(problem)
+    cost, none = np.array([0, 0.1, 0, 0.1, 0.1, 0]), np.zeros(6)
+    lost = Losses(np.array([0, 0.884, 0.89, 0.9, 0.95, 1]), cost, none, none)
+    worse = [replace(each, losses=lost) for each in found]
+    out = io.StringIO()
+    print_front(problem, worse, Console(file=out, width=200))
+    assert "(0.884, 0.9 to 0.95)" in out.getvalue()
+    ranges = re.findall(r"(\d[\d.]*) ?\w* to (\d[\d.]*)", out.getvalue())
+    assert ranges
+    assert all(low != high for low, high in ranges)
 
 
 def test_one_cut_at_one_clock_is_a_front_of_one_point_without_knee_or_flips() -> None:
