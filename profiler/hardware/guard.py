@@ -444,6 +444,8 @@ class GuardedClocks:
                 f"setting the clock of {self.name} needs root ({refused}): {sudo_command()} (only the small helper that sets "
                 f"clocks stays root, the run goes on as you){hint}; or {without}"
             )
+        if refused.kind == "locked":
+            return f"the clock of {self.name} could not be given back ({refused}); its journal stays: {sudo_command('restore')}"
         if refused.kind == "busy":
             return f"{self.name} is in use: {refused}; wait for it to end, or end it"
         return f"the clock of {self.name} cannot be set: {refused}; {without}"

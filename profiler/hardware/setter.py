@@ -10,7 +10,8 @@ Requests are JSON objects, one a line, on standard input; each gets one answer, 
     {"do": "release"}        give it back, remove the journal, free the lock
     {"do": "restore", "folder", "root", "only": key or null}      undo what ended runs left locked, nothing else
 
-An answer is ``{"ok": true, ...}`` or ``{"ok": false, "kind", "text"}``; kinds are ``busy permission unsupported missing fault``.
+An answer is ``{"ok": true, ...}`` or ``{"ok": false, "kind", "text"}``; kinds are ``busy permission unsupported missing fault``, and
+``locked`` where the clock could not be given back and the journal stays.
 At the end of standard input, when the parent is no longer the parent, at SIGTERM, SIGINT and SIGHUP: all is given back.
 
     journal on disk |------------------------------------------------| removed
@@ -211,12 +212,25 @@ def _set_aside(folder: str, key: str, why: str) -> str:
     )
 
 
+def _given_back(backend: Any, restore_hz: list[float] | None, originals: list[list[int]]) -> list[str]:
+    """Give back, the one way in which it is done; the answer is the backend's. Raises Problem."""
+    until = time.monotonic() + _GIVE_BACK_S
+    while True:
+        try:
+            told: list[str] = backend.give_back(restore_hz, originals)
+            return told
+        except Problem as problem:
+            if problem.kind != "fault" or time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
 def _reset_by_name(key: str, folder_of_pynvml: str | None) -> str:
     """An NVIDIA card needs no originals, and the journal's name says which it is: its driver's default is safe. What to add."""
     if not re.fullmatch(r"nvml-GPU-[A-Za-z0-9-]+", key):
         return ""
     try:
-        backend_of({"kind": "nvml", "uuid": key.removeprefix("nvml-")}, "/", folder_of_pynvml).give_back(None, [])
+        _given_back(backend_of({"kind": "nvml", "uuid": key.removeprefix("nvml-")}, "/", folder_of_pynvml), None, [])
     except (Problem, Damaged):
         return ""
     return "; this card's clock was given back to its driver"
@@ -269,7 +283,7 @@ def _undo(folder: str, key: str, root: str, folder_of_pynvml: str | None) -> _Un
                 return done
         try:
             backend.hold()
-            gone = backend.give_back(journal.get("restore_hz"), journal["originals"])
+            gone = _given_back(backend, journal.get("restore_hz"), journal["originals"])
         finally:
             backend.free()
         _remove_journal(folder, key)
@@ -326,7 +340,7 @@ class Hold:
     """One device held: its lock, its journal, and how to give its clock back."""
 
     def __init__(self, request: dict[str, Any], parent: int, notes: list[str]) -> None:
-        """Acquire. Raises Problem, and then nothing is held and no journal is left by us."""
+        """Acquire. Raises Problem, and then nothing is held and no journal is left by us, unless it is of the kind ``locked``."""
         self.folder, self.key = str(request["folder"]), str(request["key"])
         root, folder_of_pynvml = str(request["root"]), request.get("pynvml")
         if not KEY.fullmatch(self.key):
@@ -367,30 +381,48 @@ class Hold:
         self._backend.hold()
         self._backend.check_right()
         self._originals = self._backend.originals()
-        _write_journal(
-            self.folder,
-            self.key,
-            {
-                "format": FORMAT,
-                "key": self.key,
-                "name": str(request["name"]),
-                "target": request["target"],
-                "originals": self._originals,
-                "restore_hz": self._restore_hz,
-                "root": os.path.realpath(root),
-                "boot_id": boot_id(root),
-                **self._backend.identity(),
-                "pid": parent,
-                "helper": os.getpid(),
-                "written_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            },
-        )
+        self._facts = {
+            "format": FORMAT,
+            "key": self.key,
+            "name": str(request["name"]),
+            "target": request["target"],
+            "originals": self._originals,
+            "root": os.path.realpath(root),
+            "boot_id": boot_id(root),
+            **self._backend.identity(),
+            "pid": parent,
+            "helper": os.getpid(),
+            "written_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        self._note()
         try:
-            self._backend.probe(request["range_hz"], self._restore_hz, self._originals)
-        except Problem as problem:
-            if problem.kind != "fault":  # nothing has been set; after a fault that is not sure, and the journal stays
-                _remove_journal(self.folder, self.key)
+            self._try_right(request["range_hz"])
+        except Problem:
+            if self._touched:  # the journal goes only once that is undone
+                self._restore_hz = None
+                self._note()
+                self.reset()
+            _remove_journal(self.folder, self.key)
             raise
+
+    def _try_right(self, range_hz: list[float]) -> None:
+        """Raises Problem where the clock cannot be set, or not be given back as the user said."""
+        try:
+            self._touched = self._backend.probe(range_hz, self._originals)
+        except Problem as problem:
+            self._touched = problem.kind == "fault"  # whoever refuses has set nothing; after a fault that is not sure
+            raise
+        try:
+            self.reset()
+        except Problem as problem:  # better known now than at the end of the run
+            if self._restore_hz is None:
+                raise
+            low, high = (f"{value / 1e6:g}" for value in self._restore_hz)
+            raise Problem("unsupported", f"--restore-clocks {low},{high}: {problem}") from None
+
+    def _note(self) -> None:
+        """Put on disk what is to be undone."""
+        _write_journal(self.folder, self.key, {**self._facts, "restore_hz": self._restore_hz})
 
     def lock(self, hz: float) -> dict[str, Any]:
         self._touched = True
@@ -398,27 +430,18 @@ class Hold:
         return answer
 
     def reset(self) -> None:
+        """Give back what has been set since it was last given back. Raises Problem (locked): the journal then stays."""
         if self._touched:
-            self._give_back()
+            try:
+                _given_back(self._backend, self._restore_hz, self._originals)
+            except Problem as problem:
+                raise Problem("locked", str(problem)) from None
             self._touched = False
-
-    def _give_back(self) -> list[str]:
-        gone: list[str] = self._backend.give_back(self._restore_hz, self._originals)
-        return gone
 
     def release(self) -> None:
         """Give back, then remove the journal, then free the lock. Raises Problem: the journal then stays."""
-        until = time.monotonic() + _GIVE_BACK_S
-        while True:
-            try:
-                self.reset()
-                break
-            except Problem as problem:
-                if problem.kind != "fault" or time.monotonic() > until:
-                    self._free()
-                    raise
-                time.sleep(0.1)
         try:
+            self.reset()
             _remove_journal(self.folder, self.key)
         except OSError as error:
             raise os_problem(error, "the clock is given back, but its journal cannot be removed") from None

@@ -128,9 +128,10 @@ class SysfsClocks:
         """Limits now, [lowest, highest] of each node in the file's own unit."""
         return [[self._value(low), self._value(high)] for low, high, _ in self.nodes]
 
-    def probe(self, range_hz: list[float], restore_hz: list[float] | None, originals: list[list[int]]) -> None:
-        """Write back what is there: a missing right shows, nothing changes."""
+    def probe(self, range_hz: list[float], originals: list[list[int]]) -> bool:
+        """Try the right; the answer is whether something is locked now. What is there is written back, so nothing is."""
         self.give_back(None, originals)
+        return False
 
     def lock(self, hz: float) -> dict[str, Any]:
         """Both limits of every node to one clock; the answer is what the kernel made of it (it clips to the hardware's range)."""
@@ -291,23 +292,10 @@ class NvmlClocks:
     def originals(self) -> list[list[int]]:
         return []
 
-    def probe(self, range_hz: list[float], restore_hz: list[float] | None, originals: list[list[int]]) -> None:
-        """Lock the whole range, which holds no clock down or up, and give it back: error 4 shows here."""
-        self._set(range_hz)
-        try:
-            if restore_hz is not None:
-                try:
-                    self._set(restore_hz)
-                except Problem as problem:  # better known now than at the end of the run
-                    self.give_back(None, originals)
-                    low, high = (f"{value / 1e6:g}" for value in restore_hz)
-                    raise Problem("unsupported", f"--restore-clocks {low},{high}: {problem}") from None
-            else:
-                self.give_back(None, originals)
-        except Problem as problem:
-            if problem.kind == "unsupported":
-                raise
-            raise Problem("fault", f"it was locked to try the right, and could not be given back: {problem}") from None
+    def probe(self, range_hz: list[float], originals: list[list[int]]) -> bool:
+        """Try the right; the answer is whether something is locked now. The whole range is: it holds no clock down or up."""
+        self._set(range_hz)  # error 4 shows here
+        return True
 
     def lock(self, hz: float) -> dict[str, Any]:
         self._set([hz, hz])

@@ -288,6 +288,57 @@ def test_a_card_that_lost_its_right_during_the_sweep_keeps_its_journal(rig: Rig,
     assert rig.locked_mhz() is None
 
 
+@pytest.mark.parametrize("code", [3, 13, 24, 15])
+def test_a_card_that_cannot_be_given_back_when_the_right_is_tried_keeps_its_journal(
+    rig: Rig, tmp_path: Path, code: int
+) -> None:
+    rig.card().root_only = 0
+    rig.fail("nvmlDeviceResetGpuLockedClocks", code)
+    told = r"could not be given back .*; its journal stays: .*card-profile restore"
+    with pytest.raises(MissingHardware, match=told), card(rig).held():
+        pass
+    assert rig.locked_mhz() is not None
+    assert list((tmp_path / "state").glob("*.journal"))
+    rig.fail("nvmlDeviceResetGpuLockedClocks", 0)
+    assert "given back" in restored()[0]
+    assert rig.locked_mhz() is None
+
+
+def test_a_range_to_restore_that_was_refused_does_not_stand_in_a_journal_that_stays(rig: Rig, tmp_path: Path) -> None:
+    rig.card().root_only = 0
+    rig.fail("nvmlDeviceResetGpuLockedClocks", 3)
+    with pytest.raises(MissingHardware, match="card-profile restore"), card(rig).held((1e6, 2e6)):
+        pass
+    (journal,) = (tmp_path / "state").glob("*.journal")
+    assert json.loads(journal.read_text())["restore_hz"] is None
+    rig.fail("nvmlDeviceResetGpuLockedClocks", 0)
+    restored()
+    assert rig.locked_mhz() is None
+
+
+def test_a_driver_that_is_busy_once_is_asked_again_wherever_a_clock_is_given_back(rig: Rig, tmp_path: Path) -> None:
+    rig.card().root_only = 0
+
+    def busy_once() -> None:
+        rig.fail("nvmlDeviceResetGpuLockedClocks", 999, 1)
+
+    clocks = card(rig)
+    busy_once()
+    with clocks.held():
+        assert rig.locked_mhz() is None  # after the right was tried
+        clocks.lock(1500e6)
+        journal = next((tmp_path / "state").glob("*.journal"))
+        left = journal.read_text()
+        busy_once()
+        clocks.reset()
+        assert rig.locked_mhz() is None  # at the end of a sweep
+    journal.write_text(left)
+    rig.card().locked_min_mhz = rig.card().locked_max_mhz = 1500
+    busy_once()
+    assert "given back" in restored()[0]
+    assert rig.locked_mhz() is None
+
+
 def test_a_damaged_journal_of_a_card_still_says_by_its_name_which_clock_to_give_back(rig: Rig, tmp_path: Path) -> None:
     rig.card().root_only = 0
     with pytest.raises(MissingHardware):
