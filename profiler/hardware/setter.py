@@ -136,13 +136,17 @@ def _write_journal(folder: str, key: str, journal: dict[str, Any]) -> None:
         fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             os.fchmod(fd, 0o644)
-            os.write(fd, json.dumps(journal, indent=1).encode() + b"\n")
+            text = json.dumps(journal, indent=1).encode() + b"\n"
+            while text:  # a disk that is nearly full takes a part
+                text = text[os.write(fd, text) :]
             os.fsync(fd)
         finally:
             os.close(fd)
         os.replace(path + ".new", path)
         _sync(folder)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path + ".new")
         raise os_problem(error, path) from None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +40,29 @@ def test_after_a_power_cut_the_journal_is_dropped_and_nothing_written(tree: Tree
     assert "dropped" in said[0]
     assert tree.limits == (1, 2)
     assert not tree.journal.exists()
+
+
+def test_a_journal_that_cannot_be_written_whole_locks_nothing(tree: Tree) -> None:
+    program = """
+import json, resource, sys
+from profiler.hardware.guard import GuardedClocks
+from profiler.hardware.host import WallTime
+from profiler.profile import MissingHardware
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+clocks = GuardedClocks(**json.loads(sys.argv[1]), read_hz=lambda: None, time=WallTime())
+try:
+    with clocks.held():
+        clocks.lock(714e6)
+        print("locked")
+except MissingHardware as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", program, json.dumps(tree.device)]
+    said = subprocess.run(command, env=tree.environment, capture_output=True, text=True, check=True).stdout
+    assert "File too large" in said
+    assert "locked" not in said
+    assert tree.limits == (LOW, HIGH)
+    assert [path.suffix for path in tree.state.iterdir()] == [".lock"]
 
 
 def test_another_kernel_drops_the_journal(tree: Tree) -> None:
