@@ -187,12 +187,14 @@ def _read_journal(folder: str, key: str) -> dict[str, Any] | None:
             raise Damaged(f"{name}: expected text")
     limits = journal.get("originals")
     if not isinstance(limits, list) or not all(_is_pair(row, 0, 1e12) and row == [*map(int, row)] for row in limits):
-        raise Damaged("originals: expected pairs of limits")
+        raise Damaged("originals: expected pairs of limits, lowest first")
     if journal.get("restore_hz") is not None and not _is_pair(journal["restore_hz"], 1e6, 1e11):
         raise Damaged("restore_hz: expected [lowest, highest] in Hz")
     target = journal.get("target")
     if not isinstance(target, dict):
         raise Damaged("target: expected an object")
+    if target.get("kind") == "nvml" and key != f"nvml-{target.get('uuid')}":
+        raise Damaged(f"target.uuid: expected the card of {key}")
     if target.get("kind") == "sysfs" and len(limits) != len(target.get("nodes") or ()):
         raise Damaged("originals: expected one pair for each node")
     return journal
@@ -203,6 +205,7 @@ def _is_pair(value: object, least: float, most: float) -> bool:
         isinstance(value, list)
         and len(value) == 2
         and all(isinstance(v, (int, float)) and not isinstance(v, bool) and least <= v <= most for v in value)
+        and (value[0] <= value[1] or value[1] == 0)  # older kernels write 0 where there is no highest
     )
 
 

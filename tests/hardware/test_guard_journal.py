@@ -147,6 +147,7 @@ def test_a_hostile_journal_makes_nobody_write_elsewhere(tree: Tree) -> None:
         {"target": {"kind": "sysfs", "nodes": []}, "originals": []},
         {"target": {"kind": "nvml", "uuid": ["GPU"]}},
         {"target": {"kind": "shell"}},
+        {"originals": [[2, 1]]},
         {"restore_hz": [1, 2]},
         {"boot_id": 7},
         {"key": "other"},

@@ -349,6 +349,26 @@ def test_a_damaged_journal_of_a_card_still_says_by_its_name_which_clock_to_give_
     assert rig.locked_mhz() is None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"restore_hz": [2100e6, 210e6]}, {"target": {"kind": "nvml", "uuid": "GPU-ffffffff-0000-0000-0000-000000000000"}}],
+    ids=["reversed", "another card"],
+)
+def test_a_journal_that_nothing_could_undo_does_not_keep_the_card_from_its_next_run(
+    rig: Rig, tmp_path: Path, change: dict[str, object]
+) -> None:
+    rig.card().root_only = 0
+    with card(rig).held():
+        journal = next((tmp_path / "state").glob("*.journal"))
+        left = json.loads(journal.read_text())
+    journal.write_text(json.dumps({**left, **change}))
+    rig.card().locked_min_mhz = rig.card().locked_max_mhz = 1500
+    with card(rig).held() as notes:
+        assert "damaged" in notes[0]
+        assert rig.locked_mhz() is None
+    assert not journal.exists()
+
+
 def test_another_driver_means_that_nothing_is_locked_any_more(rig: Rig, tmp_path: Path) -> None:
     rig.card().root_only = 0
     rig.machine.driver = b"550.54.14"
