@@ -336,6 +336,7 @@ class GuardedClocks:
         self._folder = state_folder()
         self._helper: _Helper | None = None
         self._kept: _Helper | None = None
+        self._lost: str | None = None
 
     def supported_hz(self) -> tuple[float, ...]:
         return self._supported
@@ -373,9 +374,9 @@ class GuardedClocks:
                 notes.append(f"only the small helper that sets the clock stays root; the run goes on as {caller}")
             self._helper = helper
             yield tuple(notes)
-        except BaseException:
+        except BaseException as error:
             trouble = self._leave(helper)
-            if trouble is not None:
+            if trouble is not None and trouble != str(error):
                 with contextlib.suppress(OSError):
                     print(f"card-profile: {trouble}", file=sys.stderr, flush=True)
             raise
@@ -461,7 +462,8 @@ class GuardedClocks:
         except _Lost as lost:
             self._helper = self._kept = None
             helper.close()
-            raise MissingHardware(self._after(lost)) from None
+            self._lost = self._after(lost)
+            raise MissingHardware(self._lost) from None
 
     def _after(self, lost: _Lost) -> str:
         """The helper is gone: undo what it may have left. What to tell."""
@@ -478,12 +480,13 @@ class GuardedClocks:
     def _leave(self, helper: _Helper) -> str | None:
         """Give the clock back and let the helper go; what went wrong, if anything did."""
         held, self._helper = self._helper, None
+        lost, self._lost = self._lost, None
         try:
             if held is not None:
                 helper.ask({"do": "release"})
             if self._kept is None:
                 helper.close()
-            return None
+            return lost
         except _Refused as refused:
             helper.close()
             return f"the clock of {self.name} could not be given back ({refused}); its journal stays: {sudo_command('restore')}"

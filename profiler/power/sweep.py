@@ -10,6 +10,7 @@ than two clocks are spent where the power cap holds the real one.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import random
@@ -277,8 +278,13 @@ def _clock(device: Device) -> Iterator[Callable[[float], None]]:
         raise MissingHardware(f"{device.name}: {device.absent.reasons.get('clocks', 'its clock cannot be set')}")
     try:
         yield control.lock
-    finally:
-        control.reset()
+    except BaseException:
+        with contextlib.suppress(
+            MissingHardware
+        ):  # what went wrong first is told; leaving ``held`` gives back once more, and tells
+            control.reset()
+        raise
+    control.reset()
 
 
 def visit_clocks(device: Device, frequencies_hz: Sequence[float], body: Callable[[float], None]) -> None:

@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from benchmarks.kills import WAYS, kill_once, world
+from profiler.hardware.guard import GuardedClocks
+from profiler.power.sweep import visit_clocks
 from profiler.profile import MissingHardware
 from tests.hardware.clock_tree import (
     HIGH,
@@ -25,6 +28,7 @@ from tests.hardware.clock_tree import (
     soon,
     sweep,
 )
+from tests.power.bench import clocked
 from tests.rigs.nvml import why_no_rig
 
 # ------------------------------------------------------------------------------------------------ how a run may end
@@ -177,6 +181,50 @@ def test_a_helper_killed_after_the_last_lock_is_noticed_on_leaving(tree: Tree) -
     with pytest.raises(MissingHardware, match="has been given back"):
         sweep(tree.clocks(), when_locked=lambda: os.kill(tree.helper(), signal.SIGKILL))
     assert tree.limits == (LOW, HIGH)
+
+
+def visiting(clocks: GuardedClocks, body: Callable[[float], None]) -> None:
+    """The clocks visited as a run does it."""
+    bench = clocked(lambda _, hz: 1e-8 * hz, clocks.supported_hz())
+    bench.clocks = clocks  # type: ignore[assignment]
+    with clocks.held():
+        visit_clocks(bench, clocks.supported_hz(), body)
+
+
+def test_a_clock_that_stays_locked_after_its_helper_was_killed_is_the_last_word_of_a_run(
+    tree: Tree, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def kill(_: float) -> None:
+        os.kill(tree.helper(), signal.SIGKILL)
+        (tree.node / "min_freq").unlink()
+        (tree.node / "min_freq").mkdir()
+
+    with pytest.raises(MissingHardware, match=r"SIGKILL.* may still be locked: sudo .*card-profile restore"):
+        visiting(tree.clocks(), kill)
+    assert capfd.readouterr().err == ""  # and it is told once
+
+
+def test_what_ended_a_run_is_told_before_what_then_kept_its_clock_from_coming_back(
+    tree: Tree, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def spoil(how: str) -> Callable[[float], None]:
+        def body(_: float) -> None:
+            if how == "helper":
+                os.kill(tree.helper(), signal.SIGKILL)
+            (tree.node / "min_freq").unlink()
+            (tree.node / "min_freq").mkdir()
+            raise MissingHardware("the power mode was changed")
+
+        return body
+
+    for how in ("helper", "node"):
+        with pytest.raises(MissingHardware, match="the power mode was changed"):
+            visiting(tree.clocks(), spoil(how))
+        assert "card-profile restore" in capfd.readouterr().err
+        (tree.node / "min_freq").rmdir()
+        (tree.node / "min_freq").write_text((tree.node / "max_freq").read_text())
+        restored()
+        assert tree.limits == (LOW, HIGH)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
