@@ -202,7 +202,9 @@ class CpuDevice:
         base = self._root / "sys/devices/system/cpu"
         folders = list((base / "cpufreq").glob("policy[0-9]*")) or list(base.glob("cpu[0-9]*/cpufreq"))
         files = ("scaling_min_freq", "scaling_max_freq")
-        found = [folder for folder in folders if all(read_number(folder / name) is not None for name in files)]
+        # A group whose processors are all offline keeps its folder.
+        online = [folder for folder in folders if read_text(folder / "affected_cpus") != ""]
+        found = [folder for folder in online if all(read_number(folder / name) is not None for name in files)]
         return sorted(
             found, key=lambda folder: [int(n) for n in re.findall(r"\d+", f"{folder.parent.name} {folder.name}")]
         )

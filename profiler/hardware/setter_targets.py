@@ -137,7 +137,7 @@ class SysfsClocks:
         """Both limits of every node to one clock; the answer is what the kernel made of it (it clips to the hardware's range)."""
         became = []
         for low, high, unit in self.nodes:
-            if not os.path.exists(high):  # a processor that was taken offline
+            if _gone(high):
                 continue
             value = round(hz / unit)
             self._set(low, high, value, value)
@@ -147,15 +147,20 @@ class SysfsClocks:
         return {"became_hz": became}
 
     def give_back(self, restore_hz: list[float] | None, originals: list[list[int]]) -> list[str]:
-        """Limits as they were, or as the user said. Returns which nodes are gone (a processor taken offline)."""
-        gone = []
+        """Limits as they were, or as the user said, of every node that lets it. Returns which nodes are gone (processors taken offline)."""
+        gone, stayed = [], []
         for (low, high, unit), (least, most) in zip(self.nodes, originals, strict=True):
             if restore_hz is not None:
                 least, most = round(restore_hz[0] / unit), round(restore_hz[1] / unit)
-            if not os.path.exists(high):
-                gone.append(f"{os.path.dirname(high)} is gone")
-                continue
-            self._set(low, high, least, most)
+            try:
+                if not _gone(high):
+                    self._set(low, high, least, most)
+            except Problem as problem:
+                if not _gone(high):  # it may have gone just now
+                    stayed.append(problem)
+            gone += _gone(high)
+        if stayed:
+            raise Problem(stayed[0].kind, "; ".join(map(str, stayed)))
         return gone
 
     def _value(self, path: str) -> int:
@@ -216,6 +221,17 @@ class SysfsClocks:
             finally:
                 os.close(fd)
             time.sleep(0.02)
+
+
+def _gone(limit: str) -> list[str]:
+    """Why nobody has this limit any more, if so. Processors that are all offline keep their group's folder, which then refuses everything."""
+    folder = os.path.dirname(limit)
+    if not os.path.exists(limit):
+        return [f"{folder} is gone"]
+    processors = os.path.join(folder, "affected_cpus")
+    if os.path.exists(processors) and not read_text(processors):
+        return [f"{folder}: its processors are offline, and may come back with the limits of the run"]
+    return []
 
 
 def _limit_file(path: object, which: str, root: str) -> str:

@@ -15,8 +15,10 @@ import pytest
 
 from profiler.hardware import open_device
 from profiler.hardware.cpu import CpuDevice, RaplMeter, find_rapl
+from profiler.hardware.guard import GuardedClocks
 from profiler.hardware.host import cgroup_limit_bytes
 from profiler.profile import MissingHardware
+from tests.hardware.clock_tree import sweep
 from tests.rigs.time import VirtualTime
 
 CPUINFO = """processor\t: 0
@@ -278,6 +280,71 @@ def test_the_limits_of_all_policies_are_the_clock_of_the_cpu(tmp_path: Path, mon
         device.clocks.lock(1.5e9)
         assert {file.read_text().strip() for file in files} == {"1500000"}
     assert [file.read_text().strip() for file in files] == before
+
+
+def taken_offline(policy: Path) -> None:
+    """As the kernel shows a group whose processors are all offline: its folder stays, no processor is in it, every file refuses."""
+    for file in policy.glob("scaling_*_freq"):
+        file.unlink()
+        file.mkdir()
+    (policy / "affected_cpus").write_text("\n")
+
+
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The folders of two groups of processors, with a folder for journals beside."""
+    two_policies(tmp_path)
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(tmp_path))
+    monkeypatch.setenv("CARD_STATE_DIR", str(tmp_path / "state"))
+    for number, processors in ((0, "0 1 2 3"), (4, "4 5 6 7")):
+        put(tmp_path, {f"{CPUFREQ}/cpufreq/policy{number}/affected_cpus": processors})
+    return tmp_path / CPUFREQ / "cpufreq/policy0", tmp_path / CPUFREQ / "cpufreq/policy4"
+
+
+def limits(policy: Path) -> list[str]:
+    return [(policy / name).read_text().strip() for name in ("scaling_min_freq", "scaling_max_freq")]
+
+
+def test_processors_taken_offline_meanwhile_keep_no_other_group_from_its_limits(
+    tmp_path: Path, groups: tuple[Path, Path]
+) -> None:
+    first, second = groups
+    device = CpuDevice(tmp_path, time=VirtualTime(lambda now_s, busy: None))
+    assert device.clocks is not None
+    with device.clocks.held():
+        device.clocks.lock(1.5e9)
+        taken_offline(first)
+        device.clocks.lock(2e9)
+        assert limits(second) == ["2000000", "2000000"]
+    assert limits(second) == ["600000", "2400000"]
+    assert not list((tmp_path / "state").glob("*.journal"))
+
+
+def test_a_group_that_refuses_is_named_and_the_others_get_their_limits_back(
+    tmp_path: Path, groups: tuple[Path, Path]
+) -> None:
+    first, second = groups
+    device = CpuDevice(tmp_path, time=VirtualTime(lambda now_s, busy: None))
+    assert isinstance(device.clocks, GuardedClocks)
+
+    def spoil() -> None:
+        (first / "scaling_min_freq").unlink()
+        (first / "scaling_min_freq").mkdir()
+
+    with pytest.raises(MissingHardware, match=r"policy0/scaling_min_freq.*its journal stays: .*card-profile restore"):
+        sweep(device.clocks, when_locked=spoil)
+    assert limits(second) == ["600000", "2400000"]
+
+
+def test_processors_that_are_offline_from_the_start_are_not_set(tmp_path: Path, groups: tuple[Path, Path]) -> None:
+    first, second = groups
+    (second / "affected_cpus").write_text("\n")
+    device = CpuDevice(tmp_path, time=VirtualTime(lambda now_s, busy: None))
+    assert device.clocks is not None
+    with device.clocks.held():
+        device.clocks.lock(1.5e9)
+        assert limits(first) == ["1500000", "1500000"]
+        assert limits(second) == ["600000", "2400000"]
 
 
 def test_a_driver_that_lists_no_clocks_takes_any_and_gets_steps_of_100_mhz(tmp_path: Path) -> None:
