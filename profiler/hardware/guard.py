@@ -483,7 +483,9 @@ class GuardedClocks:
         lost, self._lost = self._lost, None
         try:
             if held is not None:
-                helper.ask({"do": "release"})
+                for note in helper.ask({"do": "release"})["notes"]:
+                    with contextlib.suppress(OSError):
+                        print(f"card-profile: {note}", file=sys.stderr, flush=True)
             if self._kept is None:
                 helper.close()
             return lost

@@ -193,6 +193,11 @@ def _read_journal(folder: str, key: str) -> dict[str, Any] | None:
     target = journal.get("target")
     if not isinstance(target, dict):
         raise Damaged("target: expected an object")
+    written = journal.get("written")
+    if written is not None and (
+        not isinstance(written, list) or len(written) != len(limits) or not all(map(_is_noted, written))
+    ):
+        raise Damaged("written: expected the values of each node")
     if target.get("kind") == "nvml" and key != f"nvml-{target.get('uuid')}":
         raise Damaged(f"target.uuid: expected the card of {key}")
     if target.get("kind") == "sysfs" and len(limits) != len(target.get("nodes") or ()):
@@ -209,6 +214,10 @@ def _is_pair(value: object, least: float, most: float) -> bool:
     )
 
 
+def _is_noted(row: object) -> bool:
+    return row is None or (isinstance(row, list) and bool(row) and all(type(v) is int for v in row))
+
+
 def _set_aside(folder: str, key: str, why: str) -> str:
     path = os.path.join(folder, f"{key}.journal")
     aside = f"{path[: -len('.journal')]}.damaged-{time.time_ns()}"
@@ -219,12 +228,14 @@ def _set_aside(folder: str, key: str, why: str) -> str:
     )
 
 
-def _given_back(backend: Any, restore_hz: list[float] | None, originals: list[list[int]]) -> list[str]:
+def _given_back(
+    backend: Any, restore_hz: list[float] | None, originals: list[list[int]], written: list[list[int] | None] | None
+) -> list[str]:
     """Give back, the one way in which it is done; the answer is the backend's. Raises Problem."""
     until = time.monotonic() + _GIVE_BACK_S
     while True:
         try:
-            told: list[str] = backend.give_back(restore_hz, originals)
+            told: list[str] = backend.give_back(restore_hz, originals, written)
             return told
         except Problem as problem:
             if problem.kind != "fault" or time.monotonic() > until:
@@ -237,7 +248,9 @@ def _reset_by_name(key: str, folder_of_pynvml: str | None) -> str:
     if not re.fullmatch(r"nvml-GPU-[A-Za-z0-9-]+", key):
         return ""
     try:
-        _given_back(backend_of({"kind": "nvml", "uuid": key.removeprefix("nvml-")}, "/", folder_of_pynvml), None, [])
+        _given_back(
+            backend_of({"kind": "nvml", "uuid": key.removeprefix("nvml-")}, "/", folder_of_pynvml), None, [], None
+        )
     except (Problem, Damaged):
         return ""
     return "; this card's clock was given back to its driver"
@@ -290,11 +303,11 @@ def _undo(folder: str, key: str, root: str, folder_of_pynvml: str | None) -> _Un
                 return done
         try:
             backend.hold()
-            gone = _given_back(backend, journal.get("restore_hz"), journal["originals"])
+            told = _given_back(backend, journal.get("restore_hz"), journal["originals"], journal.get("written"))
         finally:
             backend.free()
         _remove_journal(folder, key)
-        rest = f" ({'; '.join(gone)})" if gone else ""
+        rest = f" ({'; '.join(told)})" if told else ""
         done.says("restored", f"{name}: a run that has ended had left its clock locked; it is given back{rest}")
     except Damaged as why:
         try:
@@ -358,6 +371,8 @@ class Hold:
             raise Problem("fault", str(error)) from None
         self._restore_hz = request.get("restore_hz")
         self._originals: list[list[int]] = []
+        self._written: list[list[int] | None] | None = None
+        self._told: list[str] = []
         self._touched = False
         try:
             if not os.path.isdir(self.folder):
@@ -401,13 +416,13 @@ class Hold:
             "helper": os.getpid(),
             "written_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        self._note()
+        self._note(self._backend.written)
         try:
             self._try_right(request["range_hz"])
         except Problem:
             if self._touched:  # the journal goes only once that is undone
                 self._restore_hz = None
-                self._note()
+                self._note(self._backend.written)
                 self.reset()
             _remove_journal(self.folder, self.key)
             raise
@@ -427,29 +442,38 @@ class Hold:
             low, high = (f"{value / 1e6:g}" for value in self._restore_hz)
             raise Problem("unsupported", f"--restore-clocks {low},{high}: {problem}") from None
 
-    def _note(self) -> None:
+    def _note(self, written: list[list[int] | None] | None) -> None:
         """Put on disk what is to be undone."""
-        _write_journal(self.folder, self.key, {**self._facts, "restore_hz": self._restore_hz})
+        _write_journal(self.folder, self.key, {**self._facts, "restore_hz": self._restore_hz, "written": written})
+        self._written = written
 
     def lock(self, hz: float) -> dict[str, Any]:
+        """Set it. Where what is set can be read, the journal knows it: what somebody else sets later is not ours to undo."""
+        knows = self._backend.written is not None
+        if knows:
+            self._note(None)  # while it moves, whatever is there is ours
         self._touched = True
         answer: dict[str, Any] = self._backend.lock(hz)
+        if knows:
+            self._note(self._backend.written)
         return answer
 
     def reset(self) -> None:
         """Give back what has been set since it was last given back. Raises Problem (locked): the journal then stays."""
         if self._touched:
             try:
-                _given_back(self._backend, self._restore_hz, self._originals)
+                told = _given_back(self._backend, self._restore_hz, self._originals, self._written)
             except Problem as problem:
                 raise Problem("locked", str(problem)) from None
+            self._told += [text for text in told if text not in self._told]
             self._touched = False
 
-    def release(self) -> None:
-        """Give back, then remove the journal, then free the lock. Raises Problem: the journal then stays."""
+    def release(self) -> list[str]:
+        """Give back, then remove the journal, then free the lock; the answer is what to tell. Raises Problem: the journal then stays."""
         try:
             self.reset()
             _remove_journal(self.folder, self.key)
+            return self._told
         except OSError as error:
             raise os_problem(error, "the clock is given back, but its journal cannot be removed") from None
         finally:
@@ -508,16 +532,14 @@ class Server:
         trouble = None
         if self._hold is not None:
             try:
-                self._hold.release()
+                said = self._hold.release()
             except Problem as problem:
                 trouble = str(problem)
-                key = self._hold.key
-                with contextlib.suppress(OSError):
-                    os.write(
-                        2,
-                        f"card-profile: the clock of {key} could not be given back: {trouble}; its journal stays: "
-                        "card-profile restore\n".encode(),
-                    )
+                said = [
+                    f"the clock of {self._hold.key} could not be given back: {trouble}; its journal stays: card-profile restore"
+                ]
+            with contextlib.suppress(OSError):
+                os.write(2, "".join(f"card-profile: {text}\n" for text in said).encode())
         with contextlib.suppress(OSError):
             os.write(self._out, json.dumps({"ended": why, "trouble": trouble}).encode() + b"\n")
         return 0 if trouble is None else 1
@@ -561,8 +583,7 @@ class Server:
             return {}
         if what == "release":
             hold, self._hold = self._hold, None
-            hold.release()
-            return {}
+            return {"notes": hold.release()}
         raise Problem("fault", f"{what!r}: no such request")
 
 

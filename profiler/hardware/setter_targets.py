@@ -81,6 +81,8 @@ class SysfsClocks:
             if os.path.dirname(low) != os.path.dirname(high):
                 raise Damaged("target.nodes: min and max of one node lie in one folder")
             self.nodes.append((low, high, float(unit)))
+        self.written: list[list[int] | None] | None = [None] * len(self.nodes)
+        """Of each node what its limits hold by our doing: the clock asked for, and what the kernel made of it; None: nothing yet."""
         self._held: int | None = None
 
     def identity(self) -> dict[str, str]:
@@ -136,32 +138,67 @@ class SysfsClocks:
     def lock(self, hz: float) -> dict[str, Any]:
         """Both limits of every node to one clock; the answer is what the kernel made of it (it clips to the hardware's range)."""
         became = []
-        for low, high, unit in self.nodes:
+        assert self.written is not None
+        for number, (low, high, unit) in enumerate(self.nodes):
             if _gone(high):
                 continue
             value = round(hz / unit)
             self._set(low, high, value, value)
-            became.append([self._value(low) * unit, self._value(high) * unit])
+            now = [self._value(low), self._value(high)]
+            self.written[number] = [value, *now]
+            became.append([limit * unit for limit in now])
         if not became:
             raise Problem("missing", f"{self.nodes[0][1]} is gone")
         return {"became_hz": became}
 
-    def give_back(self, restore_hz: list[float] | None, originals: list[list[int]]) -> list[str]:
-        """Limits as they were, or as the user said, of every node that lets it. Returns which nodes are gone (processors taken offline)."""
-        gone, stayed = [], []
-        for (low, high, unit), (least, most) in zip(self.nodes, originals, strict=True):
+    def give_back(
+        self,
+        restore_hz: list[float] | None,
+        originals: list[list[int]],
+        written: list[list[int] | None] | None = None,
+    ) -> list[str]:
+        """Limits as they were, or as the user said, of every node that lets it; what somebody else has set since is left.
+
+        ``written`` is as the attribute; None where all is ours, whatever it is. Returns what to tell: which nodes are gone
+        (processors taken offline), which limits are left.
+        """
+        told, stayed = [], []
+        rows = zip(self.nodes, originals, [[]] * len(self.nodes) if written is None else written, strict=True)
+        for (low, high, unit), (least, most), ours in rows:
+            if ours is None:
+                continue
             if restore_hz is not None:
                 least, most = round(restore_hz[0] / unit), round(restore_hz[1] / unit)
             try:
                 if not _gone(high):
-                    self._set(low, high, least, most)
+                    told += self._put_back(low, high, least, most, ours)
             except Problem as problem:
                 if not _gone(high):  # it may have gone just now
                     stayed.append(problem)
-            gone += _gone(high)
+            told += _gone(high)
         if stayed:
             raise Problem(stayed[0].kind, "; ".join(map(str, stayed)))
-        return gone
+        return told
+
+    def _put_back(self, low: str, high: str, least: int, most: int, ours: list[int]) -> list[str]:
+        """Both limits of one node; one that holds none of ``ours`` (where that is known) is somebody else's: which are left, in words.
+
+        Heat lowers limits too, and ours would lie below: so they are written all the same, and what was there comes back only
+        where our writing has replaced it. What heat holds down no writing moves.
+        """
+        was = (self._value(low), self._value(high)) if ours else (least, most)
+        self._set(low, high, least, most)
+        # A highest limit below our lowest pulls that down with it.
+        pulled = was[0] == was[1] < max(ours, default=0)
+        lowest_chosen = was[0] not in (*ours, least) and not pulled and self._value(low) == least
+        highest_chosen = was[1] not in (*ours, most) and self._value(high) == most
+        if not lowest_chosen and not highest_chosen:
+            return []
+        most = was[1] if highest_chosen else most
+        least = min(was[0] if lowest_chosen else least, most or least)
+        self._set(low, high, least, most)
+        chosen = [(low, least)] * lowest_chosen + [(high, most)] * highest_chosen
+        return [f"{path} was set to {value} by somebody else meanwhile, and is left so" for path, value in chosen]
 
     def _value(self, path: str) -> int:
         until = time.monotonic() + 1.0
@@ -308,6 +345,9 @@ class NvmlClocks:
     def originals(self) -> list[list[int]]:
         return []
 
+    written = None
+    """What is locked cannot be read."""
+
     def probe(self, range_hz: list[float], originals: list[list[int]]) -> bool:
         """Try the right; the answer is whether something is locked now. The whole range is: it holds no clock down or up."""
         self._set(range_hz)  # error 4 shows here
@@ -317,7 +357,7 @@ class NvmlClocks:
         self._set([hz, hz])
         return {}
 
-    def give_back(self, restore_hz: list[float] | None, originals: list[list[int]]) -> list[str]:
+    def give_back(self, restore_hz: list[float] | None, originals: list[list[int]], written: None = None) -> list[str]:
         if restore_hz is not None:
             self._set(restore_hz)
         else:

@@ -149,6 +149,8 @@ def test_a_hostile_journal_makes_nobody_write_elsewhere(tree: Tree) -> None:
         {"target": {"kind": "shell"}},
         {"originals": [[2, 1]]},
         {"restore_hz": [1, 2]},
+        {"written": []},
+        {"written": [["1"]]},
         {"boot_id": 7},
         {"key": "other"},
         {"root": None},
@@ -220,6 +222,86 @@ def test_limits_move_in_an_order_that_old_kernels_accept(clocks: list[int], star
                 old.give_back(None, before)
         old.give_back(None, before)
         assert old.originals() == before
+
+
+class Kernel(SysfsClocks):
+    """A newer kernel over the plain files: limits read as what is in effect, inside the hardware's range and below what heat allows."""
+
+    range_: tuple[int, int] = (0, 10**12)
+    heat = 10**12
+
+    def _value(self, path: str) -> int:
+        low, high, _ = self.nodes[0]
+        lowest, highest = (min(max(SysfsClocks._value(self, p), self.range_[0]), self.range_[1]) for p in (low, high))
+        highest = min(highest, self.heat)
+        return highest if path == high else min(lowest, highest)
+
+
+def test_limits_that_heat_lowers_are_given_back_all_the_same(tree: Tree) -> None:
+    for before, after in ((10**12, 510_000_000), (510_000_000, 10**12), (510_000_000, 408_000_000)):
+        kernel = Kernel(tree.device["target"], str(tree.root))  # type: ignore[arg-type]
+        kernel.heat = before
+        kernel.lock(918e6)
+        kernel.heat = after
+        assert kernel.give_back(None, [[LOW, HIGH]], kernel.written) == []
+        assert tree.limits == (LOW, HIGH)
+
+
+def test_limits_that_the_kernel_moves_into_the_hardwares_range_are_given_back(tree: Tree) -> None:
+    for hz in (100e6, 9e9):
+        kernel = Kernel(tree.device["target"], str(tree.root))  # type: ignore[arg-type]
+        kernel.range_ = (LOW, HIGH)
+        kernel.lock(hz)
+        assert kernel.give_back(None, [[LOW, HIGH]], kernel.written) == []
+        assert tree.limits == (LOW, HIGH)
+
+
+@pytest.mark.parametrize(
+    ("locked", "chosen", "left"),
+    [
+        (714e6, (LOW, 612_000_000), (LOW, 612_000_000)),  # another power mode
+        (306e6, (LOW, 612_000_000), (LOW, 612_000_000)),
+        (
+            1_300.5e6,
+            (612_000_000, 612_000_000),
+            (LOW, 612_000_000),
+        ),  # our lowest limit, pulled down by the mode's highest
+        (714e6, (HIGH, HIGH), (HIGH, HIGH)),  # jetson_clocks
+        (714e6, (408_000_000, 714_000_000), (408_000_000, HIGH)),
+    ],
+)
+def test_limits_that_somebody_chose_during_the_run_are_left_and_it_is_said(
+    tree: Tree, capfd: pytest.CaptureFixture[str], locked: float, chosen: tuple[int, int], left: tuple[int, int]
+) -> None:
+    def choose() -> None:
+        for name, value in zip(("min_freq", "max_freq"), chosen, strict=True):
+            (tree.node / name).write_text(f"{value}\n")
+
+    clocks = tree.clocks()
+    with clocks.held():
+        clocks.lock(locked)
+        choose()
+    assert tree.limits == left
+    assert "somebody else" in capfd.readouterr().err
+    for name, value in (("min_freq", LOW), ("max_freq", HIGH)):
+        (tree.node / name).write_text(f"{value}\n")
+    with clocks.held():
+        clocks.lock(locked)
+        journal = tree.journal.read_text()
+    tree.journal.write_text(journal)  # as a run leaves it that was killed together with its helper
+    choose()
+    assert "is left so" in restored()[0]
+    assert tree.limits == left
+
+
+def test_what_a_run_has_moved_but_not_noted_yet_is_its_own(tree: Tree) -> None:
+    leave_locked(tree)
+    journal = json.loads(tree.journal.read_text())
+    assert journal["written"] == [[714_000_000] * 3]
+    tree.journal.write_text(json.dumps({**journal, "written": None}))
+    (tree.node / "min_freq").write_text("510000000\n")
+    restored()
+    assert tree.limits == (LOW, HIGH)
 
 
 def test_going_up_the_highest_is_raised_first_and_going_down_the_lowest_is_lowered_first(tree: Tree) -> None:
