@@ -124,7 +124,12 @@ def make_plan(request: RunRequest) -> Plan:
     role = _role(request.role, device)
     measures = _measures(request, device)
     _check_compression(request, measures)
-    return Plan(request, device, role, measures, _clocks(request, device, measures), _output(request, device))
+    choice = _clocks(request, device, measures)
+    if request.restore_hz is not None and not choice.locks:
+        low, high = (f"{hz / 1e6:g}" for hz in request.restore_hz)
+        asked = request.clocks.strip()
+        raise BadInput(f"--restore-clocks {low},{high}: expected with clocks to set; --clocks {asked} sets none here")
+    return Plan(request, device, role, measures, choice, _output(request, device))
 
 
 def versions() -> dict[str, str]:

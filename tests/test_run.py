@@ -89,6 +89,13 @@ def test_a_command_as_load_is_refused_on_an_emulated_device_at_once() -> None:
         run(RunRequest("emulated:orin-nano", TINY, load_command="true"))
 
 
+@pytest.mark.parametrize(("device", "clocks"), [("emulated:orin-nano", "current"), ("cpu", "auto"), ("cpu", "current")])
+def test_a_range_to_give_the_clock_back_to_is_refused_where_no_clock_is_set(device: str, clocks: str) -> None:
+    with pytest.raises(BadInput, match=rf"^--restore-clocks 210,2100: .*--clocks {clocks} sets none"):
+        make_plan(RunRequest(device, TINY, clocks=clocks, restore_hz=(210e6, 2100e6)))
+    make_plan(RunRequest("emulated:orin-nano", TINY, clocks="3", restore_hz=(210e6, 2100e6)))
+
+
 @pytest.mark.parametrize("command", ["", "'", "/no/such/program"])
 def test_a_load_that_is_no_program_is_refused_before_the_device_is_looked_for(command: str) -> None:
     with pytest.raises(BadInput, match="--load-command"):
