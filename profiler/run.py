@@ -120,18 +120,14 @@ def run(request: RunRequest) -> Path:
 
 @contextlib.contextmanager
 def _clocks_held(plan: Plan, say: Reporter) -> Iterator[None]:
-    """Where clocks are to be set: the right to, from before the first long work to the end; what to know is told first."""
+    """From before the first long work to the end: the right to set clocks, or that nobody else sets them; what to know is told first."""
     control = plan.device.clocks
-    if control is None or not plan.choice.locks:
-        if control is not None and control.in_use():
-            raise MissingHardware(
-                f"{plan.device.name} is in use: another run sets its clock just now; wait for it to end, or end it"
-            )
+    if control is None:
         yield
         return
-    if control.caution and plan.request.restore_hz is None:
+    if plan.choice.locks and control.caution and plan.request.restore_hz is None:
         say.note(f"note: {control.caution}")
-    with control.held(plan.request.restore_hz) as notes:
+    with control.held(plan.request.restore_hz) if plan.choice.locks else control.undisturbed() as notes:
         for note in notes:
             say.note(f"note: {note}")
         yield

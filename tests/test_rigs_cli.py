@@ -293,6 +293,36 @@ def test_without_the_right_to_set_clocks_it_is_said_at_once_with_the_way_out(
     assert ("sudo " in refused.err) if os.geteuid() != 0 else ("--cap-add SYS_ADMIN" in refused.err)
 
 
+def test_a_clock_that_a_killed_run_left_locked_is_never_taken_for_the_cards_own(
+    machine: tuple[Rig, dict[str, str], Path],
+) -> None:
+    rig, environment, folder = machine
+    folder = folder / "leftover"
+    state = folder / "state"
+    state.mkdir(parents=True)
+    key = f"nvml-{rig.uuid(3)}"
+    journal = {"format": "card-clocks/1", "key": key, "name": "Tesla V100", "originals": [], "restore_hz": None, "root": "/",
+               "target": {"kind": "nvml", "uuid": rig.uuid(3)}, "driver": rig.machine.driver.decode(),
+               "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip()}  # fmt: skip
+    (state / f"{key}.journal").write_text(json.dumps(journal))
+    environment = {**environment, "CARD_STATE_DIR": str(state)}
+    words = power_run("nvml:3", rig.load_command(3), "current", folder / "p.json")
+    rig.card(3).no_permission = 1
+    try:
+        refused = card_profile(folder, environment, *words)
+        shown = card_profile(folder, environment, "devices")
+    finally:
+        rig.card(3).no_permission = 0
+    assert refused.code == 3, refused.err
+    assert "card-profile restore" in refused.err
+    assert "a run that has ended has left it locked: card-profile restore" in " ".join(shown.out.split())
+    run = Command(folder, environment, *words)
+    run.until(lambda: run.said("given back"))
+    run.process.send_signal(signal.SIGTERM)
+    assert run.ended().code == 130
+    assert not (state / f"{key}.journal").exists()
+
+
 def test_a_card_that_torch_cannot_use_needs_a_program_and_says_so(machine: tuple[Rig, dict[str, str], Path]) -> None:
     _, environment, folder = machine
     refused = card_profile(folder, environment, *power_run("nvml:3", None, "2", folder / "p.json"))

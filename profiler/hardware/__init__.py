@@ -102,6 +102,8 @@ def _row(device: Device) -> Found:
                 f"{span} can be locked as root (sudo card-profile run ...: only a small helper keeps it); "
                 "--clocks current needs no right"
             )
+    if device.clocks is not None and device.clocks.left_locked():
+        missing["free clock"] = "a run that has ended has left it locked: card-profile restore gives it back"
     if hardware.power_cap_w is not None:
         works["power limit"] = f"{hardware.power_cap_w:g} W"
     return Found(device.name, hardware.description, device.default_role, works, missing)

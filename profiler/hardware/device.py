@@ -78,8 +78,16 @@ class ClockControl(Protocol):
         """Whether this process seems to have the right to; nothing is tried."""
         ...
 
-    def in_use(self) -> bool:
-        """Whether another run holds this clock now: what is measured beside it is measured at its clock, not at one's own."""
+    def undisturbed(self) -> AbstractContextManager[tuple[str, ...]]:
+        """The clock as the driver has it, for as long as the body runs: no other run sets it meanwhile, as far as can be excluded.
+
+        Entering undoes what ended runs have left locked: what is measured inside would else be measured at their clock. The value
+        is what the user should know. Raises MissingHardware where another run sets this clock, or its leftovers cannot be undone.
+        """
+        ...
+
+    def left_locked(self) -> bool:
+        """Whether a run that has ended has left this clock locked."""
         ...
 
     def lock(self, frequency_hz: float) -> None:

@@ -186,7 +186,10 @@ class EmulatedClocks:
     def may_set(self) -> bool:
         return True
 
-    def in_use(self) -> bool:
+    def undisturbed(self) -> AbstractContextManager[tuple[str, ...]]:
+        return nullcontext(())
+
+    def left_locked(self) -> bool:
         return False
 
     def lock(self, frequency_hz: float) -> None:

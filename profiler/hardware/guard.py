@@ -31,6 +31,7 @@ from typing import Any
 
 from profiler.hardware.device import Timebase
 from profiler.hardware.host import sysfs_root
+from profiler.hardware.setter import say_owner
 from profiler.hardware.setter_targets import ALIVE_PATIENCE_S, boot_id
 from profiler.profile import BadInput, MissingHardware
 
@@ -292,20 +293,39 @@ def restore_leftovers(say: Callable[[str], None]) -> int:
 # ---------------------------------------------------------------------------------------------------------- the clocks
 
 
-def _is_locked(path: Path) -> bool:
+def _shared(path: Path, *, make: bool = False) -> int | None:
+    """The file, locked beside all who set no clock either; None where it cannot be opened. Raises BlockingIOError where a run holds it."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, flags | (os.O_RDWR | os.O_CREAT if make else os.O_RDONLY), 0o644)
     except OSError:
-        return False
+        return _shared(path) if make else None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        os.close(fd)
+        raise
     except OSError:  # a file system without locks
-        return False
-    finally:
+        pass
+    return fd
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        fd = _shared(path)
+    except BlockingIOError:
+        return True
+    if fd is not None:
         os.close(fd)
     return False
+
+
+def _booted(journal: Path) -> str | None:
+    """The boot that a journal was written in; None where there is no journal that tells."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        booted: str = json.loads(journal.read_bytes())["boot_id"]
+        return booted
+    return None
 
 
 class GuardedClocks:
@@ -353,12 +373,63 @@ class GuardedClocks:
     def in_use(self) -> bool:
         """Whether another run holds this clock, in this user's folder or in root's. ``restore`` holds it for a moment only."""
         until = clock.monotonic() + 2 * ALIVE_PATIENCE_S
-        folders = {self._folder} | (set() if os.environ.get("CARD_STATE_DIR") else {_SYSTEM_FOLDER})
-        while any(_is_locked(folder / f"{self.key}.lock") for folder in folders):
+        while any(_is_locked(folder / f"{self.key}.lock") for folder in self._folders()):
             if clock.monotonic() > until:
                 return True
             clock.sleep(0.05)
         return False
+
+    def left_locked(self) -> bool:
+        """See ``device.ClockControl``: a journal of this boot whose run has ended."""
+        return self._noted_in(self._folders()) and not self.in_use()
+
+    def _noted_in(self, folders: Sequence[Path]) -> bool:
+        """Whether a journal of this boot lies in one of ``folders``, a live run's or a leftover."""
+        now = boot_id(str(sysfs_root()))
+        return now is not None and any(_booted(folder / f"{self.key}.journal") == now for folder in folders)
+
+    def _folders(self) -> list[Path]:
+        """Where somebody's lock and journal of this clock may lie, one's own first."""
+        alone = os.environ.get("CARD_STATE_DIR") or self._folder == _SYSTEM_FOLDER
+        return [self._folder] if alone else [self._folder, _SYSTEM_FOLDER]
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[tuple[str, ...]]:
+        """See ``device.ClockControl``. Others may be inside too: nobody here sets anything."""
+        with contextlib.ExitStack() as shared:
+            try:
+                notes = self._exclude_setters(shared)
+            except BlockingIOError:
+                raise MissingHardware(
+                    f"{self.name} is in use: another run sets its clock just now; wait for it to end, or end it"
+                ) from None
+            yield tuple(notes)
+
+    def _exclude_setters(self, shared: contextlib.ExitStack) -> list[str]:
+        """Until ``shared`` ends. Returns what to tell; raises BlockingIOError where somebody sets this clock."""
+        if self.in_use():
+            raise BlockingIOError
+        self._refuse_over_roots_leftovers()
+        own, notes = self._folder / f"{self.key}.lock", []
+        if os.path.lexists(own.with_suffix(".journal")):
+            notes = self._undo_leftovers()
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = _shared(own, make=True)
+        if fd is None:
+            notes.append(f"{self._folder} cannot be written: another run may set this clock meanwhile")
+        else:
+            shared.callback(os.close, fd)
+            with contextlib.suppress(OSError):
+                say_owner(fd, os.getpid())
+        # Root's runs, and those of users who keep their journals elsewhere (see the setter's ``hold``).
+        files = [folder / own.name for folder in self._folders()[1:]]
+        files += [Path(node["max"]) for node in self._target.get("nodes", [])[:1]]
+        for file in files:
+            fd = _shared(file)
+            if fd is not None:
+                shared.callback(os.close, fd)
+        return notes
 
     @contextmanager
     def held(self, restore_hz: tuple[float, float] | None = None) -> Iterator[tuple[str, ...]]:
@@ -420,14 +491,7 @@ class GuardedClocks:
 
     def _refuse_over_roots_leftovers(self) -> None:
         """A user who may set this clock may not undo what a run of root's has left locked, and must not take it for the limits."""
-        if os.environ.get("CARD_STATE_DIR") or self._folder == _SYSTEM_FOLDER:
-            return
-        try:
-            journal = json.loads((_SYSTEM_FOLDER / f"{self.key}.journal").read_bytes())
-            booted = journal["boot_id"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return
-        if booted == boot_id(str(sysfs_root())):
+        if self._noted_in(self._folders()[1:]):
             raise MissingHardware(
                 f"a run of root's has left {self.name} locked, or is going on: {sudo_command('restore')}"
             )
@@ -469,13 +533,23 @@ class GuardedClocks:
         """The helper is gone: undo what it may have left. What to tell."""
         text = f"the helper that sets the clock of {self.name} {lost}"
         try:
+            self._undo_leftovers()
+        except MissingHardware as trouble:
+            return f"{text}; {trouble}"
+        return f"{text}; the clock has been given back"
+
+    def _undo_leftovers(self) -> list[str]:
+        """What was undone of what an ended run has left. Raises MissingHardware with the command where it stays."""
+        try:
             outcomes = _restore(self._folder, only=self.key)
-        except _Lost as again:
-            return f"{text}; another one {again}: {sudo_command('restore')}"
+        except _Lost as lost:
+            raise MissingHardware(
+                f"the helper that gives the clock of {self.name} back {lost}: {sudo_command('restore')}"
+            ) from None
         kept = [outcome["text"] for outcome in outcomes if outcome["what"] in ("kept", "live")]
         if kept:
-            return f"{text}; the clock may still be locked: {sudo_command('restore')} ({'; '.join(kept)})"
-        return f"{text}; the clock has been given back"
+            raise MissingHardware(f"the clock may still be locked: {sudo_command('restore')} ({'; '.join(kept)})")
+        return [outcome["text"] for outcome in outcomes]
 
     def _leave(self, helper: _Helper) -> str | None:
         """Give the clock back and let the helper go; what went wrong, if anything did."""

@@ -97,18 +97,27 @@ def _take(folder: str, key: str, parent: int) -> int:
             spent = time.monotonic() - began
             if spent > (ALIVE_PATIENCE_S if pid is not None else _ENDING_PATIENCE_S):
                 os.close(fd)
-                who = f"a live run (pid {pid}) holds it" if pid else "the helper of a run that has ended still holds it"
+                who = (
+                    f"a live run (pid {pid}) holds it"
+                    if pid
+                    else "the helper of a run that has ended, or another user, holds it"
+                )
                 raise Problem("busy", who, pid) from None
             time.sleep(0.02)
     if not mine:
         os.close(fd)
         raise Problem("permission", f"{folder} is not yours")
     with contextlib.suppress(OSError):  # who holds it is for people to read; the flock is what excludes
-        os.fchmod(fd, 0o644)
-        text = json.dumps({"pid": parent, "started": started(parent), "helper": os.getpid()}).encode()
-        os.pwrite(fd, text, 0)
-        os.ftruncate(fd, len(text))
+        say_owner(fd, parent)
     return fd
+
+
+def say_owner(fd: int, run: int) -> None:
+    """Write into a lock file which run holds it, by which process."""
+    os.fchmod(fd, 0o644)
+    text = json.dumps({"pid": run, "started": started(run), "helper": os.getpid()}).encode()
+    os.pwrite(fd, text, 0)
+    os.ftruncate(fd, len(text))
 
 
 def _owner(path: str) -> int | None:

@@ -24,6 +24,7 @@ from tests.hardware.clock_tree import (
     LOW,
     VICTIM,
     Tree,
+    leave_locked,
     restored,
     soon,
     sweep,
@@ -263,6 +264,53 @@ def test_a_clock_that_another_run_holds_is_known_to_whoever_only_looks(tree: Tre
     with first.held():
         assert second.in_use()
     assert not second.in_use()
+
+
+def test_nobody_sets_a_clock_at_which_another_run_measures(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tree.clocks(), tree.clocks()
+    with first.undisturbed() as notes, second.undisturbed():  # who sets nothing disturbs nobody
+        assert notes == ()
+        with pytest.raises(MissingHardware, match=rf"in use.*pid {os.getpid()}"), tree.clocks().held():
+            pass
+        assert restored() == [f"{KEY}: held by a live run (pid {os.getpid()}), left alone"]
+        monkeypatch.setenv("CARD_STATE_DIR", str(tree.root / "state of another user"))
+        with pytest.raises(MissingHardware, match="in use"), tree.clocks().held():
+            pass
+        monkeypatch.setenv("CARD_STATE_DIR", str(tree.state))
+    assert tree.limits == (LOW, HIGH)
+    with tree.clocks().held(), pytest.raises(MissingHardware, match="another run sets its clock"), second.undisturbed():
+        pass
+
+
+def test_a_clock_that_an_ended_run_left_locked_is_given_back_before_it_is_measured_at(tree: Tree) -> None:
+    leave_locked(tree)
+    clocks = tree.clocks()
+    assert clocks.left_locked()
+    with clocks.undisturbed() as notes:
+        assert "given back" in notes[0]
+        assert tree.limits == (LOW, HIGH)
+    assert not clocks.left_locked()
+
+
+def test_a_clock_that_cannot_be_given_back_is_not_measured_at(tree: Tree) -> None:
+    leave_locked(tree)
+    (tree.node / "min_freq").unlink()
+    (tree.node / "min_freq").mkdir()
+    with (
+        pytest.raises(MissingHardware, match=r"may still be locked: .*card-profile restore"),
+        tree.clocks().undisturbed(),
+    ):
+        pass
+    assert tree.clocks().left_locked()
+
+
+def test_where_no_lock_can_be_kept_that_is_said_and_the_run_goes_on(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree.root / "file").touch()
+    monkeypatch.setenv("CARD_STATE_DIR", str(tree.root / "file" / "state"))
+    with tree.clocks().undisturbed() as notes:
+        assert "cannot be written: another run may set this clock" in notes[0]
 
 
 def test_runs_that_keep_their_journals_elsewhere_exclude_each_other_too(
