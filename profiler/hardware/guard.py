@@ -414,7 +414,9 @@ class GuardedClocks:
         if os.path.lexists(own.with_suffix(".journal")):
             notes = self._undo_leftovers()
         with contextlib.suppress(OSError):
-            self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if not self._folder.is_dir():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._folder.chmod(0o755)
         fd = _shared(own, make=True)
         if fd is None:
             notes.append(f"{self._folder} cannot be written: another run may set this clock meanwhile")
@@ -510,10 +512,13 @@ class GuardedClocks:
                 f"clocks stays root, the run goes on as you){hint}; or {without}"
             )
         if refused.kind == "locked":
-            return f"the clock of {self.name} could not be given back ({refused}); its journal stays: {sudo_command('restore')}"
+            return self._kept_locked(refused)
         if refused.kind == "busy":
             return f"{self.name} is in use: {refused}; wait for it to end, or end it"
         return f"the clock of {self.name} cannot be set: {refused}; {without}"
+
+    def _kept_locked(self, refused: _Refused) -> str:
+        return f"the clock of {self.name} could not be given back ({refused}); its journal stays: {sudo_command('restore')}"
 
     def _ask(self, request: dict[str, Any]) -> None:
         helper = self._helper
@@ -565,7 +570,7 @@ class GuardedClocks:
             return lost
         except _Refused as refused:
             helper.close()
-            return f"the clock of {self.name} could not be given back ({refused}); its journal stays: {sudo_command('restore')}"
+            return self._kept_locked(refused)
         except _Lost as lost:
             helper.close()
             return self._after(lost)

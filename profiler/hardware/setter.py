@@ -429,10 +429,12 @@ class Hold:
         try:
             self._try_right(request["range_hz"])
         except Problem:
-            if self._touched:  # the journal goes only once that is undone
-                self._restore_hz = None
-                self._note(self._backend.written)
+            self._restore_hz = None
+            try:
                 self.reset()
+            except Problem:  # the journal stays, without a range that the driver may have refused
+                self._note(self._backend.written)
+                raise
             _remove_journal(self.folder, self.key)
             raise
 
