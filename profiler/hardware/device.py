@@ -41,12 +41,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class PowerSensor:
-    """What the watts are: which part of the machine (``scope``), read from where, how often it renews, over how long it averages."""
+    """What the watts are: which part of the machine (``scope``), read from where, how often it renews, over how long it averages.
+
+    ``counter``: an energy counter is read beside it, so that every figure should come by both methods.
+    """
 
     scope: str
     sensor: str
     period_s: float
     averaging_s: float
+    counter: bool = False
 
 
 class ClockControl(Protocol):

@@ -254,6 +254,7 @@ class EmulatedDevice:
             sensor=f"emulated {board.power_sensor}",
             period_s=self._traits.period_s,
             averaging_s=self._traits.averaging_s,
+            counter=self._counts_energy,
         )
         self.absent = Absent()
         self.clocks: ClockControl | None = EmulatedClocks(self)

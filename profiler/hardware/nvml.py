@@ -1,7 +1,8 @@
 """NVIDIA cards through NVML (the package ``nvidia-ml-py``, module ``pynvml``): watts, joules, clock, heat, limits.
 
 A card is known by its UUID alone: NVML, CUDA and a container may each number the cards their own way. Every call is asked for
-by itself, so an old driver costs what it lacks and nothing else. What a card said it does not have is not asked again.
+by itself, so an old driver costs what it lacks and nothing else. What a card said it does not have is not asked again, unless it
+has answered before: then that costs one reading.
 
 What the watts mean (NVIDIA's nvml.h): field 186 is the power of this moment, field 185 and ``nvmlDeviceGetPowerUsage`` on
 Ampere (but not GA100) and newer are means of one second, ``nvmlDeviceGetPowerUsage`` before Ampere is of this moment. Field 83
@@ -28,7 +29,7 @@ _INSTALL = "pip install 'card-profile[nvidia]' (the package nvidia-ml-py)"
 _NO_PERMISSION, _DRIVER_NOT_LOADED, _LIBRARY_NOT_FOUND, _FUNCTION_NOT_FOUND, _VERSION_MISMATCH = 4, 9, 12, 13, 18
 _NEVER = frozenset({2, 3, _NO_PERMISSION, _FUNCTION_NOT_FOUND, 25, 26})
 """Invalid argument (a field that this driver does not know), not supported, no permission, no such function, argument of another
-version, deprecated: asking again gives the same answer."""
+version, deprecated: asking again gives the same answer, where there never was another one."""
 _LOST = {
     15: "the GPU is lost (it fell off the bus or hangs)",
     16: "the GPU needs a reset",
@@ -219,6 +220,7 @@ class NvmlCard:
         self.uuid = uuid
         self.time: Timebase = time if time is not None else WallTime()
         self._never: set[tuple[object, ...]] = set()
+        self._answered: set[tuple[object, ...]] = set()
         self._last: _Last | None = None
         self._energy: tuple[float, float] | None = None  # joules, and since when it shows them
         self._watts_from: int | str | None = None  # the field's number, or "usage"
@@ -269,16 +271,16 @@ class NvmlCard:
         # The renewal is 0.1 s or less on every card whose sensor was looked into (arXiv 2312.02741).
         if fields.get(_INSTANT, 0) > 0:
             self._watts_from = _INSTANT
-            return PowerSensor("board", f"NVML instant power (field 186){also}", 0.1, 0.1)
+            return PowerSensor("board", f"NVML instant power (field 186){also}", 0.1, 0.1, counter)
         if fields.get(_AVERAGE, 0) > 0:
             self._watts_from = _AVERAGE
-            return PowerSensor("board", f"NVML power averaged over 1 s (field 185){also}", 0.1, 1.0)
+            return PowerSensor("board", f"NVML power averaged over 1 s (field 185){also}", 0.1, 1.0, counter)
         if usage:
             self._watts_from = "usage"
             averaged = self._usage_is_averaged()
             kind = "averaged over 1 s" if averaged else "of the moment"
             sensor = f"NVML power {kind} (nvmlDeviceGetPowerUsage){also}"
-            return PowerSensor("board", sensor, 0.1, 1.0 if averaged else 0.1)
+            return PowerSensor("board", sensor, 0.1, 1.0 if averaged else 0.1, counter)
         if counter:
             return PowerSensor("board", "NVML energy counter (field 83)", 0.1, 0.1)
         reasons["power"] = "NVML gives neither watts nor joules of this GPU"
@@ -347,12 +349,14 @@ class NvmlCard:
             self._never.add(key)
             return None
         try:
-            return call(self._handle, *arguments)
+            found = call(self._handle, *arguments)
         except self._nvml.NVMLError as error:
             self._refused(key, error)
+            return None
         except OSError:
-            pass
-        return None
+            return None
+        self._answered.add(key)
+        return found
 
     def _refused(self, key: tuple[object, ...], error: Any) -> None:
         code = getattr(error, "value", 0)
@@ -360,7 +364,8 @@ class NvmlCard:
             raise MissingHardware(
                 _gone(f"{self.given_name if hasattr(self, 'given_name') else 'GPU'} {self.uuid}", error)
             )
-        if code in _NEVER:
+        # A driver that is busy may deny for a moment what the card has; a function that is not there was never there.
+        if code == _FUNCTION_NOT_FOUND or (code in _NEVER and key not in self._answered):
             self._never.add(key)
 
     def _fields(self, ids: Iterable[int]) -> dict[int, float]:
@@ -386,6 +391,7 @@ class NvmlCard:
             if answer.nvmlReturn:
                 self._refused(("field", int(answer.fieldId)), self._nvml.NVMLError(answer.nvmlReturn))
             elif answer.valueType < len(_VALUE):
+                self._answered.add(("field", int(answer.fieldId)))
                 found[int(answer.fieldId)] = getattr(answer.value, _VALUE[answer.valueType])
         return found
 

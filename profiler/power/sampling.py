@@ -488,7 +488,9 @@ def steady_point(
     above_w = None if rest_w is None else _LOAD * rest_w
     sampled = _sample(device, sensor, load, options, pauses=True, above_w=above_w, habits=habits, on_reading=on_reading)
     found = _settled(device, sampled, sensor, options, "under this load")
-    return Steady(_point(device, sampled, found, requested_hz, rest_w), sampled.readings, found.habits or habits)
+    return Steady(
+        _point(device, sensor, sampled, found, requested_hz, rest_w), sampled.readings, found.habits or habits
+    )
 
 
 def rest_power(
@@ -547,7 +549,12 @@ def _interval(mean: Mean) -> float | None:
 
 
 def _point(
-    device: Device, sampled: _Sampled, found: _Estimate, requested_hz: float | None, rest_w: float | None
+    device: Device,
+    sensor: PowerSensor,
+    sampled: _Sampled,
+    found: _Estimate,
+    requested_hz: float | None,
+    rest_w: float | None,
 ) -> PowerPoint:
     bounds = [(w.start_s, w.end_s) for w in found.windows]
     inside = [r for r in sampled.readings if any(a <= r.time_s <= b for a, b in bounds)]
@@ -575,8 +582,19 @@ def _point(
             f"{requested_hz / 1e6:g} MHz was asked for and {measured / 1e6:.0f} MHz ran, for no reason that the device "
             f"tells: {taken}"
         )
+    if requested_hz is not None and not clocks:
+        limit_w = device.describe().power_cap_w
+        at_cap = limit_w is not None and watts >= 0.95 * limit_w
+        capped = capped or at_cap
+        held = f", and as capped, for {watts:.1f} W are the power cap" if at_cap else ""
+        notes.append(f"{at} the clock was not told: the one asked for is taken{held}")
     if found.distrust is not None:
         notes.append(f"{at} {found.distrust}: the power sensor's figure is kept")
+    elif sensor.counter and (found.counter_w is None or found.sensor_w is None):
+        silent = "energy counter" if found.counter_w is None else "power sensor"
+        notes.append(
+            f"{at} the {silent} gave nothing: the figure is by the {found.method} alone, which nothing confirms"
+        )
     if found.agreement == "disagree":
         notes.append(
             f"{at} the energy counter says {found.counter_w:.2f} W and the power sensor {found.sensor_w:.2f} W: they "

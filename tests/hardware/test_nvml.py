@@ -320,6 +320,33 @@ def test_a_passing_fault_costs_one_reading_and_a_lasting_one_is_not_asked_again(
     assert card.read().temperature_c is None
 
 
+def test_what_answered_before_and_is_not_supported_for_a_moment_costs_one_reading(machine: Callable[..., Rig]) -> None:
+    described = ada()
+    described.cap_w = 120.0
+    rig = machine(described)
+    card = card_of(rig)
+    run_steps(rig, 60)
+    assert card.read().capped
+    moment = (
+        "nvmlDeviceGetClockInfo", "nvmlDeviceGetClock", "nvmlDeviceGetCurrentClocksEventReasons",
+        "nvmlDeviceGetCurrentClocksThrottleReasons", "nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature",
+        "nvmlDeviceGetPowerManagementLimit", "nvmlDeviceGetTotalEnergyConsumption",
+    )  # fmt: skip
+    fields = (83, 186, 74, 75, 269, 270, 271)
+    for function in moment:
+        rig.fail(function, pynvml.NVML_ERROR_NOT_SUPPORTED, times=1)
+    for number in fields:
+        rig.fail_field(number, pynvml.NVML_ERROR_NOT_SUPPORTED)
+    missed = card.read()
+    assert (missed.frequency_hz, missed.power_w, missed.energy_j, missed.temperature_c) == (None, None, None, None)
+    for number in fields:
+        rig.fail_field(number, 0)
+    run_steps(rig, 1)
+    found = card.read()
+    assert None not in (found.frequency_hz, found.power_w, found.energy_j, found.temperature_c)
+    assert found.capped
+
+
 def test_a_lost_gpu_is_an_error_that_says_what_to_do(machine: Callable[..., Rig]) -> None:
     rig = machine(ada(), ada(1))
     card = card_of(rig)

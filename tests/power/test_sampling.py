@@ -20,7 +20,7 @@ from profiler.power.interval import mean_interval
 from profiler.power.sampling import SamplingOptions, rest_power, steady_point
 from profiler.profile import BadInput, MissingHardware, PowerPoint
 from tests.hardware.test_emulated import training_step
-from tests.power.bench import Bench, noise
+from tests.power.bench import METER, Bench, noise
 
 
 def autoregressive(rng: np.random.Generator, count: int, rho: float) -> np.ndarray:
@@ -179,6 +179,17 @@ def test_a_clock_that_falls_short_for_no_reason_told_is_capped_only_where_the_wa
     assert "not the power cap of 120 W" in free.notes[0]
 
 
+def test_a_clock_that_was_not_told_is_said_and_watts_at_the_cap_are_taken_as_capped() -> None:
+    def untold(cap_w: float | None) -> PowerPoint:
+        return measure(Bench(lambda t: 50 + 0.1 * np.sin(t), hertz=lambda _: None, cap_w=cap_w), requested_hz=1e9)
+
+    for cap_w, capped in ((None, False), (120.0, False), (51.0, True)):
+        point = untold(cap_w)
+        assert (point.frequency_hz, point.capped) == (1e9, capped)
+        assert "the clock was not told: the one asked for is taken" in point.notes[0]
+        assert ("as capped" in point.notes[0]) == capped
+
+
 # ------------------------------------------------------------------------------------------------------- two methods
 
 
@@ -211,6 +222,19 @@ def test_both_methods_are_kept_and_what_they_say_of_each_other() -> None:
     assert "counter's figure is kept" in apart.notes[0]
     alone = measure(fine(lambda t: 50 + jitter(t)))
     assert (alone.method, alone.counter_w, alone.agreement) == ("power sensor", None, None)
+
+
+def test_a_figure_by_one_of_two_methods_says_which_one_was_missing() -> None:
+    jitter = noise(4, 0.2)
+    both = replace(METER, counter=True)
+    sensor = measure(fine(lambda t: 50 + jitter(t), counter_s=0.02, count=lambda *_: None, sensor=both))
+    assert (sensor.method, sensor.counter_w, sensor.agreement) == ("power sensor", None, None)
+    assert sensor.notes == ["at 1000 MHz the energy counter gave nothing: the figure is by the power sensor alone, "
+                            "which nothing confirms"]  # fmt: skip
+    counter = measure(fine(lambda t: 50 + jitter(t), counter_s=0.02, show=lambda *_: None, sensor=both))
+    assert (counter.method, counter.sensor_w, counter.agreement) == ("energy counter", None, None)
+    assert "the power sensor gave nothing" in counter.notes[0]
+    assert measure(fine(lambda t: 50 + jitter(t), counter_s=0.02, sensor=both)).notes == []
 
 
 @pytest.mark.parametrize(
