@@ -45,6 +45,7 @@ _PAUSE_S = 0.1  # the longest pause between windows, a period of the slowest sen
 _SHORT_STEP_S = 1.0  # longer steps meet the sensor at another phase each without a pause
 _BATCH_S = 0.05  # steps shorter than this are submitted in rows, for looking at the clock waits until they have ended
 _HELD_C = 2.0  # degrees still to come under a cap: the clock falls by some tenths of a percent for each
+_OFF = 0.02  # of the clock asked for: so far off is another clock
 _SILENT = 2  # windows without a single answer of the sensors,
 _SILENT_S = 5.0  # and so long: a sensor that was lost is looked for again meanwhile
 _FELL_SILENT = "the sensor fell silent"
@@ -574,13 +575,18 @@ def _point(
     throttled = sum(r.throttled for r in inside) > 0.1 * looks
     # A limit that is in force above the clock asked for (a chip still warm from the clock before) holds nothing down.
     throttled = throttled and (requested_hz is None or not clocks or measured < 0.99 * requested_hz)
-    if requested_hz is not None and clocks and not capped and not throttled and measured < 0.98 * requested_hz:
+    if requested_hz is not None and clocks and not capped and not throttled and measured < (1 - _OFF) * requested_hz:
         limit_w = device.describe().power_cap_w
         capped = limit_w is None or watts >= 0.95 * limit_w
         taken = "taken as capped" if capped else f"at {watts:.1f} W it is not the power cap of {limit_w:g} W"
         notes.append(
             f"{requested_hz / 1e6:g} MHz was asked for and {measured / 1e6:.0f} MHz ran, for no reason that the device "
             f"tells: {taken}"
+        )
+    if requested_hz is not None and measured > (1 + _OFF) * requested_hz:  # which neither cap nor heat does
+        notes.append(
+            f"{requested_hz / 1e6:g} MHz was asked for and {measured / 1e6:.0f} MHz ran: the lock did not take, or another "
+            "program undid it"
         )
     if requested_hz is not None and not clocks:
         limit_w = device.describe().power_cap_w

@@ -465,17 +465,20 @@ def _named(requested_hz: float | None) -> str:
 
 
 def _refuse_a_clock_that_never_moved(points: Sequence[PowerPoint]) -> None:
-    """Raises MissingHardware where three clocks apart were asked for and one ran; cap and heat, where told, may do that."""
+    """Raises MissingHardware where clocks apart were asked for and one ran: three, for cap and heat, where told, may do that; two where
+    it is above both, for they never do."""
     seen = [point for point in points if point.requested_hz is not None]
     asked = sorted({point.requested_hz for point in seen if point.requested_hz is not None})
-    if len(asked) < 3 or asked[-1] < (1 + 3 * _SAME) * asked[0]:
+    # Cap and heat hold a clock below what was asked for, never above.
+    above = [point.frequency_hz > (1 + _SAME) * (point.requested_hz or math.inf) for point in seen]
+    if len(asked) < (2 if all(above) else 3) or asked[-1] < (1 + 3 * _SAME) * asked[0]:
         return
     ran = [point.frequency_hz for point in seen]
     if max(ran) > (1 + _SAME) * min(ran):
         return
-    # Cap and heat hold a clock below what was asked for, never above.
-    above = any(point.frequency_hz > (1 + _SAME) * (point.requested_hz or math.inf) for point in seen)
-    if not above and all(p.capped or p.throttled for p in seen if p.frequency_hz < (1 - _SAME) * (p.requested_hz or 0)):
+    if not any(above) and all(
+        p.capped or p.throttled for p in seen if p.frequency_hz < (1 - _SAME) * (p.requested_hz or 0)
+    ):
         return
     raise MissingHardware(
         f"the clock lock did not take: asked {', '.join(f'{hz / 1e6:g}' for hz in asked)} MHz, ran at "

@@ -179,6 +179,15 @@ def test_a_clock_that_falls_short_for_no_reason_told_is_capped_only_where_the_wa
     assert "not the power cap of 120 W" in free.notes[0]
 
 
+@pytest.mark.parametrize(("ran_hz", "told"), [(1.03e9, True), (1.01e9, False), (0.99e9, False)])
+def test_a_clock_above_the_one_asked_for_is_told(ran_hz: float, told: bool) -> None:
+    for capped in (False, True):
+        bench = Bench(lambda t: 50 + 0.1 * np.sin(t), hertz=lambda _: ran_hz, capped=lambda _, held=capped: held)  # type: ignore[misc]
+        point = measure(bench, requested_hz=1e9)
+        assert (point.frequency_hz, point.capped) == (pytest.approx(ran_hz), capped)
+        assert any("1000 MHz was asked for and 1030 MHz ran" in note for note in point.notes) == told
+
+
 def test_a_clock_that_was_not_told_is_said_and_watts_at_the_cap_are_taken_as_capped() -> None:
     def untold(cap_w: float | None) -> PowerPoint:
         return measure(Bench(lambda t: 50 + 0.1 * np.sin(t), hertz=lambda _: None, cap_w=cap_w), requested_hz=1e9)

@@ -378,6 +378,14 @@ def test_a_clock_stuck_at_the_bottom_is_noticed_and_a_cap_that_holds_all_the_oth
     assert [p.capped for p in points] == [False, True, True, True]
 
 
+def test_two_clocks_are_enough_where_one_above_both_ran() -> None:
+    with pytest.raises(MissingHardware, match="did not take: asked 300, 600 MHz, ran at 1300 MHz"):
+        swept(clocked(cubic, WIDE, lambda _: 1300e6), "300,600")
+    low, high = swept(clocked(cubic, WIDE, lambda _: 1300e6), "300,1300").block.points
+    assert "300 MHz was asked for and 1300 MHz ran: the lock did not take" in low.notes[0]
+    assert high.notes == []
+
+
 def test_clocks_next_to_each_other_are_not_taken_for_a_lock_that_did_not_take() -> None:
     close = tuple(1000e6 + 5e6 * k for k in range(4))
     assert len(swept(clocked(cubic, close)).block.points) == 4
