@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +31,10 @@ FIGURES = (
 )
 """Every board has these. ``fp16_speedup`` and ``bf16_speedup`` multiply the matrix product's rate over float32's,
 ``uncapped_load_w`` is what a stream of large products would draw at the highest clock without a power cap."""
+
+_ANOTHER_NEXT = ("ti", "super", "d")
+_ANOTHER_ANYWHERE = re.compile(r"\b(laptop|mobile|max.q|mig)\b")
+"""Words right after a card's name, and anywhere beside it, that make it another chip of other cores, or a part of one."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,15 @@ class Board:
 
 
 def _has_words(text: str, words: str) -> bool:
-    """Whether ``words`` occur in ``text`` as whole words, so that "RTX 4060" is not found in "RTX 4060 Ti"."""
+    """Whether ``words`` occur in ``text`` as whole words, so that "RTX 4060" is not found in "RTX 4060 Ti" or a laptop's."""
+    if not set(_ANOTHER_ANYWHERE.findall(text.lower())) <= set(_ANOTHER_ANYWHERE.findall(words.lower())):
+        return False
     wanted = words.lower().replace("-", " ").split()
     found = text.lower().replace("-", " ").split()
     for start in range(len(found) - len(wanted) + 1):
         if found[start : start + len(wanted)] == wanted:
             following = found[start + len(wanted) : start + len(wanted) + 1]
-            return following not in (["ti"], ["super"])
+            return not following or following[0] not in _ANOTHER_NEXT
     return False
 
 

@@ -234,9 +234,10 @@ class GpuDevice:
         software = {"kernel": platform.release(), **(instruments.software() if instruments is not None else {})}
         if self._torch is not None:
             software["cuda"] = str(self._torch.version.cuda)
+        cores = f"catalog, {self.board.figures['cores'].source}" if self.board else "unknown, no board of the catalog"
         return Hardware(
             provenance="measured",
-            source=f"cores and FLOPs a cycle: catalog, {self.board.figures['cores'].source}" if self.board else None,
+            source=f"cores and FLOPs a cycle: {cores}",
             kind="cuda",
             description=self.given_name,
             catalog=self.board.name if self.board else None,

@@ -77,6 +77,18 @@ def test_real_boards_are_known_by_the_names_they_give_themselves() -> None:
     assert board_named("NVIDIA GeForce GTX 1080") is None
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "NVIDIA RTX A4000 Laptop GPU",
+        "NVIDIA GeForce RTX 4060 Max-Q / Mobile", "NVIDIA RTX A4000 with Max-Q Design",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA GeForce RTX 4060 Ti Laptop GPU",
+    ],
+)  # fmt: skip
+def test_a_chip_of_other_cores_under_a_like_name_is_not_the_board(given: str) -> None:
+    assert board_named(given) is None
+
+
 def test_an_unknown_name_is_refused_with_close_names_and_all_names() -> None:
     with pytest.raises(BadInput, match=r"did you mean .*orin-agx.*rtx-4060ti") as fault:
         open_device("emulated:orin")

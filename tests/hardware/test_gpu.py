@@ -61,6 +61,19 @@ def test_a_card_is_followed_from_nvml_to_cuda_by_uuid(rig: Rig, monkeypatch: pyt
     assert [row.name for row in list_devices()] == ["rtx-4060ti-0", "tesla-v100-sxm2-32gb-1", "cpu"]
 
 
+def test_a_card_that_the_catalog_does_not_have_is_used_without_cores(tmp_path: Path) -> None:
+    if why_no_rig():
+        pytest.skip(str(why_no_rig()))
+    laptop = ada()
+    laptop.name = b"NVIDIA GeForce RTX 4060 Laptop GPU"
+    with Rig(tmp_path, [laptop], wall_speed=1.0):
+        card = open_device("nvml:0")
+        assert card.name == "nvidia-geforce-rtx-4060-laptop-gpu"
+        hardware = card.describe()
+        assert (hardware.cores, hardware.flops_per_core_cycle, hardware.catalog) == (None, None, None)
+        assert "unknown" in str(hardware.source)
+
+
 def test_a_card_that_torch_cannot_use_still_gives_watts_and_clocks(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
