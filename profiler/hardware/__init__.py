@@ -36,7 +36,7 @@ def open_device(name: str, *, timed: bool = True) -> Device:
     if name == "auto":
         from profiler.hardware.gpu import gpus
 
-        here = gpus()
+        here, _ = gpus()
         usable = [gpu for gpu in here if gpu.torch_device is not None or not timed]
         usable += [gpu for gpu in here if gpu.is_board]
         return usable[0] if usable else open_device("cpu")
@@ -59,13 +59,19 @@ def list_devices() -> list[Found]:
     """What this machine has: its GPUs, then its CPU. Boards that can only be emulated are in ``catalog.boards()``."""
     from profiler.hardware.gpu import gpus, why_no_gpu
 
+    rows = []
     try:
-        rows = [_row(gpu) for gpu in gpus()]
-        missing = {"layers": f"{why_no_gpu()}; emulated:BOARD simulates one"} if not rows else {}
+        here, wrong = gpus()
     except MissingHardware as error:
-        rows, missing = [], {"layers": str(error)}
-    if missing:
-        rows.append(Found("gpu", "NVIDIA GPU", "server", missing=missing))
+        here, wrong = [], {"gpu": str(error)}
+    for gpu in here:
+        try:
+            rows.append(_row(gpu))
+        except MissingHardware as error:
+            wrong[gpu.name] = str(error)
+    if not rows and not wrong:
+        wrong = {"gpu": f"{why_no_gpu()}; emulated:BOARD simulates one"}
+    rows += [Found(name, "NVIDIA GPU", "server", missing={"layers": why}) for name, why in wrong.items()]
     return [*rows, _row(open_device("cpu"))]
 
 

@@ -17,7 +17,7 @@ from profiler.hardware.catalog import Board, board_named
 from profiler.hardware.device import Absent, ClockControl, Instruments, PowerSensor, Reading, Timebase
 from profiler.hardware.host import WallTime, refuse_change, sysfs_root
 from profiler.hardware.jetson import JetsonBoard, find_jetson, hides_its_name
-from profiler.hardware.nvml import NvmlCard, by_index, by_uuid, cards, why_no_nvml
+from profiler.hardware.nvml import by_index, by_uuid, cards, why_no_nvml
 from profiler.profile import BadInput, Clocks, Hardware, MissingHardware, Provenance, Role
 
 _NODES = ("nvidia0", "nvidiactl", "nvhost-gpu", "nvgpu", "nvmap", "dxg")
@@ -52,28 +52,41 @@ def why_no_cuda() -> str:
     return "torch cannot use the driver (too old for this torch, or hidden by CUDA_VISIBLE_DEVICES)"
 
 
-def gpus() -> list[GpuDevice]:
-    """Every GPU of this machine, those that torch can use first and in its order."""
+def gpus() -> tuple[list[GpuDevice], dict[str, str]]:
+    """Every GPU of this machine, those that torch can use first and in its order; and by name what is wrong with the others.
+
+    Where there are several, names bear NVML's number, whichever of them torch sees or are lost: a name is one card's alone.
+    """
     count = _cuda_count()
     board: Instruments | None = find_jetson(sysfs_root())
     # On a Jetson NVML may answer too, but knows neither watts nor clocks there.
-    left: list[NvmlCard] = [] if board is not None else cards()
-    several = max(count, len(left)) > 1
-    found = []
+    left, lost = ({}, {}) if board is not None else cards()
+    numbered = len(left) + len(lost)
+    several = max(count, numbered) > 1
+    found: list[GpuDevice] = []
+    wrong = {f"nvml:{number}": why for number, why in lost.items()}
+
+    def add(instruments: Instruments | None, cuda: int | None, number: int) -> None:
+        try:
+            found.append(GpuDevice(instruments, cuda, number=number if several else None))
+        except MissingHardware as fault:  # lost since it was opened
+            wrong[f"nvml:{number}"] = str(fault)
+
     for index in range(count):
-        instruments: Instruments | None = None
         uuid, integrated = _cuda_identity(index)
-        if board is not None and integrated:
-            instruments, board = board, None
-        for card in left:
-            if uuid is not None and card.uuid.lower().endswith(uuid.lower()):
-                instruments = card
-                left.remove(card)
-                break
-        found.append(GpuDevice(instruments, index, number=index if several else None))
-    for other in [*([board] if board is not None else []), *left]:
-        found.append(GpuDevice(other, None, number=len(found) if several else None))
-    return found
+        place = next((n for n, c in left.items() if uuid is not None and c.uuid.lower().endswith(uuid.lower())), None)
+        if place is not None:
+            add(left.pop(place), index, place)
+        elif board is not None and integrated:
+            add(board, index, index)
+            board = None
+        else:
+            add(None, index, numbered + index)
+    if board is not None:
+        add(board, None, count)
+    for number, card in left.items():
+        add(card, None, number)
+    return found, wrong
 
 
 def _cuda_identity(index: int) -> tuple[str | None, bool]:
@@ -100,7 +113,7 @@ _NO_JETSON = (
 
 def open_board(board: Board) -> GpuDevice:
     """The real board ``board`` if it is in this machine. Raises MissingHardware, which names the emulated one."""
-    here = gpus()
+    here, wrong = gpus()
     for device in here:
         # A smaller module of the family, or a board in its faster power mode, has an entry of its own: orin-agx-32gb.
         if device.board is not None and f"{device.board.name}-".startswith(f"{board.name}-"):
@@ -111,9 +124,10 @@ def open_board(board: Board) -> GpuDevice:
             "--device auto, or start the container with -v /sys/firmware:/sys/firmware:ro"
         )
     names = [f"{d.given_name} (--device {d.board.name})" if d.board is not None else d.given_name for d in here]
-    found = f"which has {', '.join(names)}" if here else _NO_JETSON if board.integrated else why_no_gpu()
+    names += wrong.values()
+    found = f"which has {', '.join(names)}" if names else _NO_JETSON if board.integrated else why_no_gpu()
     raise MissingHardware(
-        f"--device {board.name}: no {board.description} in this machine{', ' if here else ': '}{found}; "
+        f"--device {board.name}: no {board.description} in this machine{', ' if names else ': '}{found}; "
         f"run on the board itself, or simulate it with --device emulated:{board.name}"
     )
 
@@ -137,7 +151,7 @@ def open_nvml(which: str) -> GpuDevice:
             f"--device nvml:{which}: NVML answers but measures neither watts nor clocks of {card.given_name}; "
             "use --device auto or the board's name"
         )
-    for device in gpus():
+    for device in gpus()[0]:
         if device.uuid is not None and device.uuid.lower() == card.uuid.lower():
             return device
     return GpuDevice(card, None)

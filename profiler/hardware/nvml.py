@@ -125,23 +125,30 @@ def uuids() -> list[str]:
     return found
 
 
-def cards(*, time: Timebase | None = None) -> list[NvmlCard]:
-    """Every card that can be used, in NVML's order; none where NVML cannot be used (``why_no_nvml`` says why).
+def cards(*, time: Timebase | None = None) -> tuple[dict[int, NvmlCard], dict[int, str]]:
+    """The cards that can be used, by NVML's number, and what is wrong with the others: one that is lost hides no other.
 
-    A Jetson's GPU, which NVML lists but cannot measure, is no card.
+    A Jetson's GPU, which NVML lists but cannot measure, is no card. None at all where NVML cannot be used (``why_no_nvml``
+    says why).
     """
-    found = []
+    usable: dict[int, NvmlCard] = {}
+    wrong: dict[int, str] = {}
     try:
-        for uuid in uuids():
-            card = NvmlCard(uuid, time=time)
-            if not card.integrated:
-                found.append(card)
+        _, count = _started("NVML")
     except MissingHardware:
-        pass
-    return found
+        return usable, wrong
+    for index in range(count):
+        try:
+            card = by_index(index, time=time)
+        except MissingHardware as fault:
+            wrong[index] = str(fault)
+            continue
+        if not card.integrated:
+            usable[index] = card
+    return usable, wrong
 
 
-def by_index(index: int) -> NvmlCard:
+def by_index(index: int, *, time: Timebase | None = None) -> NvmlCard:
     """The card that NVML numbers ``index`` (nvidia-smi's number). Raises MissingHardware."""
     nvml, count = _started(f"nvml:{index}")
     if not 0 <= index < count:
@@ -151,7 +158,7 @@ def by_index(index: int) -> NvmlCard:
         uuid = _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index)))
     except nvml.NVMLError as error:
         raise MissingHardware(_gone(f"nvml:{index}", error)) from None
-    return NvmlCard(uuid)
+    return NvmlCard(uuid, time=time)
 
 
 def by_uuid(uuid: str, *, time: Timebase | None = None) -> NvmlCard:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from profiler.hardware import BadInput, MissingHardware, list_devices, open_device
@@ -87,6 +89,7 @@ def test_real_boards_are_known_by_the_names_they_give_themselves() -> None:
 )  # fmt: skip
 def test_a_chip_of_other_cores_under_a_like_name_is_not_the_board(given: str) -> None:
     assert board_named(given) is None
+    assert replace(find("rtx-4090"), match=(given,)).matches(given)  # an entry of its own may have it
 
 
 def test_an_unknown_name_is_refused_with_close_names_and_all_names() -> None:

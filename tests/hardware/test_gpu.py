@@ -48,7 +48,7 @@ def test_a_card_is_followed_from_nvml_to_cuda_by_uuid(rig: Rig, monkeypatch: pyt
     plain = [rig.uuid(1).removeprefix("GPU-"), rig.uuid(0).removeprefix("GPU-")]
     torch_sees(monkeypatch, ["NVIDIA GeForce RTX 4060 Ti", "Tesla V100-SXM2-32GB"], plain)
     card = open_device("rtx-4060ti")
-    assert (card.torch_device, card.name, card.default_role) == ("cuda:0", "rtx-4060ti-0", "server")
+    assert (card.torch_device, card.name, card.default_role) == ("cuda:0", "rtx-4060ti-1", "server")
     assert open_device("nvml:1").torch_device == "cuda:0"
     assert open_device("nvml:0").torch_device == open_device(f"nvml:{rig.uuid(0)}").torch_device == "cuda:1"
     hardware = card.describe()
@@ -58,7 +58,7 @@ def test_a_card_is_followed_from_nvml_to_cuda_by_uuid(rig: Rig, monkeypatch: pyt
     assert (hardware.clocks.min_hz, hardware.clocks.max_hz) == (210e6, 3105e6)
     assert hardware.power_cap_w == 200.0
     assert "layers" not in card.absent.reasons
-    assert [row.name for row in list_devices()] == ["rtx-4060ti-0", "tesla-v100-sxm2-32gb-1", "cpu"]
+    assert [row.name for row in list_devices()] == ["rtx-4060ti-1", "tesla-v100-sxm2-32gb-0", "cpu"]
 
 
 def test_a_card_that_the_catalog_does_not_have_is_used_without_cores(tmp_path: Path) -> None:
@@ -93,6 +93,38 @@ def test_a_card_that_torch_cannot_use_still_gives_watts_and_clocks(rig: Rig, mon
     row = next(row for row in list_devices() if row.name == card.name)
     assert "as root" in row.missing["clocks"]
     assert "--clocks current" in row.missing["clocks"]
+
+
+def test_a_name_is_one_cards_alone_whichever_others_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why_no_rig():
+        pytest.skip(str(why_no_rig()))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with Rig(tmp_path, [ada(0), ada(1), ada(2)], wall_speed=1.0) as rig:
+
+        def listed() -> list[str]:
+            return [row.name for row in list_devices()]
+
+        assert listed() == ["rtx-4060ti-0", "rtx-4060ti-1", "rtx-4060ti-2", "cpu"]
+        rig.card(1).lost = 1
+        assert listed() == ["rtx-4060ti-0", "rtx-4060ti-2", "nvml:1", "cpu"]
+        (lost,) = [row for row in list_devices() if row.name == "nvml:1"]
+        assert "the GPU is lost" in lost.missing["layers"]
+        assert open_device("nvml:2").name == "rtx-4060ti-2"
+        rig.card(0).lost = 1
+        assert listed() == ["rtx-4060ti-2", "nvml:0", "nvml:1", "cpu"]
+        rig.card(2).lost = 1
+        with pytest.raises(MissingHardware, match=r"which has nvml:0: the GPU is lost.*nvml:2: the GPU is lost"):
+            open_device("rtx-4060ti")
+
+
+def test_a_card_that_torch_is_not_shown_leaves_the_others_names_as_they_are(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_sees(monkeypatch, ["NVIDIA GeForce RTX 4060 Ti"], [rig.uuid(1).removeprefix("GPU-")])
+    assert [row.name for row in list_devices()] == ["rtx-4060ti-1", "tesla-v100-sxm2-32gb-0", "cpu"]
+    torch_sees(monkeypatch, ["NVIDIA GeForce RTX 4060 Ti"], [None])  # an old torch does not tell which card it is
+    names = [row.name for row in list_devices()]
+    assert len(set(names)) == len(names) == 4
 
 
 def test_a_power_limit_that_is_changed_meanwhile_ends_the_run(rig: Rig) -> None:

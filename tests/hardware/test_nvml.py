@@ -117,8 +117,9 @@ def test_a_load_in_another_process_draws_watts_until_it_is_killed(machine: Calla
 
 def test_cards_are_found_by_uuid_whatever_their_number(machine: Callable[..., Rig]) -> None:
     rig = machine(ada(), volta(1))
-    found = nvml.cards(time=rig.time)
-    assert [card.uuid for card in found] == [rig.uuid(0), rig.uuid(1)]
+    found, wrong = nvml.cards(time=rig.time)
+    assert {number: card.uuid for number, card in found.items()} == {0: rig.uuid(0), 1: rig.uuid(1)}
+    assert wrong == {}
     assert found[0].board is not None
     assert found[0].board.name == "rtx-4060ti"
     assert nvml.by_index(1).uuid == nvml.by_uuid(rig.uuid(1).lower()).uuid == rig.uuid(1)
@@ -134,7 +135,7 @@ def test_a_jetson_that_nvml_lists_is_no_card(machine: Callable[..., Rig]) -> Non
     jetson = ada()
     jetson.name, jetson.jetson, jetson.architecture = b"Orin (nvgpu)", 1, 7
     rig = machine(jetson)
-    assert nvml.cards() == []
+    assert nvml.cards() == ({}, {})
     assert "Jetson" in str(nvml.why_no_nvml())
     card = card_of(rig)
     assert card.integrated
@@ -150,7 +151,7 @@ def test_a_mig_slice_says_that_it_has_no_watts_and_no_clock(machine: Callable[..
     whole.mig_mode = 1
     piece.uuid, piece.mig_slice = b"MIG-00000001-5f00-4a11-9c3d-0123456789ab", 1
     rig = machine(whole, piece)
-    assert [card.uuid for card in nvml.cards()] == [rig.uuid(0)]
+    assert [card.uuid for card in nvml.cards()[0].values()] == [rig.uuid(0)]
     assert nvml.by_index(0).settings()["mig"] == "on"
     card = nvml.by_uuid(rig.uuid(1), time=rig.time)
     assert card.power is None
@@ -164,7 +165,7 @@ def test_without_a_driver_the_reason_names_the_way_out(machine: Callable[..., Ri
     rig = machine()
     rig.machine.no_driver = 1
     assert "modprobe nvidia" in str(nvml.why_no_nvml())
-    assert nvml.cards() == []
+    assert nvml.cards() == ({}, {})
     with pytest.raises(MissingHardware, match="not loaded"):
         NvmlCard(rig.uuid())
 
@@ -357,7 +358,19 @@ def test_a_lost_gpu_is_an_error_that_says_what_to_do(machine: Callable[..., Rig]
         NvmlCard(rig.uuid())
     with pytest.raises(MissingHardware, match="lost"):
         nvml.by_index(0)
-    assert [found.uuid for found in nvml.cards()] == [rig.uuid(1)]
+    usable, wrong = nvml.cards()
+    assert [found.uuid for found in usable.values()] == [rig.uuid(1)]
+    assert "nvml:0: the GPU is lost" in wrong[0]
+
+
+@pytest.mark.parametrize("code", [15, 16])
+def test_a_card_that_is_lost_while_it_is_opened_hides_no_other(machine: Callable[..., Rig], code: int) -> None:
+    rig = machine(ada(), ada(1), ada(2))
+    rig.fail("nvmlDeviceGetName", code, times=1)
+    usable, wrong = nvml.cards()
+    assert {number: card.uuid for number, card in usable.items()} == {1: rig.uuid(1), 2: rig.uuid(2)}
+    assert list(wrong) == [0]
+    assert "--gpu-reset" in wrong[0]
 
 
 @pytest.mark.parametrize("variant", ["old", "ancient"])
