@@ -96,11 +96,11 @@ class KeptOpen:
 
 
 def refuse_change(name: str, before: dict[str, str], now: dict[str, str]) -> None:
-    """Raises MissingHardware where a setting of the device ``name`` is no longer what it was."""
+    """Raises MissingHardware where a setting of the device ``name`` is no longer what it was; one that is not told now is no change."""
     for key, value in before.items():
-        if now.get(key) != value:
+        if now.get(key, value) != value:
             raise MissingHardware(
-                f"{name}: {key} changed while we measured, from {value} to {now.get(key, 'unknown')}; what was measured "
+                f"{name}: {key} changed while we measured, from {value} to {now[key]}; what was measured "
                 "under the old one is kept: set it back and run again, or start anew with --fresh"
             )
 

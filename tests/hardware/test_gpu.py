@@ -135,6 +135,16 @@ def test_a_power_limit_that_is_changed_meanwhile_ends_the_run(rig: Rig) -> None:
         card.unchanged()
 
 
+def test_a_power_limit_that_is_not_told_for_a_moment_is_no_change(rig: Rig) -> None:
+    card = open_device("nvml:1")
+    for code in (999, 3):
+        rig.fail("nvmlDeviceGetEnforcedPowerLimit", code, times=1)
+        card.unchanged()
+    rig.card(1).cap_w = 150.0
+    with pytest.raises(MissingHardware, match="from 200 W to 150 W"):
+        card.unchanged()
+
+
 def test_names_that_no_card_has_are_refused_with_the_way_out(rig: Rig) -> None:
     with pytest.raises(MissingHardware, match="NVML numbers the cards here 0 to 1"):
         open_device("nvml:7")
