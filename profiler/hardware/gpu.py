@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import re
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -112,12 +113,18 @@ _NO_JETSON = (
 
 
 def open_board(board: Board) -> GpuDevice:
-    """The real board ``board`` if it is in this machine. Raises MissingHardware, which names the emulated one."""
+    """The real board ``board`` if it is in this machine; the first of several, which standard error is then told with the others.
+
+    Raises MissingHardware, which names the emulated one.
+    """
     here, wrong = gpus()
-    for device in here:
-        # A smaller module of the family, or a board in its faster power mode, has an entry of its own: orin-agx-32gb.
-        if device.board is not None and f"{device.board.name}-".startswith(f"{board.name}-"):
-            return device
+    # A smaller module of the family, or a board in its faster power mode, has an entry of its own: orin-agx-32gb.
+    like = [d for d in here if d.board is not None and f"{d.board.name}-".startswith(f"{board.name}-")]
+    if len(like) > 1:
+        others = ", ".join(f"{d.name} (--device nvml:{d.uuid})" if d.uuid else d.name for d in like[1:])
+        print(f"note: --device {board.name}: {like[0].name} is taken; there are also {others}", file=sys.stderr)
+    if like:
+        return like[0]
     if board.integrated and any(device.is_board for device in here) and hides_its_name(sysfs_root()):
         raise MissingHardware(
             f"--device {board.name}: this Jetson does not tell which one it is, its device tree is hidden (as Docker does): use "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,25 @@ def test_a_name_is_one_cards_alone_whichever_others_are_there(tmp_path: Path, mo
         rig.card(2).lost = 1
         with pytest.raises(MissingHardware, match=r"which has nvml:0: the GPU is lost.*nvml:2: the GPU is lost"):
             open_device("rtx-4060ti")
+
+
+def test_of_several_cards_of_a_name_the_one_taken_is_told_with_how_to_name_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if why_no_rig():
+        pytest.skip(str(why_no_rig()))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with Rig(tmp_path, [volta(0), ada(1), ada(2)], wall_speed=1.0) as rig:
+        assert open_device("rtx-4060ti").name == "rtx-4060ti-1"
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert "rtx-4060ti-1 is taken" in told.err
+        other = re.search(r"rtx-4060ti-2 \(--device (nvml:\S+)\)", told.err)
+        assert other is not None
+        assert open_device(other[1]).name == "rtx-4060ti-2"
+        rig.card(2).lost = 1
+        open_device("rtx-4060ti")
+        assert capsys.readouterr().err == ""
 
 
 def test_a_card_that_torch_is_not_shown_leaves_the_others_names_as_they_are(
