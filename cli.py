@@ -114,8 +114,15 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _print_in_any_encoding() -> None:
+    """A terminal that is not UTF-8 gets a ``?`` for what it lacks (standard error does so by itself): hours of measuring end well all the same."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def _main(app: typer.Typer, command: str) -> int:
     _catch_signals()
+    _print_in_any_encoding()
     _outlast_readers()
     try:
         return _run(app, command)

@@ -23,15 +23,15 @@ PROFILE, SOLVE = "from cli import profile_main; profile_main()", "from cli impor
 TRAIN = "from cli import train_main; train_main()"
 
 
-def start(program: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
+def start(program: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.Popen(
-        command, cwd=cwd, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=cwd, env=ENVIRONMENT | environment, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
-def call(program: str, *arguments: str, cwd: Path) -> tuple[int, str, str]:
-    process = start(program, *arguments, cwd=cwd)
+def call(program: str, *arguments: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
+    process = start(program, *arguments, cwd=cwd, **environment)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
@@ -142,6 +142,26 @@ def test_bad_input_gets_one_line_and_the_right_exit_code(
     assert says in last_line(err)
     assert out == ""
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1"])
+def test_a_terminal_that_is_not_utf_8_gets_all_but_the_signs_it_lacks(encoding: str, tmp_path: Path) -> None:
+    store.save(make_profile("server", "server"), tmp_path / "server.json")
+    (tmp_path / "sweep.csv").write_text(
+        "device,workload,frequency_mhz,power_w\n"
+        + "".join(f"d,\u03be,{mhz},{mhz / 50}\n" for mhz in range(300, 900, 100)),
+        encoding="utf-8",
+    )
+    for program, arguments in (
+        (PROFILE, ["devices"]),
+        (PROFILE, ["show", "server.json"]),
+        (PROFILE, ["fit-power", "sweep.csv"]),
+        (SOLVE, ["regret", "--profiles", str(ROOT / "profiles" / "letter")]),
+    ):
+        code, out, err = call(program, *arguments, cwd=tmp_path, PYTHONIOENCODING=encoding, COLUMNS="60")
+        assert (code, err) == (0, ""), arguments
+        if encoding != "latin-1":
+            assert "?" in out, arguments
 
 
 def test_names_out_of_files_are_words_and_neither_markup_nor_control_codes(tmp_path: Path) -> None:
