@@ -16,6 +16,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import pwd
 import re
 import select
 import shlex
@@ -61,13 +62,32 @@ NVML_CAUTION = (
 
 
 def state_folder() -> Path:
-    """Where lock files and journals lie: CARD_STATE_DIR, else /var/lib/card-profile for root, else below the user's own state."""
+    """Where lock files and journals lie: CARD_STATE_DIR, else /var/lib/card-profile for root, else below the user's own state.
+
+    XDG_STATE_HOME and HOME count where they are absolute: a journal below the working folder would not be found again. Raises
+    MissingHardware where that leaves none.
+    """
     if os.environ.get("CARD_STATE_DIR"):
         return Path(os.environ["CARD_STATE_DIR"]).absolute()
     if os.geteuid() == 0:
         return _SYSTEM_FOLDER
-    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser().absolute() / "card-profile"
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not base.is_absolute():
+        base = _home() / ".local/state"
+    return base / "card-profile"
+
+
+def _home() -> Path:
+    home = Path(os.environ.get("HOME", ""))
+    if not home.is_absolute():
+        with contextlib.suppress(KeyError):  # a user whom this machine's list does not hold
+            home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    if not home.is_absolute():
+        raise MissingHardware(
+            "no folder for the journals by which clocks are given back: HOME is not set, and this user has no home; set "
+            "CARD_STATE_DIR to a folder of yours"
+        )
+    return home
 
 
 def parse_restore(text: str) -> tuple[float, float]:
@@ -114,8 +134,6 @@ def become_caller() -> str | None:
         return None
     if uid <= 0 or gid < 0:
         return None
-    import pwd
-
     before = os.environ.get("HOME")
     try:
         entry = pwd.getpwuid(uid)
@@ -353,10 +371,17 @@ class GuardedClocks:
         self.caution = NVML_CAUTION if target.get("kind") == "nvml" else None
         self._target, self._supported, self._read_hz, self._time = target, tuple(sorted(supported_hz)), read_hz, time
         self._hint = hint
-        self._folder = state_folder()
+        try:
+            self._own_folder: Path | None = state_folder()  # by now, for under sudo the user changes
+        except MissingHardware:  # which hinders nobody who sets no clock
+            self._own_folder = None
         self._helper: _Helper | None = None
         self._kept: _Helper | None = None
         self._lost: str | None = None
+
+    @property
+    def _folder(self) -> Path:
+        return self._own_folder or state_folder()
 
     def supported_hz(self) -> tuple[float, ...]:
         return self._supported
@@ -390,8 +415,8 @@ class GuardedClocks:
 
     def _folders(self) -> list[Path]:
         """Where somebody's lock and journal of this clock may lie, one's own first."""
-        alone = os.environ.get("CARD_STATE_DIR") or self._folder == _SYSTEM_FOLDER
-        return [self._folder] if alone else [self._folder, _SYSTEM_FOLDER]
+        own = self._own_folder or _SYSTEM_FOLDER
+        return [own] if os.environ.get("CARD_STATE_DIR") or own == _SYSTEM_FOLDER else [own, _SYSTEM_FOLDER]
 
     @contextmanager
     def undisturbed(self) -> Iterator[tuple[str, ...]]:
@@ -410,22 +435,23 @@ class GuardedClocks:
         if self.in_use():
             raise BlockingIOError
         self._refuse_over_roots_leftovers()
-        own, notes = self._folder / f"{self.key}.lock", []
+        folder = self._folders()[0]
+        own, notes = folder / f"{self.key}.lock", []
         if os.path.lexists(own.with_suffix(".journal")):
             notes = self._undo_leftovers()
         with contextlib.suppress(OSError):
-            if not self._folder.is_dir():
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._folder.chmod(0o755)
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(0o755)
         fd = _shared(own, make=True)
         if fd is None:
-            notes.append(f"{self._folder} cannot be written: another run may set this clock meanwhile")
+            notes.append(f"{folder} cannot be written: another run may set this clock meanwhile")
         else:
             shared.callback(os.close, fd)
             with contextlib.suppress(OSError):
                 say_owner(fd, os.getpid())
         # Root's runs, and those of users who keep their journals elsewhere (see the setter's ``hold``).
-        files = [folder / own.name for folder in self._folders()[1:]]
+        files = [other / own.name for other in self._folders()[1:]]
         files += [Path(node["max"]) for node in self._target.get("nodes", [])[:1]]
         for file in files:
             fd = _shared(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import shlex
 import subprocess
 import sys
@@ -183,6 +184,38 @@ def test_a_folder_for_journals_that_cannot_be_made_is_named(tree: Tree, monkeypa
     with pytest.raises(MissingHardware, match=r"file/state.*CARD_STATE_DIR"), tree.clocks().held():
         pass
     assert tree.limits == (LOW, HIGH)
+
+
+@pytest.mark.parametrize("home", [None, "", "relative"])
+def test_without_a_home_only_setting_a_clock_is_refused_and_the_way_out_is_named(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
+    monkeypatch.delenv("CARD_STATE_DIR")
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    monkeypatch.delenv("HOME")
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(os, "geteuid", lambda: 3_999_999_999)  # a user whom no list holds
+    clocks = tree.clocks()
+    assert not clocks.in_use()
+    with pytest.raises(MissingHardware, match="set CARD_STATE_DIR"), clocks.held():
+        pass
+    with pytest.raises(MissingHardware, match="set CARD_STATE_DIR"):
+        guard.restore_leftovers(print)
+    assert tree.limits == (LOW, HIGH)
+
+
+def test_journals_never_lie_below_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    somebody = next(entry for entry in pwd.getpwall() if entry.pw_uid != 0 and entry.pw_dir.startswith("/"))
+    monkeypatch.setattr(os, "geteuid", lambda: somebody.pw_uid)
+    monkeypatch.delenv("CARD_STATE_DIR", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    monkeypatch.setenv("HOME", "relative")
+    assert guard.state_folder() == Path(somebody.pw_dir, ".local/state/card-profile")
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert guard.state_folder() == Path("/somewhere/.local/state/card-profile")
+    monkeypatch.setenv("XDG_STATE_HOME", "/elsewhere")
+    assert guard.state_folder() == Path("/elsewhere/card-profile")
 
 
 def test_a_failure_to_give_back_is_said_and_the_journal_stays(tree: Tree) -> None:
