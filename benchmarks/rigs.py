@@ -73,8 +73,8 @@ class Outcome:
 
 def main(arguments: list[str]) -> int:
     warnings.simplefilter("ignore")
-    machines = int(arguments[0]) if arguments and arguments[0].isdigit() else 3
-    wanted = [name for name in arguments if not name.isdigit()] or list(SCENARIOS)
+    machines = int(arguments[0]) if arguments and arguments[0].isdecimal() else 3
+    wanted = [name for name in arguments if not name.isdecimal()] or list(SCENARIOS)
     unknown = [name for name in wanted if name not in SCENARIOS]
     if unknown:
         print(f"{unknown[0]!r}: expected some of {', '.join(SCENARIOS)}")

@@ -216,7 +216,7 @@ class CpuDevice:
         if read_text(system / "cpufreq/boost") != "0":
             names.append("scaling_boost_frequencies")
         words = " ".join(read_text(system / self._cpu / "cpufreq" / name) or "" for name in names).split()
-        return sorted({int(khz) * 1e3 for khz in words if khz.isdigit() and int(khz) > 0})
+        return sorted({int(khz) * 1e3 for khz in words if khz.isdecimal() and int(khz) > 0})
 
     def _clocks_to_set(self) -> list[float]:
         """Clocks that limits may take, ascending: the driver's list, else steps between the hardware's lowest and highest."""

@@ -233,7 +233,7 @@ class EmulatedDevice:
     ) -> None:
         if seed is None:
             text = os.environ.get("CARD_EMULATION_SEED", "0")
-            if not text.isdigit():
+            if not (text.isascii() and text.isdigit()):
                 raise BadInput(f"CARD_EMULATION_SEED {text!r}: expected a whole number, 0 or more")
             seed = int(text)
         self.board, self.seed = board, seed

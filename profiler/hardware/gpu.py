@@ -145,7 +145,7 @@ def open_nvml(which: str) -> GpuDevice:
     Raises BadInput for text that is neither, MissingHardware without GPU, driver or the package nvidia-ml-py.
     """
     is_uuid = re.fullmatch(r"(GPU|MIG)-[0-9a-fA-F/-]{8,80}", which, re.IGNORECASE)
-    if not which.isdigit() and not is_uuid:
+    if not re.fullmatch(r"[0-9]{1,9}", which) and not is_uuid:
         raise BadInput(
             f"--device nvml:{which}: expected nvml:INDEX (0, 1, ...) or nvml:GPU-UUID as nvidia-smi -L prints it"
         )

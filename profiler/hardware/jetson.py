@@ -278,7 +278,7 @@ class JetsonBoard:
 
     def _all_hz(self) -> list[float]:
         words = (read_text(self._node / "available_frequencies") or "").split() if self._node is not None else []
-        return sorted({float(word) for word in words if word.isdigit()})
+        return sorted({float(word) for word in words if word.isdecimal()})
 
     def memory_bytes(self) -> int | None:
         """MemAvailable, for CPU and GPU share one memory and what is free now is what a training process may take; or the

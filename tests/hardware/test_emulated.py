@@ -321,9 +321,10 @@ def test_the_same_seed_gives_the_same_figures_and_another_seed_others(monkeypatc
     assert _trace(None) == _trace(0)
     monkeypatch.setenv("CARD_EMULATION_SEED", "2")
     assert _trace(None) == _trace(2)
-    monkeypatch.setenv("CARD_EMULATION_SEED", "two")
-    with pytest.raises(BadInput, match="CARD_EMULATION_SEED"):
-        _trace(None)
+    for seed in ("two", "\u00b2"):
+        monkeypatch.setenv("CARD_EMULATION_SEED", seed)
+        with pytest.raises(BadInput, match="CARD_EMULATION_SEED"):
+            _trace(None)
 
 
 def test_watching_does_not_change_what_is_watched() -> None:

@@ -172,8 +172,9 @@ def test_names_that_no_card_has_are_refused_with_the_way_out(rig: Rig) -> None:
         open_device("nvml:GPU-aaaaaaaa-0000-0000-0000-000000000000")
     with pytest.raises(MissingHardware, match=r"which has .*V100.*; run on the board itself, or simulate it"):
         open_device("rtx-4090")
-    with pytest.raises(BadInput, match="expected nvml:INDEX"):
-        open_device("nvml:")
+    for which in ("", "\u00b2", "\u0663", "-1", "9" * 5000):
+        with pytest.raises(BadInput, match="expected nvml:INDEX"):
+            open_device(f"nvml:{which}")
 
 
 def test_without_nvml_the_card_works_and_what_is_missing_is_told(
