@@ -26,7 +26,13 @@ TRAIN = "from cli import train_main; train_main()"
 def start(program: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.Popen(
-        command, cwd=cwd, env=ENVIRONMENT | environment, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=cwd,
+        env=ENVIRONMENT | environment,
+        text=True,
+        errors="replace",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
