@@ -448,10 +448,11 @@ class Hold:
         try:
             self.reset()
         except Problem as problem:  # better known now than at the end of the run
-            if self._restore_hz is None:
-                raise
-            low, high = (f"{value / 1e6:g}" for value in self._restore_hz)
-            raise Problem("unsupported", f"--restore-clocks {low},{high}: {problem}") from None
+            asked = ""
+            if self._restore_hz is not None:
+                low, high = (f"{value / 1e6:g}" for value in self._restore_hz)
+                asked = f"--restore-clocks {low},{high}: "
+            raise Problem("unsupported", f"{asked}{problem}") from None
 
     def _note(self, written: list[list[int] | None] | None) -> None:
         """Put on disk what is to be undone."""

@@ -337,6 +337,17 @@ def test_a_card_that_cannot_be_given_back_when_the_right_is_tried_keeps_its_jour
     assert rig.locked_mhz() is None
 
 
+def test_a_card_that_is_given_back_at_the_second_try_keeps_no_journal_and_none_is_told_of(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.card().root_only = 0
+    rig.fail("nvmlDeviceResetGpuLockedClocks", 15, 1)
+    with pytest.raises(MissingHardware, match="cannot be set: the GPU is lost"), card(rig).held():
+        pass
+    assert rig.locked_mhz() is None
+    assert not list((tmp_path / "state").glob("*.journal"))
+
+
 def test_a_range_to_restore_that_was_refused_does_not_stand_in_a_journal_that_stays(rig: Rig, tmp_path: Path) -> None:
     rig.card().root_only = 0
     rig.fail("nvmlDeviceResetGpuLockedClocks", 3)
