@@ -166,7 +166,7 @@ def test_a_terminal_that_is_not_utf_8_gets_all_but_the_signs_it_lacks(encoding: 
     ):
         code, out, err = call(program, *arguments, cwd=tmp_path, PYTHONIOENCODING=encoding, COLUMNS="60")
         assert (code, err) == (0, ""), arguments
-        if encoding != "latin-1":
+        if encoding != "latin-1" and arguments != ["devices"]:
             assert "?" in out, arguments
 
 
