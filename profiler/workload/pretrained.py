@@ -57,7 +57,7 @@ def resolve(model: str) -> Source:
             return transformers.AutoConfig.for_model(preset["model_type"], **json.loads(json.dumps(preset["config"])))
 
         return Source(model, preset_config, _no_weights, random=True)
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # Path's own raises where there is no such user
     if path.exists():
         return _local(path)
     looks_local = model.startswith((".", "/", "~")) or model.endswith(".gguf") or "\\" in model

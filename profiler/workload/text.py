@@ -7,6 +7,7 @@ million characters of English prose and examples. It differs a little between ve
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def tokenizer_of(model: str) -> Any | None:
     libraries()
     from transformers import AutoTokenizer
 
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     where, options = str(path) if path.exists() else model, {}
     if path.is_dir() and not (path / "config.json").is_file():
         files = sorted(path.glob("*.gguf"))

@@ -247,7 +247,7 @@ def test_a_directory_that_holds_no_model_says_what_is_missing(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/no/such/dir", "some.gguf", "a b", "../x"])
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/dir", "some.gguf", "a b", "../x", "~nobody-of-this-name/x"])
 def test_a_path_that_does_not_exist_is_answered_with_what_was_expected(name: str) -> None:
     with pytest.raises(BadInput, match=r"no such file or directory; expected a Hugging Face id.*llama-3\.2-1b"):
         build(WorkloadSpec(name))
