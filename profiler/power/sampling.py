@@ -184,9 +184,8 @@ def _sample(
             silent = silent + 1 if answers == heard else 0
             if answers > heard:
                 heard, heard_s = answers, end
-            if (
-                silent >= _SILENT and end - heard_s >= _SILENT_S
-            ):  # or the watching has broken off (the card is lost, say): leaving raises why
+            if silent >= _SILENT and end - heard_s >= _SILENT_S:
+                # Or the watching has broken off (the card is lost, say): leaving raises why.
                 sampled.stopped_by = _FELL_SILENT
                 break
             if end - begin >= options.min_s:

@@ -279,9 +279,8 @@ def _clock(device: Device) -> Iterator[Callable[[float], None]]:
     try:
         yield control.lock
     except BaseException:
-        with contextlib.suppress(
-            MissingHardware
-        ):  # what went wrong first is told; leaving ``held`` gives back once more, and tells
+        # What went wrong first is told; leaving ``held`` gives back once more, and tells of that.
+        with contextlib.suppress(MissingHardware):
             control.reset()
         raise
     control.reset()
