@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a fault of ours, 2 bad input or usage, 3 hardware or a per
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -76,26 +77,47 @@ class _Lasting(io.FileIO):
     """Standard output or error, whose reader (a pager, head) may go: nothing is wrong then.
 
     Results are printed when the work is done, so without their reader the program is done; without one for its messages it
-    goes on. This stands below all others, for rich and Typer each end the program with 1 where they see a broken pipe.
+    goes on. This stands below all others, for rich and Typer each end the program with 1 where they see a broken pipe. A full
+    disk under the results is told once, in one line.
     """
 
     def write(self, data: Any) -> Any:
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
-            if self.fileno() == 1:
+            if self.fileno() != 1:
+                return super().write(data)
+            if isinstance(error, BrokenPipeError):
                 raise SystemExit(0) from None
-            return super().write(data)
+            from profiler.profile import BadInput
+
+            raise BadInput(f"standard output: cannot be written: {error.strerror or error}") from None
+
+
+def _open_what_is_closed() -> None:
+    """A closed descriptor from 0 to 2 would be the next file's that is opened, and what is printed would land in that."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: this one
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(
+                sys,
+                name,
+                io.TextIOWrapper(io.FileIO(descriptor, "w", closefd=False), "utf-8", "replace", write_through=True),
+            )
 
 
 def _outlast_readers() -> None:
     for name in ("stdout", "stderr"):
         stream: Any = getattr(sys, name)
-        if stream is None or stream is not getattr(sys, f"__{name}__"):
-            continue  # closed, or somebody else's in its place
+        if stream is not getattr(sys, f"__{name}__"):
+            continue  # somebody else's in its place
         stream.flush()
         raw = _Lasting(stream.fileno(), "w", closefd=False)
         lasting = io.TextIOWrapper(
@@ -122,6 +144,7 @@ def _print_in_any_encoding() -> None:
 
 def _main(app: typer.Typer, command: str) -> int:
     _catch_signals()
+    _open_what_is_closed()
     _print_in_any_encoding()
     _outlast_readers()
     try:
@@ -130,6 +153,9 @@ def _main(app: typer.Typer, command: str) -> int:
         return 130
     finally:
         _ignore_signals()
+        # What was printed before a failure may find no room; that failure has been told, and its exit code counts.
+        with contextlib.suppress(Exception, SystemExit):
+            sys.stdout.flush()
 
 
 def _run(app: typer.Typer, command: str) -> int:

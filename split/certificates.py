@@ -186,11 +186,14 @@ def _kept_server(folder: Path, server_names: Sequence[str]) -> list[Path]:
     from cryptography import x509
 
     found = Credentials.of(folder, SERVER)
-    names = _certificate(found.certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    hosts = [str(each.value) for each in names]
+    try:
+        names = _certificate(found.certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        hosts = [str(each.value) for each in names]
+    except x509.ExtensionNotFound:
+        hosts = []
     if set(hosts) != {str(_address(host) or host) for host in server_names}:
         raise BadInput(
-            f"{found.certificate}: already there, for {','.join(hosts)}; leave out --server to keep it and add devices, or remove "
+            f"{found.certificate}: already there, for {','.join(hosts) or 'no names'}; leave out --server to keep it and add devices, or remove "
             f"{SERVER}.pem and {SERVER}.key to make a new one (the old one stays valid until it expires)"
         )
     return [found.certificate, found.key]

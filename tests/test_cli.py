@@ -219,6 +219,35 @@ def test_work_goes_on_when_nobody_reads_its_messages(tmp_path: Path) -> None:
     assert (tmp_path / "decisions.csv").exists()
 
 
+def shell(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """``line`` run by a shell, in which "$@" is card-solve."""
+    command = ["sh", "-c", line, "sh", sys.executable, "-c", SOLVE]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_closed_streams_are_no_failure_and_nothing_else_takes_their_place(tmp_path: Path) -> None:
+    letter = " ".join(LETTER)
+    without_output = shell(f'"$@" {letter} --csv a.csv >&-', tmp_path)
+    assert (without_output.returncode, without_output.stderr) == (0, "wrote a.csv\n")
+    without_messages = shell(f'"$@" {letter} --json --csv b.csv 2>&-', tmp_path)
+    assert without_messages.returncode == 0
+    assert json.loads(without_messages.stdout)
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which is a disk without room")
+@pytest.mark.parametrize("arguments", [" ".join(LETTER), "--version"], ids=["long", "short"])
+def test_a_full_disk_under_the_results_is_told_in_one_line(arguments: str, tmp_path: Path) -> None:
+    ended = shell(f'"$@" {arguments} >/dev/full', tmp_path)
+    assert ended.returncode == 2
+    assert last_line(ended.stderr).startswith("card-solve: standard output: cannot be written: No space left")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which is a disk without room")
+def test_a_failure_keeps_its_exit_code_where_its_message_finds_no_room(tmp_path: Path) -> None:
+    assert shell('"$@" --profiles nowhere 2>/dev/full', tmp_path).returncode == 2
+
+
 def test_power_that_cannot_be_read_is_said_at_once(tmp_path: Path) -> None:
     empty = tmp_path / "sysfs"
     empty.mkdir()

@@ -76,6 +76,8 @@ def gpus() -> tuple[list[GpuDevice], dict[str, str]]:
     for index in range(count):
         uuid, integrated = _cuda_identity(index)
         place = next((n for n, c in left.items() if uuid is not None and c.uuid.lower().endswith(uuid.lower())), None)
+        if uuid is None and count == numbered == 1:  # older releases of torch do not tell it, and need not
+            place = next(iter(left), None)
         if place is not None:
             add(left.pop(place), index, place)
         elif board is not None and integrated:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,10 +75,10 @@ def find_jetson(
     root = (sysfs_root() if root is None else root).absolute()
     nodes = gpu_nodes(root)
     l4t = L4t(root)
-    compatible = _device_tree(root, "compatible") or ""
+    compatible = _compatible(root, nodes)
     if compatible and "nvidia," not in compatible:
         return None  # a board of another maker, whose GPU may be called gpu as well
-    chip = any(_of_name(node) in _GPU_NAMES - {"gpu"} or "gpu-gpc" in node.name for node in nodes)
+    chip = any(_of_name(node) in _GPU_NAMES - {"gpu"} or _THORS_NODE in node.name for node in nodes)
     monitored = bool(find_rails(root, compatible))
     named = "jetson" in (_device_tree(root, "model") or "").lower() or "nvidia,tegra" in compatible
     told = chip or named or l4t.release is not None or (bool(nodes) and monitored)
@@ -110,6 +111,17 @@ def _device_tree(root: Path, name: str) -> str | None:
     return read_text(root / "proc/device-tree" / name) or read_text(root / "sys/firmware/devicetree/base" / name)
 
 
+_THORS_NODE = "gpu-gpc"
+
+
+def _compatible(root: Path, nodes: Sequence[Path]) -> str:
+    """Which modules and chip the device tree tells; where a container hides it, the chip whose GPU's node is called so."""
+    told = _device_tree(root, "compatible")
+    if told is None and any(_THORS_NODE in node.name for node in nodes):
+        return "nvidia,tegra264"
+    return told or ""
+
+
 def hides_its_name(root: Path) -> bool:
     """Whether neither model nor modules can be read: Docker hides the device tree."""
     return _device_tree(root, "model") is None and _device_tree(root, "compatible") is None
@@ -133,7 +145,7 @@ class JetsonBoard:
         self._memory_clock = MemoryClock(root)
         model = _device_tree(root, "model") or "Jetson"
         self.given_name = model
-        self._compatible = compatible = _device_tree(root, "compatible") or ""
+        self._compatible = compatible = _compatible(root, nodes)
         self.board = _catalog_entry(model, compatible, self.supported_hz())
         self.key = f"devfreq-{self._node.name}" if self._node is not None else "jetson"
         self.rails: list[Rail] = find_rails(root, compatible)

@@ -128,7 +128,9 @@ class SysfsClocks:
 
     def originals(self) -> list[list[int]]:
         """Limits now, [lowest, highest] of each node in the file's own unit."""
-        return [[self._value(low), self._value(high)] for low, high, _ in self.nodes]
+        found = [(self._value(low), self._value(high)) for low, high, _ in self.nodes]
+        # They may move between two reads; a highest of 0 is no limit.
+        return [[min(least, most or least), most] for least, most in found]
 
     def probe(self, range_hz: list[float], originals: list[list[int]]) -> bool:
         """Try the right; the answer is whether something is locked now. What is there is written back, so nothing is."""
@@ -195,7 +197,8 @@ class SysfsClocks:
         if not lowest_chosen and not highest_chosen:
             return []
         most = was[1] if highest_chosen else most
-        least = min(was[0] if lowest_chosen else least, most or least)
+        least = was[0] if lowest_chosen else least
+        least = min(least, most or least)
         self._set(low, high, least, most)
         chosen = [(low, least)] * lowest_chosen + [(high, most)] * highest_chosen
         return [f"{path} was set to {value} by somebody else meanwhile, and is left so" for path, value in chosen]

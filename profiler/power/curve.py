@@ -7,7 +7,7 @@ pair of clocks left out? Selection, averaging, errors and intervals are all buil
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Protocol
 
@@ -60,6 +60,28 @@ class Curve:
             scatter = scatter + np.bincount(where[known], weights=sd_w[known] ** 2, minlength=len(clocks))
             repeats = repeats + np.bincount(where[known], minlength=len(clocks))
         return cls(clocks, target, weight, rows, scatter, repeats, low, high)
+
+    def merged(self, apart: float) -> Curve:
+        """This curve with clocks that lie within ``apart`` (relative) of a lower one taken for one and the same."""
+        starts = [0]
+        for k, clock in enumerate(self.frequency_hz):
+            if clock > (1 + apart) * self.frequency_hz[starts[-1]]:
+                starts.append(k)
+        if len(starts) == len(self):
+            return self
+        weight, rows = np.add.reduceat(self.weight, starts), np.add.reduceat(self.rows, starts)
+        target = np.add.reduceat(self.weight * self.target_w, starts) / weight
+        counts = np.diff([*starts, len(self)])
+        between = self.rows * (self.target_w - np.repeat(target, counts)) ** 2
+        return replace(
+            self,
+            frequency_hz=np.add.reduceat(self.weight * self.frequency_hz, starts) / weight,
+            target_w=target,
+            weight=weight,
+            rows=rows,
+            scatter=np.add.reduceat(self.scatter + between, starts),
+            repeats=np.add.reduceat(self.repeats, starts) + counts - 1,
+        )
 
     def __len__(self) -> int:
         return len(self.frequency_hz)

@@ -581,33 +581,33 @@ def fit_together(
     chips: dict[tuple[str | None, ...], list[int]] = {}
     for k, sweep in enumerate(sweeps):
         chips.setdefault((sweep.chip or sweep.source, sweep.power_scope, sweep.provenance), []).append(k)
-    shared = [k for members in chips.values() if len(members) > 1 for k in members]
-    voices: dict[int, Voice] = {}
-    ends: dict[int, Array] = {}
-    total = len(sweeps) + len(shared)
-    for done, k in enumerate(shared):
-        progress(done, total)
+    curves: dict[int, Curve] = {}
+    for k in (k for group in chips.values() if len(group) > 1 for k in group):
         sweep = sweeps[k]
         capped = sweep.capped if sweep.marked else None
-        curve = _prepared(sweep.frequency_hz, sweep.power_w, capped, sweep.sd_w, sweep.domain_hz, _where(sweep))[1]
-        voice = KRIGED.voice(curve)
-        if voice is not None:
-            voices[k], ends[k] = voice, np.array([curve.low_hz, curve.high_hz])
+        curves[k] = _prepared(sweep.frequency_hz, sweep.power_w, capped, sweep.sd_w, sweep.domain_hz, _where(sweep))[1]
 
     def hears(k: int, j: int) -> bool:
-        one_domain = np.abs(ends[j] - ends[k]).max() < _SAME_END * np.ptp(ends[k])
+        ends = np.array([[curve.low_hz, curve.high_hz] for curve in (curves[k], curves[j])])
+        one_domain = np.abs(ends[1] - ends[0]).max() < _SAME_END * np.ptp(ends[0])
         # A file that was given twice would be its own witness.
         return bool(one_domain and not np.array_equal(sweeps[j].power_w, sweeps[k].power_w))
 
-    siblings: dict[int, list[Voice]] = {
-        k: [voices[j] for j in group if j in voices and hears(k, j)]
-        for group in chips.values()
-        for k in group
-        if k in voices
+    others = {
+        k: [j for j in group if j in curves and hears(k, j)] for group in chips.values() for k in group if k in curves
     }
+    heard = sorted({j for each in others.values() for j in each})
+    total = len(sweeps) + len(heard)
+    voices: dict[int, Voice] = {}
+    for done, j in enumerate(heard):
+        progress(done, total)
+        voice = KRIGED.voice(curves[j])
+        if voice is not None:
+            voices[j] = voice
+    siblings = {k: [voices[j] for j in each if j in voices] for k, each in others.items()}
     fits = []
     for k, sweep in enumerate(sweeps):
-        progress(len(shared) + k, total)
+        progress(len(heard) + k, total)
         fits.append(fit(sweep, model, siblings.get(k, ())))
     return fits
 

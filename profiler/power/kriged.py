@@ -16,6 +16,8 @@ _CEILINGS = (0.95, 0.9)  # where V may stop rising, in the domain
 _RIDGES = tuple(np.linspace(0, 0.9, 10))
 _RISES = tuple(np.geomspace(0.1, 8, 7))
 _EXPONENTS = (1.0, 2.0, 3.0, 4.0, 6.0)
+SAME_CLOCK = 0.01
+"""A clock asked for twice is measured a little differently each time; so far apart, two workloads ran at one and the same."""
 _ATOMS = 96  # shapes drawn to take quantiles from
 _PAIRS = 128  # pairs of clocks at a time: what is computed of them stays in the processor's cache
 
@@ -71,11 +73,12 @@ class Kriged:
         )
 
     def voice(self, curve: Curve) -> Voice | None:
-        """What this workload says of its chip; None where the clocks are too few to say anything."""
+        """What this workload says of its chip; None where the clocks are too few to say anything. Clocks nearer than ``SAME_CLOCK`` are one."""
+        curve = curve.merged(SAME_CLOCK)
         if not self._able(curve):
             return None
         found = _AllLeftOut(curve, self.priors, self.minimum_clocks)
-        return Voice(curve.frequency_hz, found.probability)
+        return Voice(curve.frequency_hz, found.probability) if np.isfinite(found.probability).all() else None
 
     def _able(self, curve: Curve) -> bool:
         return curve.high_hz > curve.low_hz and len(curve) >= self.minimum_clocks
@@ -96,8 +99,7 @@ class Voice:
         m, n = len(frequency_hz), len(self.frequency_hz)
         apart = np.abs(self.frequency_hz[None, :] - frequency_hz[:, None])
         nearest = apart.argmin(axis=1)
-        # A clock asked for twice is measured a little differently each time.
-        same = apart[np.arange(m), nearest] < 0.01 * frequency_hz
+        same = apart[np.arange(m), nearest] < SAME_CLOCK * frequency_hz
         _, row = left_out(n)
         alone = np.where(same, 1 + nearest, 0)
         i, j = np.triu_indices(m, 1)
@@ -115,7 +117,7 @@ class _AllLeftOut:
         n = len(curve)
         shapes = _Shapes.grid(priors)
         if siblings:
-            shapes = shapes.as_heard([voice.without(curve.frequency_hz) for voice in siblings])
+            shapes = shapes.as_heard(siblings, curve.frequency_hz)
         mask, _ = left_out(n)
         order = np.argsort(curve.target_w, kind="stable")
         ranked = mask[:, order].cumsum(axis=1)
@@ -187,9 +189,11 @@ class _Shapes:
         ridge, ceiling, rise, bend, exponent, rougher = table[:, :6].T
         return cls(ridge, ceiling, rise, bend, exponent, rougher, np.log(prior)[None, :])
 
-    def as_heard(self, probabilities: Sequence[NDArray[np.float32]]) -> _Shapes:
-        """These shapes, believed in by one half, and as other workloads of the chip say (sets, s), all alike, by the other half."""
-        heard = sum(each.astype(np.float64) for each in probabilities) / len(probabilities)
+    def as_heard(self, voices: Sequence[Voice], frequency_hz: Array) -> _Shapes:
+        """These shapes, believed in by one half, and as other workloads of the chip say without clocks (m,), all alike, by the other half."""
+        heard: Array | float = 0.0
+        for voice in voices:
+            heard = heard + voice.without(frequency_hz).astype(np.float64) / len(voices)
         return replace(self, log_prior=np.log(0.5 * np.exp(self.log_prior) + 0.5 * heard))
 
     def believed(self, sets: NDArray[np.int64]) -> Array:

@@ -437,7 +437,7 @@ def _heat(
 
 def _answers(reading: Reading) -> bool:
     """Whether this look told anything of the power."""
-    return reading.power_w is not None or reading.energy_j is not None
+    return any(figure is not None and math.isfinite(figure) for figure in (reading.power_w, reading.energy_j))
 
 
 def _sound(readings: Sequence[Reading]) -> list[Reading]:

@@ -81,6 +81,19 @@ def test_what_others_measured_at_a_clock_left_out_does_not_reach_its_prediction(
     assert after.power_w[4] != pytest.approx(before.power_w[4], rel=1e-6)
 
 
+def test_repeats_of_a_clock_that_ran_a_little_apart_are_left_out_with_it() -> None:
+    """As a CSV of measured clocks has them."""
+    twice = np.sort(np.concatenate([CLOCKS, CLOCKS * 1.002]))
+    others = [sweep(f"w{k}", busy, k, twice) for k, busy in enumerate(BUSY[1:], start=1)]
+    others = [replace(one, domain_hz=(CLOCKS[0], CLOCKS[-1] * 1.002)) for one in others]
+    own = replace(SWEEPS[0], domain_hz=(CLOCKS[0], CLOCKS[-1] * 1.002))
+    louder = [replace(one, power_w=one.power_w * np.where(np.arange(14) // 2 == 3, 1.1, 1.0)) for one in others]
+    before, after = (fit_together([own, *each])[0].left_out for each in (others, louder))
+    for said in ("power_w", "low_w", "high_w"):
+        assert getattr(after, said)[3] == pytest.approx(getattr(before, said)[3], rel=1e-6)
+    assert after.power_w[4] != pytest.approx(before.power_w[4], rel=1e-6)
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_sweep_alone_is_fitted_as_ever_also_where_it_is_given_twice(times: int) -> None:
     assert same(fit_together(SWEEPS[:1] * times)[0], fit(SWEEPS[0]))
