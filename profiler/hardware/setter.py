@@ -478,7 +478,7 @@ class Hold:
             except Problem as problem:
                 raise Problem("locked", str(problem)) from None
             self._told += [text for text in told if text not in self._told]
-            self._touched = False
+            self._touched = self._backend.missed
 
     def release(self) -> list[str]:
         """Give back, then remove the journal, then free the lock; the answer is what to tell. Raises Problem: the journal then stays."""

@@ -83,6 +83,8 @@ class SysfsClocks:
             self.nodes.append((low, high, float(unit)))
         self.written: list[list[int] | None] | None = [None] * len(self.nodes)
         """Of each node what its limits hold by our doing: the clock asked for, and what the kernel made of it; None: nothing yet."""
+        self.missed = False
+        """Whether a node was not there when limits were given back, and may come back with ours."""
         self._held: int | None = None
 
     def identity(self) -> dict[str, str]:
@@ -178,6 +180,7 @@ class SysfsClocks:
                 if not _gone(high):  # it may have gone just now
                     stayed.append(problem)
             told += _gone(high)
+        self.missed = any(_gone(high) for _, high, _ in self.nodes)
         if stayed:
             raise Problem(stayed[0].kind, "; ".join(map(str, stayed)))
         return told
@@ -350,6 +353,7 @@ class NvmlClocks:
 
     written = None
     """What is locked cannot be read."""
+    missed = False
 
     def probe(self, range_hz: list[float], originals: list[list[int]]) -> bool:
         """Try the right; the answer is whether something is locked now. The whole range is: it holds no clock down or up."""

@@ -320,6 +320,21 @@ def test_processors_taken_offline_meanwhile_keep_no_other_group_from_its_limits(
     assert not list((tmp_path / "state").glob("*.journal"))
 
 
+def test_processors_that_come_back_before_the_run_ends_get_their_limits_back(
+    tmp_path: Path, groups: tuple[Path, Path]
+) -> None:
+    first, _ = groups
+    device = CpuDevice(tmp_path, time=VirtualTime(lambda now_s, busy: None))
+    assert device.clocks is not None
+    with device.clocks.held():
+        device.clocks.lock(1.5e9)
+        (first / "affected_cpus").write_text("\n")
+        device.clocks.reset()
+        assert limits(first) == ["1500000", "1500000"]
+        (first / "affected_cpus").write_text("0 1 2 3")
+    assert limits(first) == ["800000", "3650000"]
+
+
 def test_a_group_that_refuses_is_named_and_the_others_get_their_limits_back(
     tmp_path: Path, groups: tuple[Path, Path]
 ) -> None:
