@@ -305,16 +305,22 @@ def limits(policy: Path) -> list[str]:
     return [(policy / name).read_text().strip() for name in ("scaling_min_freq", "scaling_max_freq")]
 
 
+def guarded(root: Path) -> GuardedClocks:
+    """The clock of the CPU of this tree, opened now."""
+    clocks = CpuDevice(root, time=VirtualTime(lambda now_s, busy: None)).clocks
+    assert isinstance(clocks, GuardedClocks)
+    return clocks
+
+
 def test_processors_taken_offline_meanwhile_keep_no_other_group_from_its_limits(
     tmp_path: Path, groups: tuple[Path, Path]
 ) -> None:
     first, second = groups
-    device = CpuDevice(tmp_path, time=VirtualTime(lambda now_s, busy: None))
-    assert device.clocks is not None
-    with device.clocks.held():
-        device.clocks.lock(1.5e9)
+    clocks = guarded(tmp_path)
+    with clocks.held():
+        clocks.lock(1.5e9)
         taken_offline(first)
-        device.clocks.lock(2e9)
+        clocks.lock(2e9)
         assert limits(second) == ["2000000", "2000000"]
     assert limits(second) == ["600000", "2400000"]
     assert not list((tmp_path / "state").glob("*.journal"))
@@ -324,12 +330,11 @@ def test_processors_that_come_back_before_the_run_ends_get_their_limits_back(
     tmp_path: Path, groups: tuple[Path, Path]
 ) -> None:
     first, _ = groups
-    device = CpuDevice(tmp_path, time=VirtualTime(lambda now_s, busy: None))
-    assert device.clocks is not None
-    with device.clocks.held():
-        device.clocks.lock(1.5e9)
+    clocks = guarded(tmp_path)
+    with clocks.held():
+        clocks.lock(1.5e9)
         (first / "affected_cpus").write_text("\n")
-        device.clocks.reset()
+        clocks.reset()
         assert limits(first) == ["1500000", "1500000"]
         (first / "affected_cpus").write_text("0 1 2 3")
     assert limits(first) == ["800000", "3650000"]
@@ -339,25 +344,23 @@ def test_a_group_that_refuses_is_named_and_the_others_get_their_limits_back(
     tmp_path: Path, groups: tuple[Path, Path]
 ) -> None:
     first, second = groups
-    device = CpuDevice(tmp_path, time=VirtualTime(lambda now_s, busy: None))
-    assert isinstance(device.clocks, GuardedClocks)
+    clocks = guarded(tmp_path)
 
     def spoil() -> None:
         (first / "scaling_min_freq").unlink()
         (first / "scaling_min_freq").mkdir()
 
     with pytest.raises(MissingHardware, match=r"policy0/scaling_min_freq.*its journal stays: .*card-profile restore"):
-        sweep(device.clocks, when_locked=spoil)
+        sweep(clocks, when_locked=spoil)
     assert limits(second) == ["600000", "2400000"]
 
 
 def test_processors_that_are_offline_from_the_start_are_not_set(tmp_path: Path, groups: tuple[Path, Path]) -> None:
     first, second = groups
     (second / "affected_cpus").write_text("\n")
-    device = CpuDevice(tmp_path, time=VirtualTime(lambda now_s, busy: None))
-    assert device.clocks is not None
-    with device.clocks.held():
-        device.clocks.lock(1.5e9)
+    clocks = guarded(tmp_path)
+    with clocks.held():
+        clocks.lock(1.5e9)
         assert limits(first) == ["1500000", "1500000"]
         assert limits(second) == ["600000", "2400000"]
 
