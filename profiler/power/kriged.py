@@ -394,6 +394,7 @@ class _KrigingPass:
             np.take_along_axis(watts.reshape(flat), atoms, 0),
             np.take_along_axis(width.reshape(flat), atoms, 0),
             freedom,
+            self.priors.shortest,
         )
         return mean, deviation, interval, weights.sum(axis=0)
 
@@ -415,7 +416,7 @@ class _KrigingPass:
             parts = [self.predict(frequency_hz[k : k + many]) for k in range(0, len(frequency_hz), many)]
             return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts], axis=1)
         mean, watts, width = self._mixture(frequency_hz)
-        return mean, _interval(watts, width, self._freedom())
+        return mean, _interval(watts, width, self._freedom(), self.priors.shortest)
 
     def teaching(self, frequency_hz: Array) -> Array:
         """How much a measurement at each of clocks (m,) is expected to lower the sum over all of them of squared relative doubt:
@@ -572,32 +573,61 @@ def _atoms(weights: Array) -> NDArray[np.int64]:
     return np.stack(columns, axis=1) if columns else np.zeros((_ATOMS, 0), dtype=np.int64)
 
 
-def _interval(watts: Array, width: Array, freedom: Array) -> Array:
-    """2.5 % and 97.5 % quantiles (2, b) of an even mixture (k, b) of Student's t around ``watts`` with scale ``width``."""
+def _interval(watts: Array, width: Array, freedom: Array, shortest: bool) -> Array:
+    """What holds 95 % (2, b) of an even mixture (k, b) of Student's t around ``watts`` with scale ``width``: between the quantiles of 2.5 and
+    97.5 %, or the shortest range that does.
+
+    Where the mixture has one peak and is symmetric the shortest is the same; where its parts disagree to one side, as beyond the last clock, the other side
+    is not made wide for it. At least 0.5 % lie on either side.
+    """
+    width = width + 1e-9 * np.abs(watts) + 1e-300
+    freedom = np.maximum(freedom, 1.0)
+
+    def between(below: Array, near: Array | None = None) -> Array:
+        """The range (2, b) with those shares (b,) below it, looked for ``near`` another one."""
+        ends = np.stack([below, below + 0.95])
+        return np.stack([_quantile(ends[k], watts, width, freedom, None if near is None else near[k]) for k in (0, 1)])
+
+    middle = between(np.full(watts.shape[1], 0.025))
+    if not shortest:
+        return middle
+    tried = {0.0: middle}
+    for side in (-1, 1):
+        for k in range(1, 5):
+            tried[side * k] = between(np.full(watts.shape[1], 0.025 + side * k * 0.005), tried[side * (k - 1)])
+    ranges = np.stack([tried[k] for k in sorted(tried)])
+    lengths = np.diff(ranges, axis=1)[:, 0]
+    # The bottom of the parabola through the shortest and its neighbours: edges that move with the clock, not from step to step.
+    shortest_of = lengths.argmin(axis=0, keepdims=True)
+    best = np.clip(shortest_of, 1, len(lengths) - 2)
+    before, at, after = np.take_along_axis(lengths, best + np.array([[-1], [0], [1]]), axis=0)
+    with np.errstate(all="ignore"):
+        off = np.clip(np.nan_to_num((before - after) / (2 * (before - 2 * at + after))), -1, 1)
+    bottom = between(0.005 * (1 + best[0] + off), middle)
+    tried_best = np.take_along_axis(ranges, shortest_of[:, None], axis=0)[0]
+    return np.where(np.diff(bottom, axis=0) < np.diff(tried_best, axis=0), bottom, tried_best)
+
+
+def _quantile(share: Array, watts: Array, width: Array, freedom: Array, near: Array | None = None) -> Array:
+    """Quantiles (b,) of shares (b,) of an even mixture (k, b) of Student's t. ``near``: where to look first."""
     from scipy.special import gammaln, stdtr, stdtrit
 
-    freedom = np.maximum(freedom, 1.0)
-    width = width + 1e-9 * np.abs(watts) + 1e-300
-    reach = stdtrit(freedom, 0.975)
     peak = np.exp(gammaln((freedom + 1) / 2) - gammaln(freedom / 2)) / np.sqrt(freedom * np.pi)
-    edges = []
-    for sign in (-1.0, 1.0):
-        each = watts + sign * reach * width
-        # Every part holds its own quantile, so the mixture's lies between the least and the greatest of them.
-        low, high = each.min(axis=0), each.max(axis=0)
-        at = np.quantile(each, 0.5 + 0.25 * sign, axis=0)
-        for _ in range(12):
-            z = (at - watts) / width
-            missing = stdtr(freedom, z).mean(axis=0) - (0.5 + 0.475 * sign)
-            if np.abs(missing).max(initial=0.0) < 1e-5:
-                break
-            low, high = np.where(missing < 0, at, low), np.where(missing < 0, high, at)
-            density = peak * ((1 + z * z / freedom) ** (-(freedom + 1) / 2) / width).mean(axis=0)
-            with np.errstate(all="ignore"):
-                step = at - missing / density
-            at = np.where((step > low) & (step < high), step, (low + high) / 2)
-        edges.append(at)
-    return np.stack(edges)
+    # Every part holds its own quantile, so the mixture's lies between the least and the greatest of them.
+    each = watts + stdtrit(freedom, share) * width
+    low, high = each.min(axis=0), each.max(axis=0)
+    at = np.clip(np.median(each, axis=0) if near is None else near, low, high)
+    for _ in range(16):
+        z = (at - watts) / width
+        missing = stdtr(freedom, z).mean(axis=0) - share
+        if np.abs(missing).max(initial=0.0) < 1e-5:
+            break
+        low, high = np.where(missing < 0, at, low), np.where(missing < 0, high, at)
+        density = peak * ((1 + z * z / freedom) ** (-(freedom + 1) / 2) / width).mean(axis=0)
+        with np.errstate(all="ignore"):
+            step = at - missing / density
+        at = np.where((step > low) & (step < high), step, (low + high) / 2)
+    return at
 
 
 def _matern(distance: Array, length: float) -> Array:
