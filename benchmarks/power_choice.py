@@ -1,6 +1,6 @@
 """Which priors should the power fit have? Chosen on made-up curves alone, by a rule written down before the search was run.
 
-    python benchmarks/power_choice.py [CACHE] [--processes 2] [--structure 4|5|6|7|11 | --siblings 3]
+    python benchmarks/power_choice.py [CACHE] [--processes 2] [--structure 4|5|6|7 | --siblings 3]
 
 No measured sweep is read. CACHE (default `build/power_choice`) keeps every fit made, so that a search that was
 stopped goes on where it was.
@@ -70,13 +70,6 @@ is below that without siblings by more than two standard errors, 93 to 97 % of n
 `power_blind.py`, all boards alike, neither mean log error nor mean log interval score at clocks left out is larger. If so, the four measured files are looked at once, told whatever they say, and it stays whatever they say. Tried before on
 144 chips of the development seeds (300 to 302: objective -0.035 +- 0.007), and on up to 20 workloads of each of those boards without the other members of `auto`: errors fall on four of five, and rise on the V100, whose watts step where no
 voltage does. Sharing the size of scatter too held 90 % of the A100's points where the shape alone held 96; a product of all that the others say, instead of their average, held 67 to 91 %.
-
-**The shortest interval (`--structure 11`).** An eleventh round. What a new measurement may be is a mixture, and beyond the clocks that were measured a lopsided one: shapes disagree
-to one side. Its 2.5 and 97.5 % quantiles are one range that holds 95 %, the shortest range that does is another, and where the mixture is symmetric they are the same. Asked: this one instead of that one, nothing else. 192 fresh sweeps choose, 384
-others confirm; sensors and shares to be held are the fifth round's. Adopted if the objective is below that of the present law by more than two standard errors on the sweeps that confirm, if on the boards of `power_blind.py`, all boards alike, the mean
-log interval score at clocks left out is not larger, and if `benchmarks/rigs.py` finds the hidden watts inside at 90 % of the clocks of each machine or more. If so, the four measured files are looked at once, told whatever they say, and it stays whatever they
-say. Tried before on the 192 development sweeps (seeds 300 to 303: objective -0.007 +- 0.002, all of it at clocks left out) and on a part of those boards (score 0.945 on the V100, 0.997 to 1.015 on the others). Tried there as well, and not asked since those boards gain nothing by
-it: ceilings down to 0.8 or 0.7 of the clocks instead of 0.9 (made-up sweeps -0.015 to -0.018 +- 0.006), 10 or 13 rises instead of 7 (-0.010 +- 0.004), 19 ridges instead of 10 (-0.002 +- 0.003), an interval moved towards what `auto` says (-0.001 +- 0.001).
 """
 
 from __future__ import annotations
@@ -235,12 +228,6 @@ STRUCTURES = {
         _seeds(7000),
         _seeds(8000),
     ),
-    11: Structure(
-        _FIFTH,
-        {"kriged.shortest": (False, True)},
-        _seeds(12000, 4),
-        _seeds(13000),
-    ),
 }
 
 
@@ -346,7 +333,7 @@ class Fits:
 
 # A fit kept by another version of the law or of the population is none of this one.
 _SOURCE = hashlib.sha256(
-    b"".join((ROOT / path).read_bytes() for path in ("profiler/power/kriged.py", "benchmarks/power_population.py"))
+    b"".join((ROOT / path).read_bytes() for path in ("profiler/power/kriged.py", "profiler/power/mixture.py", "benchmarks/power_population.py"))
 ).hexdigest()
 
 

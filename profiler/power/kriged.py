@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from profiler.power.curve import Array, CrossFit, Curve, Predictive, left_out
+from profiler.power.mixture import ATOMS, atoms, interval
 from profiler.power.priors import PRIORS, KrigedPriors
 
 # Grids over what is not known, laid evenly (in the logarithm where a scale is meant); what has a say in the result is in priors.py.
@@ -18,7 +19,6 @@ _RISES = tuple(np.geomspace(0.1, 8, 7))
 _EXPONENTS = (1.0, 2.0, 3.0, 4.0, 6.0)
 SAME_CLOCK = 0.01
 """A clock asked for twice is measured a little differently each time; so far apart, two workloads ran at one and the same."""
-_ATOMS = 96  # shapes drawn to take quantiles from
 _PAIRS = 128  # pairs of clocks at a time: what is computed of them stays in the processor's cache
 
 
@@ -389,14 +389,13 @@ class _KrigingPass:
         mean = np.einsum("hsb,hsb->b", weights, watts)
         between = np.einsum("hsb,hsb->b", weights, (watts - mean) ** 2)
         deviation = np.sqrt(between + np.einsum("hsb,hsb->b", weights, width) ** 2)
-        atoms = _atoms(weights.reshape(flat))
-        interval = _interval(
-            np.take_along_axis(watts.reshape(flat), atoms, 0),
-            np.take_along_axis(width.reshape(flat), atoms, 0),
+        drawn = atoms(weights.reshape(flat))
+        held = interval(
+            np.take_along_axis(watts.reshape(flat), drawn, 0),
+            np.take_along_axis(width.reshape(flat), drawn, 0),
             freedom,
-            self.priors.shortest,
         )
-        return mean, deviation, interval, weights.sum(axis=0)
+        return mean, deviation, held, weights.sum(axis=0)
 
     def shapes_of_all(self) -> Array:
         """Probabilities (s,) of the shapes given all clocks."""
@@ -416,7 +415,7 @@ class _KrigingPass:
             parts = [self.predict(frequency_hz[k : k + many]) for k in range(0, len(frequency_hz), many)]
             return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts], axis=1)
         mean, watts, width = self._mixture(frequency_hz)
-        return mean, _interval(watts, width, self._freedom(), self.priors.shortest)
+        return mean, interval(watts, width, self._freedom())
 
     def teaching(self, frequency_hz: Array) -> Array:
         """How much a measurement at each of clocks (m,) is expected to lower the sum over all of them of squared relative doubt:
@@ -430,12 +429,12 @@ class _KrigingPass:
         return np.asarray((relative**2).sum(axis=0) / variance)
 
     def _mixture(self, frequency_hz: Array, covariance: Array | None = None) -> tuple[Array, Array, Array]:
-        """Mean watts (m,) of all shapes, and watts and widths (_ATOMS, m) of atoms. With ``covariance`` (m, m) the atoms' mean
+        """Mean watts (m,) of all shapes, and watts and widths (ATOMS, m) of atoms. With ``covariance`` (m, m) the atoms' mean
         covariance is added to it, and the mean watts are the atoms'."""
         u = self._place(frequency_hz)
         log, rates = self._all()
         weights = _normalised(log[:, :, None])[:, :, 0]
-        drawn = np.bincount(_atoms(weights.reshape(-1, 1))[:, 0], minlength=log.size).reshape(log.shape)
+        drawn = np.bincount(atoms(weights.reshape(-1, 1))[:, 0], minlength=log.size).reshape(log.shape)
         # Most shapes have no weight to speak of and are not worth their algebra.
         weights = np.where(weights > 1e-10, weights, 0.0) if covariance is None else drawn.astype(float)
         weights /= weights.sum()
@@ -470,7 +469,7 @@ class _KrigingPass:
                 times = drawn[h, matter[some]]
                 if covariance is not None:
                     kernel = _matern(u[:, None] - u[None, :], length) if length else 0.0
-                    share = np.sqrt(rate * times / _ATOMS)[:, None] * here[some]
+                    share = np.sqrt(rate * times / ATOMS)[:, None] * here[some]
                     covariance += (share.T @ share) * (kernel - plain @ cross.T)
                     covariance += np.einsum(
                         "smk,slk->ml", projected[some] * share[:, :, None], off[some] * share[:, :, None], optimize=True
@@ -563,71 +562,6 @@ class _Streamed:
 def _normalised(log: Array) -> Array:
     weight = np.exp(log - log.max(axis=(0, 1)))
     return np.asarray(weight / weight.sum(axis=(0, 1)))
-
-
-def _atoms(weights: Array) -> NDArray[np.int64]:
-    """Rows (_ATOMS, b) of a mixture with weights (k, b), each as often as its weight says: evenly spaced steps of the running sum."""
-    running = np.cumsum(weights, axis=0)
-    steps = (np.arange(_ATOMS) + 0.5) / _ATOMS
-    columns = [np.searchsorted(running[:, b], steps * running[-1, b]) for b in range(weights.shape[1])]
-    return np.stack(columns, axis=1) if columns else np.zeros((_ATOMS, 0), dtype=np.int64)
-
-
-def _interval(watts: Array, width: Array, freedom: Array, shortest: bool) -> Array:
-    """What holds 95 % (2, b) of an even mixture (k, b) of Student's t around ``watts`` with scale ``width``: between the quantiles of 2.5 and
-    97.5 %, or the shortest range that does.
-
-    Where the mixture has one peak and is symmetric the shortest is the same; where its parts disagree to one side, as beyond the last clock, the other side
-    is not made wide for it. At least 0.5 % lie on either side.
-    """
-    width = width + 1e-9 * np.abs(watts) + 1e-300
-    freedom = np.maximum(freedom, 1.0)
-
-    def between(below: Array, near: Array | None = None) -> Array:
-        """The range (2, b) with those shares (b,) below it, looked for ``near`` another one."""
-        ends = np.stack([below, below + 0.95])
-        return np.stack([_quantile(ends[k], watts, width, freedom, None if near is None else near[k]) for k in (0, 1)])
-
-    middle = between(np.full(watts.shape[1], 0.025))
-    if not shortest:
-        return middle
-    tried = {0.0: middle}
-    for side in (-1, 1):
-        for k in range(1, 5):
-            tried[side * k] = between(np.full(watts.shape[1], 0.025 + side * k * 0.005), tried[side * (k - 1)])
-    ranges = np.stack([tried[k] for k in sorted(tried)])
-    lengths = np.diff(ranges, axis=1)[:, 0]
-    # The bottom of the parabola through the shortest and its neighbours: edges that move with the clock, not from step to step.
-    shortest_of = lengths.argmin(axis=0, keepdims=True)
-    best = np.clip(shortest_of, 1, len(lengths) - 2)
-    before, at, after = np.take_along_axis(lengths, best + np.array([[-1], [0], [1]]), axis=0)
-    with np.errstate(all="ignore"):
-        off = np.clip(np.nan_to_num((before - after) / (2 * (before - 2 * at + after))), -1, 1)
-    bottom = between(0.005 * (1 + best[0] + off), middle)
-    tried_best = np.take_along_axis(ranges, shortest_of[:, None], axis=0)[0]
-    return np.where(np.diff(bottom, axis=0) < np.diff(tried_best, axis=0), bottom, tried_best)
-
-
-def _quantile(share: Array, watts: Array, width: Array, freedom: Array, near: Array | None = None) -> Array:
-    """Quantiles (b,) of shares (b,) of an even mixture (k, b) of Student's t. ``near``: where to look first."""
-    from scipy.special import gammaln, stdtr, stdtrit
-
-    peak = np.exp(gammaln((freedom + 1) / 2) - gammaln(freedom / 2)) / np.sqrt(freedom * np.pi)
-    # Every part holds its own quantile, so the mixture's lies between the least and the greatest of them.
-    each = watts + stdtrit(freedom, share) * width
-    low, high = each.min(axis=0), each.max(axis=0)
-    at = np.clip(np.median(each, axis=0) if near is None else near, low, high)
-    for _ in range(16):
-        z = (at - watts) / width
-        missing = stdtr(freedom, z).mean(axis=0) - share
-        if np.abs(missing).max(initial=0.0) < 1e-5:
-            break
-        low, high = np.where(missing < 0, at, low), np.where(missing < 0, high, at)
-        density = peak * ((1 + z * z / freedom) ** (-(freedom + 1) / 2) / width).mean(axis=0)
-        with np.errstate(all="ignore"):
-            step = at - missing / density
-        at = np.where((step > low) & (step < high), step, (low + high) / 2)
-    return at
 
 
 def _matern(distance: Array, length: float) -> Array:
