@@ -333,7 +333,10 @@ class Fits:
 
 # A fit kept by another version of the law or of the population is none of this one.
 _SOURCE = hashlib.sha256(
-    b"".join((ROOT / path).read_bytes() for path in ("profiler/power/kriged.py", "profiler/power/mixture.py", "benchmarks/power_population.py"))
+    b"".join(
+        (ROOT / path).read_bytes()
+        for path in ("profiler/power/kriged.py", "profiler/power/mixture.py", "benchmarks/power_population.py")
+    )
 ).hexdigest()
 
 

@@ -297,7 +297,7 @@ def export_command(
 
     profile = load(path)
     if output is None:
-        typer.echo(perseus_csv(profile), nl=False)
+        print(perseus_csv(profile), end="")
     else:
         write_export(profile, output)
         print(f"wrote {output}", file=sys.stderr)
@@ -318,4 +318,4 @@ def schema_command() -> None:
 
     from profiler.store import schema
 
-    typer.echo(json.dumps(schema(), indent=1))
+    print(json.dumps(schema(), indent=1))

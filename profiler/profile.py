@@ -433,6 +433,12 @@ class PowerPrediction(Document):
     low_w: Watts
     high_w: Watts
 
+    @model_validator(mode="after")
+    def _inside(self) -> PowerPrediction:
+        if not self.low_w <= self.power_w <= self.high_w:
+            raise ValueError("low_w, power_w and high_w must ascend")
+        return self
+
 
 class PowerFit(Block):
     """P(f). ``xi_w_per_hz3`` is the letter's coefficient (P = xi f^3); ``predictions`` the table that the solver reads."""
@@ -444,6 +450,13 @@ class PowerFit(Block):
     points: int = Field(default=0, ge=0)
     predictions: list[PowerPrediction] = Field(default_factory=list, max_length=MAX_CLOCKS)
     warnings: list[Text] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> PowerFit:
+        clocks = [row.frequency_hz for row in self.predictions]
+        if len(set(clocks)) != len(clocks):
+            raise ValueError("predictions must hold each frequency_hz once")
+        return self
 
 
 class Link(Block):

@@ -26,13 +26,26 @@ MAX_PROFILE_BYTES = 64 * 1024 * 1024
 def write_atomically(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path`` so that a crash at any moment leaves the old file or the new one, whole.
 
+    A link is followed, a file that is there keeps its mode and, where that may be set, its owner; a pipe or a device is written to as it is.
     Raises BadInput when the folder cannot be written.
     """
+    try:
+        before = os.stat(path)
+    except OSError:
+        before = None
+    if before is not None and not stat.S_ISREG(before.st_mode) and not stat.S_ISDIR(before.st_mode):
+        try:
+            with open(path, "wb") as through:
+                through.write(data)
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
+        return
+    asked, path = path, Path(os.path.realpath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise BadInput(f"{asked}: cannot be written: {error.strerror or error}") from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -41,13 +54,16 @@ def write_atomically(path: Path, data: bytes) -> None:
         # mkstemp makes the file private; a profile is as readable as any new file of this user.
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        os.chmod(temporary, 0o666 & ~umask if before is None else stat.S_IMODE(before.st_mode) & 0o777)
+        if before is not None and (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+            with contextlib.suppress(OSError):
+                os.chown(temporary, before.st_uid, before.st_gid)
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
+            raise BadInput(f"{asked}: cannot be written: {error.strerror or error}") from None
         raise
     with contextlib.suppress(OSError):  # makes the rename itself durable; not every file system allows it
         folder = os.open(path.parent, os.O_RDONLY)

@@ -495,7 +495,7 @@ def channel_command(
     from solver.channel import channel_of, channel_schema
 
     if schema:
-        typer.echo(json.dumps(channel_schema(), indent=1))
+        print(json.dumps(channel_schema(), indent=1))
         return
     found = channel_of(channel)
     if found is None:
@@ -620,7 +620,7 @@ def graph_schema_command(
     from solver.graphs.answer import answer_schema
     from solver.graphs.graph import schema
 
-    typer.echo(json.dumps(answer_schema() if answer else schema(), indent=1))
+    print(json.dumps(answer_schema() if answer else schema(), indent=1))
 
 
 # 'card-solve --help' shows the help of what it does without a command; the others must not be hidden by that.

@@ -244,6 +244,15 @@ def test_a_full_disk_under_the_results_is_told_in_one_line(arguments: str, tmp_p
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which is a disk without room")
+@pytest.mark.parametrize(("program", "command"), [(PROFILE, "schema"), (SOLVE, "graph-schema")])
+def test_a_full_disk_under_a_document_is_told_as_well(program: str, command: str, tmp_path: Path) -> None:
+    line = ["sh", "-c", f'"$@" {command} >/dev/full', "sh", sys.executable, "-c", program]
+    ended = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 2
+    assert "standard output: cannot be written: No space left" in last_line(ended.stderr)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which is a disk without room")
 def test_a_failure_keeps_its_exit_code_where_its_message_finds_no_room(tmp_path: Path) -> None:
     assert shell('"$@" --profiles nowhere 2>/dev/full', tmp_path).returncode == 2
 

@@ -220,6 +220,41 @@ def test_a_folder_that_cannot_be_written_gets_one_line(tmp_path: Path) -> None:
         store.save(make_profile(), tmp_path / "file" / "box.json")
 
 
+def test_what_is_written_anew_stays_the_file_that_it_was(saved: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to(saved.name)
+    saved.chmod(0o600)
+    store.save(make_profile("another"), link)
+    assert link.is_symlink()
+    assert store.load(saved).name == "another"
+    assert saved.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_pipe_gets_the_document_and_stays_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True) as reader:
+        store.save(make_profile(), pipe)
+        text, _ = reader.communicate(timeout=30)
+    assert json.loads(text)["name"] == "box"
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda rows: rows.append(dict(rows[0])), "each frequency_hz once"),
+        (lambda rows: rows[1].update(low_w=rows[1]["power_w"] + 1), "must ascend"),
+    ],
+)
+def test_a_table_of_power_that_contradicts_itself_is_refused(tmp_path: Path, change: Any, says: str) -> None:
+    path = tmp_path / "server.json"
+    store.save(make_profile("server", "server"), path)
+    edit(path, lambda data: change(data["power_fit"]["predictions"]))
+    with pytest.raises(BadInput, match=says):
+        store.load(path)
+
+
 def test_the_schema_accepts_what_we_write_and_refuses_what_we_refuse(saved: Path) -> None:
     import jsonschema
 

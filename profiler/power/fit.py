@@ -22,9 +22,10 @@ from profiler.power.kriged import Voice
 from profiler.power.models import KRIGED, MODELS, cross_fit_all
 from profiler.power.priors import PRIORS, IntervalPriors
 from profiler.power.source import LOWEST_W, Sweep, sweep_of_profile
-from profiler.profile import BadInput, FittedModel, PowerFit, PowerPrediction, Profile, Provenance
+from profiler.profile import MAX_CLOCKS, BadInput, FittedModel, PowerFit, PowerPrediction, Profile, Provenance
 
 GRID_CLOCKS = 64
+MOST_CLOCKS = 400  # every pair of them is left out once: time and memory grow with the cube and more
 _ALWAYS = ("cubic", "affine-cubic", "power-law", "ridge")  # names that every report holds
 _FLAT = 0.02  # watts that move by less than this over the sweep say nothing about the clock
 _FALLING = 0.05  # a fall over the whole sweep that is refused
@@ -198,6 +199,7 @@ def fit_sweep(
     intervals = Intervals(curve, chosen, fits.get("kriged"), fits["cubic"], claim)
     low, high = intervals.at(at, bare[name])
     low, high = cap.interval(at, low, high)
+    curves = {key: np.minimum(watts, _WATTS_LIMIT) for key, watts in curves.items()}
     power = curves[name]
     low, high = np.clip(np.minimum(low, power), 0, None), np.clip(np.maximum(high, power), None, _WATTS_LIMIT)
 
@@ -253,6 +255,10 @@ def _prepared(
     if clocks < 2:
         raise BadInput(
             f"{where}: power was measured at {clocks} distinct clock, a curve needs at least 2 (5 or more to be trusted)"
+        )
+    if clocks > MOST_CLOCKS:
+        raise BadInput(
+            f"{where}: {clocks} distinct clocks, at most {MOST_CLOCKS} can be fitted: give those the clock was set to, or the mean of each range"
         )
     _refuse_falling(f[free], p[free], where)
     domain = domain_hz or (float(f.min()), float(f.max()))
@@ -318,6 +324,8 @@ def _clocks_to_predict(f: Array, domain: tuple[float, float], supported_hz: Sequ
     given = np.unique(np.concatenate([f, np.asarray(supported_hz, dtype=float)]))
     grid = np.linspace(domain[0], domain[1], GRID_CLOCKS)
     # A grid clock that is a given one but for rounding would stand in the table twice.
+    if len(given) + len(grid) > MAX_CLOCKS:
+        grid = grid[:0]
     near = np.abs(given[np.clip(np.searchsorted(given, grid)[:, None] + [-1, 0], 0, len(given) - 1)] - grid[:, None])
     return np.unique(np.concatenate([given, grid[near.min(axis=1) > 1e-9 * grid]]))
 
@@ -591,7 +599,7 @@ def fit_together(
         ends = np.array([[curve.low_hz, curve.high_hz] for curve in (curves[k], curves[j])])
         one_domain = np.abs(ends[1] - ends[0]).max() < _SAME_END * np.ptp(ends[0])
         # A file that was given twice would be its own witness.
-        return bool(one_domain and not np.array_equal(sweeps[j].power_w, sweeps[k].power_w))
+        return bool(one_domain and not np.array_equal(curves[j].target_w, curves[k].target_w))
 
     others = {
         k: [j for j in group if j in curves and hears(k, j)] for group in chips.values() for k in group if k in curves
@@ -627,5 +635,5 @@ def fit_into_profile(profile: Profile, model: str = "auto", fitted: SweepFit | N
     if profile.power is None:
         raise BadInput(f"{profile.name}: power: no points were measured, expected a sweep")
     return profile.model_copy(
-        update={"power_fit": fitted.to_power_fit(profile.power.root, f"watts of {profile.power.scope}")}
+        update={"power_fit": fitted.to_power_fit(profile.power.root, f"watts of {profile.power.scope}"[:4000])}
     )

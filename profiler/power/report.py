@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def fit_power(paths: Sequence[Path], *, model: str, as_json: bool, plot: Path | 
     if not dry_run:
         for task, fitted in zip(tasks, fits, strict=True):
             if task.profile is not None:
-                save(fit_into_profile(task.profile, model, fitted), task.path)
+                save(fit_into_profile(_as_it_is_now(task), model, fitted), task.path)
                 print(f"wrote the fit into {task.path}", file=sys.stderr)
     if as_json:
         entries = [
@@ -67,8 +68,16 @@ def fit_power(paths: Sequence[Path], *, model: str, as_json: bool, plot: Path | 
         _print_many(console, tasks, fits)
 
 
+def _as_it_is_now(task: _Task) -> Profile:
+    """The profile read again: a fit takes its time, and what somebody else has put into the file meanwhile is not ours to drop."""
+    now = load(task.path)
+    if task.profile is None or now.power != task.profile.power or now.hardware != task.profile.hardware:
+        raise BadInput(f"{task.path}: field power: changed while its curve was fitted; run fit-power again")
+    return now
+
+
 def _tasks(path: Path) -> list[_Task]:
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir it answers where a folder above may not be searched
         profiles = [(p, load(p)) for p in profile_paths(path)]
         return [
             _Task(sweep_of_profile(profile, str(p)), p, profile) for p, profile in profiles if profile.power is not None
@@ -78,7 +87,7 @@ def _tasks(path: Path) -> list[_Task]:
     if path.suffix.lower() == ".json":
         profile = load(path)
         return [_Task(sweep_of_profile(profile, str(path)), path, profile)]
-    if not path.exists():
+    if not os.path.exists(path):
         raise BadInput(f"{path}: no such file or folder; expected a profile, a folder of profiles or a CSV")
     raise BadInput(f"{path}: expected a profile (.json), a folder of profiles or a CSV (.csv)")
 

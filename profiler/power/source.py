@@ -70,25 +70,29 @@ def read_csv(path: Path | str) -> list[Sweep]:
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise BadInput(f"{path}: not UTF-8 text, expected a CSV with the columns frequency_mhz,power_w") from None
+        raise BadInput(
+            f"{path}: not UTF-8 text, expected a CSV with the columns frequency_mhz,power_w (spreadsheets call it 'CSV UTF-8')"
+        ) from None
     if "\0" in text:
         raise BadInput(f"{path}: holds NUL bytes, expected a CSV with the columns frequency_mhz,power_w")
 
     # newline='': only the reader knows which line ends stand inside quotes, and that U+2028 is none
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     groups: dict[tuple[str | None, str | None], dict[str, Any]] = {}
     try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
+        header = [cell.strip().lower() for cell in next((row for row in reader if any(row)), [])]
         for needed in ("frequency_mhz", "power_w"):
             if needed not in header:
                 found = ", ".join(header) if any(header) else "nothing"
                 other = any(mark in cell for cell in header for mark in ";\t")
                 raise BadInput(
-                    f"{path}: line 1: column {needed} is missing, found: {found[:200]}{f'; {_SEPARATED}' if other else ''}"
+                    f"{path}: line {reader.line_num or 1}: column {needed} is missing, found: {found[:200]}{f'; {_SEPARATED}' if other else ''}"
                 )
         for column in ("frequency_mhz", "power_w", "device", "workload", "power_scope"):
             if header.count(column) > 1:
-                raise BadInput(f"{path}: line 1: column {column} stands {header.count(column)} times, expected once")
+                raise BadInput(
+                    f"{path}: line {reader.line_num}: column {column} stands {header.count(column)} times, expected once"
+                )
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 _take_row(path, reader.line_num, header, cells, groups)
@@ -166,8 +170,8 @@ def sweep_of_profile(profile: Profile, source: str | None = None) -> Sweep:
     points = [point for point in profile.power.points if not point.throttled]
     if not points:
         raise BadInput(f"{where}: power.points: all are marked throttled, expected at least 2 clocks that were held")
-    for k, point in enumerate(points):
-        if point.power_w <= 0:
+    for k, point in enumerate(profile.power.points):
+        if point.power_w <= 0 and not point.throttled:
             raise BadInput(
                 f"{where}: power.points[{k}].power_w is 0, expected watts above 0 (a sensor that is not there?)"
             )

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.power.fit import fit, fit_into_profile, fit_sweep, plateau
+from profiler.power.fit import MOST_CLOCKS, fit, fit_into_profile, fit_sweep, fit_together, plateau
 from profiler.power.kriged import teach_most
 from profiler.power.models import MODELS
 from profiler.power.plot import plot_fits
@@ -21,6 +21,7 @@ from profiler.power.report import fit_power
 from profiler.power.source import Sweep, read_csv, scatter_w, sweep_of_profile
 from profiler.profile import BadInput, PowerPoint, Profile
 from profiler.store import save
+from tests.synthetic import make_profile
 
 CLOCKS = np.linspace(300e6, 1.5e9, 12)
 
@@ -44,6 +45,26 @@ def table(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "sweep.csv"
     path.write_text(text)
     return path
+
+
+# ---- what is read
+
+
+def test_a_quote_that_nobody_closed_does_not_swallow_the_rows_below_it(tmp_path: Path) -> None:
+    path = table(tmp_path, 'frequency_mhz,power_w,comment\n300,10,a\n500,14,b\n700,20,"c\n900,28,d\n1100,40,e\n')
+    with pytest.raises(BadInput, match="not a CSV row"):
+        read_csv(path)
+
+
+def test_blank_lines_above_the_header_are_no_header(tmp_path: Path) -> None:
+    (found,) = read_csv(table(tmp_path, "\n\nfrequency_mhz,power_w\n300,10\n500,14\n"))
+    assert found.power_w.tolist() == [10.0, 14.0]
+
+
+def test_more_clocks_than_can_be_left_out_in_pairs_are_refused_at_once() -> None:
+    clocks = np.linspace(3e8, 1.3e9, MOST_CLOCKS + 1)
+    with pytest.raises(BadInput, match=f"{MOST_CLOCKS + 1} distinct clocks, at most {MOST_CLOCKS}"):
+        fit_sweep(clocks, 10 + clocks / 1e8)
 
 
 # ---- the fit
@@ -690,3 +711,22 @@ def test_a_law_asked_for_that_does_not_fit_has_a_wider_interval_than_the_average
     wide, usual = (fit_sweep(f, watts, model=name) for name in ("affine-cubic", "auto"))
     at = np.searchsorted(usual.frequency_hz, f)
     assert np.median((wide.high_w - wide.low_w)[at]) > 3 * np.median((usual.high_w - usual.low_w)[at])
+
+
+def test_what_others_write_into_a_profile_while_its_curve_is_fitted_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "box.json"
+    save(make_profile("box", "server"), path)
+
+    def slowly(sweeps: Any, *rest: Any) -> Any:
+        data = json.loads(path.read_text())
+        data["link"] = {"provenance": "assumed", "uplink_mbps": 10, "downlink_mbps": 20}
+        path.write_text(json.dumps(data))
+        return fit_together(sweeps, *rest)
+
+    monkeypatch.setattr("profiler.power.report.fit_together", slowly)
+    fit_power([path], model="auto", as_json=True, plot=None, dry_run=False)
+    data = json.loads(path.read_text())
+    assert data["link"]["uplink_mbps"] == 10
+    assert data["power_fit"]["selected"] == "auto"

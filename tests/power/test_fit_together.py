@@ -108,6 +108,13 @@ def test_a_sweep_alone_is_fitted_as_ever_also_where_it_is_given_twice(times: int
     assert same(fit_together(SWEEPS[:1] * times)[0], alone())
 
 
+def test_a_copy_with_its_rows_in_another_order_is_no_witness_either() -> None:
+    back = replace(
+        SWEEPS[0], frequency_hz=SWEEPS[0].frequency_hz[::-1], power_w=SWEEPS[0].power_w[::-1], workload="copy"
+    )
+    assert same(fit_together([SWEEPS[0], back])[0], alone())
+
+
 def test_a_workload_swept_at_few_clocks_learns_from_those_that_were_swept_at_many() -> None:
     few, many = CLOCKS[[0, 2, 4, 6]], np.linspace(CLOCKS[0], CLOCKS[-1], 10)
     alone_pct, together_pct, alone_w, together_w = [], [], [], []
