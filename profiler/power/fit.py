@@ -25,6 +25,7 @@ from profiler.power.source import LOWEST_W, Sweep, sweep_of_profile
 from profiler.profile import MAX_CLOCKS, BadInput, FittedModel, PowerFit, PowerPrediction, Profile, Provenance
 
 GRID_CLOCKS = 64
+_ONE_CLOCK = 1e-4  # a clock read twice; what can be set lies tens of times farther apart
 MOST_CLOCKS = 400  # every pair of them is left out once: time and memory grow with the cube and more
 _ALWAYS = ("cubic", "affine-cubic", "power-law", "ridge")  # names that every report holds
 _FLAT = 0.02  # watts that move by less than this over the sweep say nothing about the clock
@@ -241,6 +242,7 @@ def _prepared(
     f, p = np.asarray(frequency_hz, dtype=float).ravel(), np.asarray(power_w, dtype=float).ravel()
     at_cap = np.zeros(f.shape, dtype=bool) if capped is None else np.asarray(capped, dtype=bool).ravel()
     _check(f, p, at_cap, where)
+    f = _as_one_clock(f)
     warnings: list[str] = []
     if capped is None and (at_cap := plateau(f, p)).any():
         warnings.append(
@@ -266,6 +268,19 @@ def _prepared(
     known = None if sd_w is None else np.asarray(sd_w, dtype=float).ravel()[free]
     curve = Curve.of(f[free], p[free], domain, known)
     return _Rows(f, p, at_cap, np.searchsorted(curve.frequency_hz, f)), curve, warnings
+
+
+def _as_one_clock(frequency_hz: Array) -> Array:
+    """Clocks (n,) nearer to each other than can be set are repeats of one, their mean: no slope can be read between them."""
+    clocks, place = np.unique(frequency_hz, return_inverse=True)
+    starts: list[float] = []
+    for hz in clocks:
+        if not starts or hz - starts[-1] >= _ONE_CLOCK * hz:
+            starts.append(hz)
+    group = np.searchsorted(starts, clocks, side="right") - 1
+    alone = np.bincount(group)[group] == 1
+    mean = (np.bincount(group, clocks) / np.bincount(group))[group]
+    return np.asarray(np.where(alone, clocks, mean)[place])
 
 
 def plateau(frequency_hz: Array, power_w: Array) -> NDArray[np.bool_]:

@@ -322,7 +322,8 @@ class _KrigingPass:
         """Log probability (...) that P0 and c (..., 2) are positive: each for itself, as if normal, ``rate`` (...) the variances' unit."""
         from scipy.special import log_ndtr
 
-        return np.asarray(log_ndtr(value / np.sqrt((rate[..., None] + 1e-300) * variance)).sum(axis=-1))
+        with np.errstate(all="ignore"):  # watts that span many decades: such a shape counts for nothing
+            return np.asarray(log_ndtr(value / np.sqrt((rate[..., None] + 1e-300) * variance)).sum(axis=-1))
 
     def _freedom(self, *without: NDArray[np.int64]) -> Array:
         """Rows kept, less the two of the trend, and what the belief of the noise is worth."""

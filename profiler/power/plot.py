@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,9 @@ def _draw(sweep: Sweep, fitted: SweepFit, path: Path) -> None:
     figure.suptitle(f"{sweep.title}\n{scope}".replace("$", r"\$"), fontsize=12)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in signs that the font lacks gets boxes
+            figure.savefig(path, dpi=110)
     except OSError as error:
         raise BadInput(f"--plot: {path}: cannot be written: {error.strerror or error}") from None
 

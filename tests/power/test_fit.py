@@ -61,6 +61,14 @@ def test_blank_lines_above_the_header_are_no_header(tmp_path: Path) -> None:
     assert found.power_w.tolist() == [10.0, 14.0]
 
 
+def test_clocks_a_hair_apart_are_one_clock_measured_again() -> None:
+    pairs = np.sort(np.r_[CLOCKS, CLOCKS + 1.0])
+    watts = np.repeat(measured(), 2) * np.tile([0.9995, 1.0005], len(CLOCKS))
+    apart, twice = fit_sweep(pairs, watts), fit_sweep(np.repeat(CLOCKS + 0.5, 2), watts)
+    assert apart.models["auto"].loo_mape_pct == pytest.approx(twice.models["auto"].loo_mape_pct, rel=1e-6)
+    assert len(apart.left_out.frequency_hz) == len(CLOCKS)
+
+
 def test_more_clocks_than_can_be_left_out_in_pairs_are_refused_at_once() -> None:
     clocks = np.linspace(3e8, 1.3e9, MOST_CLOCKS + 1)
     with pytest.raises(BadInput, match=f"{MOST_CLOCKS + 1} distinct clocks, at most {MOST_CLOCKS}"):
