@@ -25,6 +25,8 @@ Provenance = Literal["measured", "fitted", "emulated", "datasheet", "literature"
 Role = Literal["device", "server"]
 SegmentKind = Literal["embedding", "layer", "bridge", "head"]
 
+MAX_TEXT = 4000
+
 # Bounds reject a unit mistake (MHz or GHz written where Hz is meant) before it becomes a decision.
 Hertz = Annotated[
     float, Field(ge=1e6, le=1e11, description="Hz; a value outside 1e6..1e11 is taken for a unit mistake")
@@ -34,7 +36,7 @@ Watts = Annotated[float, Field(ge=0, le=1e5)]
 Bytes = Annotated[int, Field(ge=0, le=2**60)]
 Flops = Annotated[float, Field(ge=0, le=1e24)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-Text = Annotated[str, StringConstraints(max_length=4000)]
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Codec = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+-]{0,39}$")]
 
 MAX_SEGMENTS = 10_000

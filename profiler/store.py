@@ -29,23 +29,18 @@ def write_atomically(path: Path, data: bytes) -> None:
     A link is followed, a file that is there keeps its mode and, where that may be set, its owner; a pipe or a device is written to as it is.
     Raises BadInput when the folder cannot be written.
     """
-    try:
+    before = None
+    with contextlib.suppress(OSError):
         before = os.stat(path)
-    except OSError:
-        before = None
-    if before is not None and not stat.S_ISREG(before.st_mode) and not stat.S_ISDIR(before.st_mode):
-        try:
-            with open(path, "wb") as through:
-                through.write(data)
-        except OSError as error:
-            raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
-        return
-    asked, path = path, Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        if before is not None and not stat.S_ISREG(before.st_mode) and not stat.S_ISDIR(before.st_mode):
+            path.write_bytes(data)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:
-        raise BadInput(f"{asked}: cannot be written: {error.strerror or error}") from None
+        raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -58,15 +53,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         if before is not None and (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
             with contextlib.suppress(OSError):
                 os.chown(temporary, before.st_uid, before.st_gid)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            raise BadInput(f"{asked}: cannot be written: {error.strerror or error}") from None
+            raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
         raise
     with contextlib.suppress(OSError):  # makes the rename itself durable; not every file system allows it
-        folder = os.open(path.parent, os.O_RDONLY)
+        folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:

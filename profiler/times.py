@@ -28,6 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from profiler.power.curve import clock_groups
 from profiler.profile import Profile, SegmentTimeFit, Stat, TimeFit, TimeInterval, TimeLaw
 
 Floats = npt.NDArray[np.float64]
@@ -224,11 +225,7 @@ def _merged(hz: Floats) -> npt.NDArray[np.intp]:
     """For each ascending clock the number of its knot: those that are the same, or too many, share one."""
     tolerance = SAME_CLOCK
     while True:
-        owner, start = np.zeros(len(hz), dtype=np.intp), hz[0]
-        for i in range(1, len(hz)):
-            apart = hz[i] > start * (1 + tolerance)
-            start = hz[i] if apart else start
-            owner[i] = owner[i - 1] + apart
+        owner = clock_groups(hz, tolerance)
         if owner[-1] < MOST_KNOTS:
             return owner
         tolerance *= 1.5

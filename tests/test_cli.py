@@ -219,9 +219,9 @@ def test_work_goes_on_when_nobody_reads_its_messages(tmp_path: Path) -> None:
     assert (tmp_path / "decisions.csv").exists()
 
 
-def shell(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """``line`` run by a shell, in which "$@" is card-solve."""
-    command = ["sh", "-c", line, "sh", sys.executable, "-c", SOLVE]
+def shell(line: str, cwd: Path, program: str = SOLVE) -> subprocess.CompletedProcess[str]:
+    """``line`` run by a shell, in which "$@" is that program."""
+    command = ["sh", "-c", line, "sh", sys.executable, "-c", program]
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
 
 
@@ -246,8 +246,7 @@ def test_a_full_disk_under_the_results_is_told_in_one_line(arguments: str, tmp_p
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which is a disk without room")
 @pytest.mark.parametrize(("program", "command"), [(PROFILE, "schema"), (SOLVE, "graph-schema")])
 def test_a_full_disk_under_a_document_is_told_as_well(program: str, command: str, tmp_path: Path) -> None:
-    line = ["sh", "-c", f'"$@" {command} >/dev/full', "sh", sys.executable, "-c", program]
-    ended = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, check=False)
+    ended = shell(f'"$@" {command} >/dev/full', tmp_path, program)
     assert ended.returncode == 2
     assert "standard output: cannot be written: No space left" in last_line(ended.stderr)
 

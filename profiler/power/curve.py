@@ -63,15 +63,12 @@ class Curve:
 
     def merged(self, apart: float) -> Curve:
         """This curve with clocks that lie within ``apart`` (relative) of a lower one taken for one and the same."""
-        starts = [0]
-        for k, clock in enumerate(self.frequency_hz):
-            if clock > (1 + apart) * self.frequency_hz[starts[-1]]:
-                starts.append(k)
-        if len(starts) == len(self):
+        counts = np.bincount(clock_groups(self.frequency_hz, apart))
+        if len(counts) == len(self):
             return self
+        starts = np.cumsum(counts) - counts
         weight, rows = np.add.reduceat(self.weight, starts), np.add.reduceat(self.rows, starts)
         target = np.add.reduceat(self.weight * self.target_w, starts) / weight
-        counts = np.diff([*starts, len(self)])
         between = self.rows * (self.target_w - np.repeat(target, counts)) ** 2
         return replace(
             self,
@@ -139,6 +136,15 @@ class PowerModel(Protocol):
     @property
     def summary(self) -> str: ...
     def cross_fit(self, curve: Curve) -> CrossFit: ...
+
+
+def clock_groups(frequency_hz: Array, apart: float) -> NDArray[np.intp]:
+    """For each ascending clock (n,) the number of its group: with a group's lowest clock are those within ``apart`` (relative) of it."""
+    starts: list[float] = []
+    for hz in frequency_hz:
+        if not starts or hz > (1 + apart) * starts[-1]:
+            starts.append(hz)
+    return np.searchsorted(starts, frequency_hz, side="right") - 1
 
 
 def left_out(n: int) -> tuple[Array, NDArray[np.int64]]:

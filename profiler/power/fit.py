@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from profiler.power.curve import Array, CrossFit, Curve
+from profiler.power.curve import Array, CrossFit, Curve, clock_groups
 from profiler.power.kriged import Voice
 from profiler.power.models import KRIGED, MODELS, cross_fit_all
 from profiler.power.priors import PRIORS, IntervalPriors
 from profiler.power.source import LOWEST_W, Sweep, sweep_of_profile
-from profiler.profile import MAX_CLOCKS, BadInput, FittedModel, PowerFit, PowerPrediction, Profile, Provenance
+from profiler.profile import MAX_CLOCKS, MAX_TEXT, BadInput, FittedModel, PowerFit, PowerPrediction, Profile, Provenance
 
 GRID_CLOCKS = 64
 _ONE_CLOCK = 1e-4  # a clock read twice; what can be set lies tens of times farther apart
@@ -188,7 +188,7 @@ def fit_sweep(
 
     at = _clocks_to_predict(f, domain, supported_hz)
     bare = {key: fit.curve(at) for key, fit in fits.items()}
-    curves = {key: cap.limit(at, watts) for key, watts in bare.items()}
+    curves = {key: np.minimum(cap.limit(at, watts), _WATTS_LIMIT) for key, watts in bare.items()}
     in_table = np.searchsorted(at, f)
     models = {key: _model_fit(key, fit, bare[key][in_table], curve, rows, cap) for key, fit in fits.items()}
     # Programs look these up by name: a law that so few clocks cannot carry stands there without figures.
@@ -200,7 +200,6 @@ def fit_sweep(
     intervals = Intervals(curve, chosen, fits.get("kriged"), fits["cubic"], claim)
     low, high = intervals.at(at, bare[name])
     low, high = cap.interval(at, low, high)
-    curves = {key: np.minimum(watts, _WATTS_LIMIT) for key, watts in curves.items()}
     power = curves[name]
     low, high = np.clip(np.minimum(low, power), 0, None), np.clip(np.maximum(high, power), None, _WATTS_LIMIT)
 
@@ -273,14 +272,8 @@ def _prepared(
 def _as_one_clock(frequency_hz: Array) -> Array:
     """Clocks (n,) nearer to each other than can be set are repeats of one, their mean: no slope can be read between them."""
     clocks, place = np.unique(frequency_hz, return_inverse=True)
-    starts: list[float] = []
-    for hz in clocks:
-        if not starts or hz - starts[-1] >= _ONE_CLOCK * hz:
-            starts.append(hz)
-    group = np.searchsorted(starts, clocks, side="right") - 1
-    alone = np.bincount(group)[group] == 1
-    mean = (np.bincount(group, clocks) / np.bincount(group))[group]
-    return np.asarray(np.where(alone, clocks, mean)[place])
+    group = clock_groups(clocks, _ONE_CLOCK)
+    return np.asarray((np.bincount(group, clocks) / np.bincount(group))[group][place])
 
 
 def plateau(frequency_hz: Array, power_w: Array) -> NDArray[np.bool_]:
@@ -338,9 +331,9 @@ def _check(f: Array, p: Array, at_cap: NDArray[np.bool_], where: str) -> None:
 def _clocks_to_predict(f: Array, domain: tuple[float, float], supported_hz: Sequence[float]) -> Array:
     given = np.unique(np.concatenate([f, np.asarray(supported_hz, dtype=float)]))
     grid = np.linspace(domain[0], domain[1], GRID_CLOCKS)
-    # A grid clock that is a given one but for rounding would stand in the table twice.
     if len(given) + len(grid) > MAX_CLOCKS:
-        grid = grid[:0]
+        return given
+    # A grid clock that is a given one but for rounding would stand in the table twice.
     near = np.abs(given[np.clip(np.searchsorted(given, grid)[:, None] + [-1, 0], 0, len(given) - 1)] - grid[:, None])
     return np.unique(np.concatenate([given, grid[near.min(axis=1) > 1e-9 * grid]]))
 
@@ -650,5 +643,5 @@ def fit_into_profile(profile: Profile, model: str = "auto", fitted: SweepFit | N
     if profile.power is None:
         raise BadInput(f"{profile.name}: power: no points were measured, expected a sweep")
     return profile.model_copy(
-        update={"power_fit": fitted.to_power_fit(profile.power.root, f"watts of {profile.power.scope}"[:4000])}
+        update={"power_fit": fitted.to_power_fit(profile.power.root, f"watts of {profile.power.scope}"[:MAX_TEXT])}
     )

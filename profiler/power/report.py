@@ -54,7 +54,7 @@ def fit_power(paths: Sequence[Path], *, model: str, as_json: bool, plot: Path | 
     if not dry_run:
         for task, fitted in zip(tasks, fits, strict=True):
             if task.profile is not None:
-                save(fit_into_profile(_as_it_is_now(task), model, fitted), task.path)
+                save(fit_into_profile(_as_it_is_now(task.path, task.profile), model, fitted), task.path)
                 print(f"wrote the fit into {task.path}", file=sys.stderr)
     if as_json:
         entries = [
@@ -68,11 +68,11 @@ def fit_power(paths: Sequence[Path], *, model: str, as_json: bool, plot: Path | 
         _print_many(console, tasks, fits)
 
 
-def _as_it_is_now(task: _Task) -> Profile:
+def _as_it_is_now(path: Path, fitted: Profile) -> Profile:
     """The profile read again: a fit takes its time, and what somebody else has put into the file meanwhile is not ours to drop."""
-    now = load(task.path)
-    if task.profile is None or now.power != task.profile.power or now.hardware != task.profile.hardware:
-        raise BadInput(f"{task.path}: field power: changed while its curve was fitted; run fit-power again")
+    now = load(path)
+    if now.power != fitted.power or now.hardware != fitted.hardware:
+        raise BadInput(f"{path}: field power: changed while its curve was fitted; run fit-power again")
     return now
 
 

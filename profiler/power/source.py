@@ -80,7 +80,8 @@ def read_csv(path: Path | str) -> list[Sweep]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     groups: dict[tuple[str | None, str | None], dict[str, Any]] = {}
     try:
-        header = [cell.strip().lower() for cell in next((row for row in reader if any(row)), [])]
+        rows = (cells for cells in reader if any(cell.strip() for cell in cells))
+        header = [cell.strip().lower() for cell in next(rows, [])]
         for needed in ("frequency_mhz", "power_w"):
             if needed not in header:
                 found = ", ".join(header) if any(header) else "nothing"
@@ -93,9 +94,8 @@ def read_csv(path: Path | str) -> list[Sweep]:
                 raise BadInput(
                     f"{path}: line {reader.line_num}: column {column} stands {header.count(column)} times, expected once"
                 )
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                _take_row(path, reader.line_num, header, cells, groups)
+        for cells in rows:
+            _take_row(path, reader.line_num, header, cells, groups)
     except csv.Error as error:
         raise BadInput(f"{path}: line {reader.line_num}: not a CSV row: {error}") from None
     if not groups:

@@ -26,7 +26,7 @@ from profiler.hardware.device import Device, Reading
 from profiler.power.heat import Habits
 from profiler.power.sampling import Rest, SamplingOptions, rest_limit_s, rest_power, roughly, steady_point
 from profiler.power.source import scatter_w
-from profiler.profile import BadInput, MissingHardware, PowerBlock, PowerPoint
+from profiler.profile import MAX_TEXT, BadInput, MissingHardware, PowerBlock, PowerPoint
 from profiler.units import counted
 
 AUTO_CLOCKS = 8
@@ -454,7 +454,7 @@ def run_sweep(
         idle_w=(before.power_w + after.power_w) / 2,
         points=sorted(points, key=lambda point: (point.requested_hz or point.frequency_hz, point.frequency_hz)),
         repeated=repeated,
-        note="; ".join([*facts, *notes])[:4000] or None,
+        note="; ".join([*facts, *notes])[:MAX_TEXT] or None,
     )
     return SweepResult(block, [*before.readings, *after.readings], tuple(notes))
 
