@@ -78,6 +78,11 @@ def _as_it_is_now(path: Path, fitted: Profile) -> Profile:
 
 def _tasks(path: Path) -> list[_Task]:
     if os.path.isdir(path):  # unlike Path.is_dir it answers where a folder above may not be searched
+        sheets = sorted(path.glob("*.csv"))
+        if sheets and not any(path.glob("*.json")):
+            raise BadInput(
+                f"{path}: no profiles here, but CSV files: name them, as in 'card-profile fit-power {sheets[0]}'"
+            )
         profiles = [(p, load(p)) for p in profile_paths(path)]
         return [
             _Task(sweep_of_profile(profile, str(p)), p, profile) for p, profile in profiles if profile.power is not None

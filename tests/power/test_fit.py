@@ -647,6 +647,12 @@ def test_figures_that_nobody_means_are_refused(tmp_path: Path, row: str, says: s
         read_csv(path)
 
 
+def test_a_folder_of_tables_is_told_to_name_them(tmp_path: Path) -> None:
+    path = table(tmp_path, "frequency_mhz,power_w\n300,4\n600,5\n")
+    with pytest.raises(BadInput, match=f"no profiles here, but CSV files: .*fit-power {path}"):
+        fit_power([tmp_path], model="auto", as_json=True, plot=None, dry_run=True)
+
+
 def test_a_pipe_is_no_table(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "table.csv")
     with pytest.raises(BadInput, match="cannot be read: not a regular file"):
