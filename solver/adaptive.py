@@ -30,7 +30,7 @@ from solver.assumptions import Assumption, assumed, distinct
 from solver.channel import WITHIN_A_ROUND, Channel, channel_of
 from solver.costs import CostModel, Floats, Ints, Places
 from solver.extremes import box
-from solver.problem import MAX_DECISIONS, Problem, SolveOptions, pose
+from solver.problem import MAX_DECISIONS, Problem, SolveOptions, in_one_model, pose
 
 POLICIES = {
     "start": "decide once, as if the first block's rates stayed",
@@ -405,6 +405,8 @@ def follow(
     for option, value, least in (("--threshold", threshold, 0.0), ("--moving", moving, 1.0)):
         if not least <= value <= 1e9:
             raise BadInput(f"{option} {value:g}: expected a number from {least:g} to 1e9")
+    if options.rounds is not None and options.rounds < 1:
+        raise BadInput(f"--rounds {options.rounds}: expected a whole number from 1")
     if options.local_epochs < 1:
         raise BadInput(f"--local-epochs {options.local_epochs}: expected a whole number from 1")
     if not 1 <= block <= options.local_epochs:
@@ -429,7 +431,7 @@ def follow(
         raise BadInput(
             f"--rounds {rounds}: {rounds * blocks} blocks, expected at most {MAX_DECISIONS} for all devices together"
         )
-    problem = pose(profiles, replace(options, rounds=None if rounds is None else rounds * blocks))
+    problem = in_one_model(pose(profiles, replace(options, rounds=None if rounds is None else rounds * blocks)))
     rows, warnings = len(problem.rates.rounds), list(problem.warnings)
     if rows < blocks:
         raise BadInput(f"--channel {options.channel}: {rows} rows for a device, expected {blocks}, one for each block")

@@ -290,7 +290,9 @@ def rates(
         raise BadInput(f"--channel: field devices.{min(strangers)}: no such device, expected names out of {names}")
     up, down, trips, listed = np.empty(shape), np.empty(shape), np.zeros(count), list[Assumption]()
     over_radio = [m for m, device in enumerate(devices) if channel is not None or device.link is None]
-    gains = radio.gains(len(labels), count, seed) if over_radio else np.ones(shape)
+    # Draws go by name: in which files the profiles lie changes nothing.
+    by_name = np.argsort(np.argsort([device.name for device in devices]))
+    gains = radio.gains(len(labels), count, seed)[:, by_name] if over_radio else np.ones(shape)
     stations = {devices[m].name: radio.station(devices[m].name) for m in over_radio}
     for m, device in enumerate(devices):
         if m in over_radio:

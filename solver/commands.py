@@ -55,7 +55,7 @@ def _fleet_options(
         str | None,
         typer.Option(
             help="Which model the reported delay, energy and cost come from: letter, or profile (the measured tables; the "
-            "default where they exist).",
+            "default where they exist, and all that other commands than decide report from).",
             metavar="MODEL",
         ),
     ] = None,
@@ -230,10 +230,14 @@ def decide_command(
 
     Example: card-solve --profiles profiles/letter --method card
     """
+    from profiler.profile import BadInput
     from profiler.store import load_fleet
     from solver.problem import SolveOptions
     from solver.scenario import solve
 
+    files = [path.resolve() for path in (html, csv_file, parquet) if path is not None]
+    if len(set(files)) < len(files):
+        raise BadInput("--html, --csv, --parquet: expected a file of its own for each")
     solution = solve(
         load_fleet(folder), SolveOptions(**options, require_measured=require_measured, scheduler=scheduler)
     )
@@ -251,8 +255,8 @@ def decide_command(
     if csv_file is not None or parquet is not None:
         from solver.show.frames import write_csv, write_parquet
 
-        files = ((write_csv, csv_file), (write_parquet, parquet))
-        written += [write(solution, path) for write, path in files if path is not None]
+        ways = ((write_csv, csv_file), (write_parquet, parquet))
+        written += [write(solution, path) for write, path in ways if path is not None]
     _say_written(written)
     if json_output:
         solution.write_json(sys.stdout)
@@ -300,7 +304,7 @@ def regret_command(
 
     letter = parse_letter(names(assume) or ())
     found = regret(load_fleet(folder), SolveOptions(**options), letter)
-    written = [write(found, path) for write, path in ((write_csv, csv_file), (write_plot, plot)) if path is not None]
+    written = [write(found, path) for write, path in ((write_plot, plot), (write_csv, csv_file)) if path is not None]
     _say_written(written)
     _answer(json_output, found.as_json, lambda console: print_regret(found, console))
 

@@ -70,13 +70,18 @@ class Extremes:
         return delay, energy
 
     def cost(self, w: float, delay_s: Floats, energy_j: Floats | None) -> Floats:
-        """U of Eq. 12 for (N,) points."""
+        """U of Eq. 12 for (N,) points; outside 0 to 1 where a point lies outside of the box."""
         by_delay, by_energy = self.weights(w)
-        # A point at an extreme may differ from it by rounding, and U must not be negative for that.
-        cost = by_delay * np.maximum(delay_s - self.d_min_s, 0.0)
+        cost = by_delay * _above(delay_s, self.d_min_s)
         if energy_j is not None:
-            cost = cost + by_energy * np.maximum(energy_j - self.e_min_j, 0.0)
+            cost = cost + by_energy * _above(energy_j, self.e_min_j)
         return cost
+
+
+def _above(value: Floats, least: Floats) -> Floats:
+    """How far values are above the least. One at it may differ by rounding, and U must not be negative for that."""
+    above = value - least
+    return np.where((above < 0) & (above > -1e-12 * np.abs(least)), 0.0, above)
 
 
 def box(model: CostModel, places: Places, clocks: ServerClocks, optimal_hz: Floats) -> tuple[Extremes, Floats]:

@@ -29,7 +29,7 @@ from solver import card, exact
 from solver.assumptions import distinct
 from solver.costs import Choice, Floats, Ints, Mask, Places
 from solver.extremes import Extremes, box, piece_edges
-from solver.problem import Problem
+from solver.problem import Problem, in_one_model
 
 SAMPLES = 201
 """Clocks at which a range of clocks is looked at; ends of its pieces come on top."""
@@ -382,6 +382,7 @@ def trade_offs(problem: Problem, round_label: int | None = None) -> list[TradeOf
 
     Raises BadInput where power is not known, where there is no such round, or where no device can keep the limit asked for.
     """
+    problem = in_one_model(problem)
     if problem.decider.server_power is None or problem.server.power_fit is None:
         raise BadInput(
             f"profile {problem.server.name}: its power is not known, and without energy there is no front; expected field power_fit"

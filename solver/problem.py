@@ -358,6 +358,11 @@ def pose(profiles: Sequence[Profile], options: SolveOptions) -> Problem:
         warnings += [untold] if untold is not None else []
     listed += more
     if not clocks.known:  # watts against a clock that cannot be read say nothing
+        if options.w < 1:
+            raise BadInput(
+                f"profile {server.name}: field hardware.clocks is empty and its timings have no clock, so its watts at them are not known: "
+                "decide by delay alone with --w 1"
+            )
         server = server.model_copy(update={"power_fit": None})
     fit = server.power_fit
     if fit is None and options.w < 1:
@@ -377,6 +382,16 @@ def pose(profiles: Sequence[Profile], options: SolveOptions) -> Problem:
     if untimed and len(untimed) <= len(devices):
         warnings.append(f"no layer times in {', '.join(untimed)}: the letter's model is used for the whole fleet")
     evaluate = options.evaluate or ("letter" if untimed else "profile")
+    if evaluate == "letter":
+        by_tables = not untimed and options.method in (
+            "exact",
+            "min-cut",
+        )  # then what is left out has a say all the same
+        terms = ("--leave-out", options.leave_out and not by_tables), ("--count-idle", options.count_idle)
+        for option, asked in (*terms, ("--device-energy", options.device_energy)):
+            if asked:
+                where = f"layer times in every profile ({', '.join(untimed)})" if untimed else "no --evaluate letter"
+                raise BadInput(f"{option}: the letter's model has no such term, expected {where}")
     letter, rests_on_letter = letter_model(server, devices, epochs=options.local_epochs, phi=phi, codecs=codecs)
     tables: CostModel | None = None
     rests_on_tables: list[Assumption] = []
@@ -393,11 +408,6 @@ def pose(profiles: Sequence[Profile], options: SolveOptions) -> Problem:
             count_idle=options.count_idle,
             device_energy=options.device_energy,
         )
-    elif options.leave_out or options.count_idle or options.device_energy:
-        option = "--leave-out" if options.leave_out else "--count-idle" if options.count_idle else "--device-energy"
-        raise BadInput(
-            f"{option}: the letter's model has no such term, expected layer times in every profile ({', '.join(untimed)})"
-        )
     return Problem(
         options=options,
         server=server,
@@ -413,6 +423,15 @@ def pose(profiles: Sequence[Profile], options: SolveOptions) -> Problem:
         rests_on=(listed, rests_on_letter, rests_on_tables),
         warnings=warnings,
     )
+
+
+def in_one_model(problem: Problem) -> Problem:
+    """``problem`` as it is. Raises BadInput where it would decide in one model and report from the other: only a plain decision can mean that."""
+    if problem.evaluated is not problem.decider:
+        raise BadInput(
+            f"--evaluate {problem.evaluated.name}: this command decides by what the profiles hold and reports from it, expected no --evaluate"
+        )
+    return problem
 
 
 def _phi(server: Profile, devices: Sequence[Profile], options: SolveOptions) -> tuple[list[float], list[Assumption]]:

@@ -156,6 +156,10 @@ def _rows(path: Path, raw: bytes, names: list[str], rounds: int | None) -> Trace
     for label in labels:
         for name in names:
             if (label, name) not in seen:
+                if label > max(numbers):
+                    raise BadInput(
+                        f"{path}: it ends with round {max(numbers)}, and --rounds asks for {len(labels)} rows of each device"
+                    )
                 raise BadInput(
                     f"{path}: round {label} of device {name} is missing, expected every device in every round"
                 )

@@ -243,6 +243,9 @@ class _Posed:
     def _clocks(self) -> tuple[Floats, Floats | None]:
         own = np.array(self.graph.server.clocks_hz)
         low, high = self.options.f_min_ghz, self.options.f_max_ghz
+        for option, value in (("--f-min-ghz", low), ("--f-max-ghz", high)):
+            if value is not None and not 1e-3 <= value <= 100:
+                raise BadInput(f"{option} {value:g}: expected a clock in GHz from 0.001 to 100")
         kept = (own >= (low or 0.0) * 1e9 * (1 - 1e-12)) & (own <= (high or np.inf) * 1e9 * (1 + 1e-12))
         if not kept.any():
             raise BadInput(

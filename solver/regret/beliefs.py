@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from profiler.profile import BadInput, Profile
-from solver.channel import NOISE_DBM_PER_HZ, rates
+from profiler.profile import BadInput, PowerBlock, PowerFit, Profile
+from solver.channel import Channel, channel_of, rates
 from solver.clocktimes import NO_MAP, ServerTime, operating_hz, seconds_over_clock, segment_seconds
 from solver.costs import CostModel, Floats, Places, ServerPower, flops_per_cycle
 from solver.problem import Problem
@@ -229,22 +229,30 @@ def _flops(profile: Profile) -> float:
 
 
 def _assumed_rates(problem: Problem, letter: Letter) -> tuple[Floats, Floats]:
-    """(N,) rates that the letter's way believes. Where the truth itself is drawn from a channel state the assumed state fades alike, so that
+    """(N,) rates that the letter's way believes. Where the truth itself is drawn from a radio channel the assumed state fades alike, so that
     only the state may be wrong; where it was measured, given or traced, it is the mean channel of ``normal``."""
     shape, options = problem.rates.uplink_bps.shape, problem.options
     if letter.uplink_mbps is not None and letter.downlink_mbps is not None:
         one = np.ones(shape[0] * shape[1])
         return one * letter.uplink_mbps * 1e6, one * letter.downlink_mbps * 1e6
     bare = [device.model_copy(update={"link": None}) for device in problem.devices]
-    mean, faded = rates(bare, channel="normal"), rates(bare, rounds=shape[0], seed=options.seed, channel="normal")
-    state = options.channel in NOISE_DBM_PER_HZ
+    radio = _radio(problem)
+    fading = {} if radio is None else radio.model_dump(include={"fading", "correlation"})
+    alike = Channel(state="normal", **fading)
+    mean, faded = rates(bare, channel="normal"), rates(bare, rounds=shape[0], seed=options.seed, channel=alike)
     by_default = options.channel is None and options.uplink_mbps is None
-    drawn = np.array([state or (by_default and device.link is None) for device in problem.devices])
+    drawn = np.array([radio is not None or (by_default and device.link is None) for device in problem.devices])
     up, down = (
         np.where(drawn, f, np.broadcast_to(m, shape)).ravel()
         for f, m in ((faded.uplink_bps, mean.uplink_bps), (faded.downlink_bps, mean.downlink_bps))
     )
     return up, down
+
+
+def _radio(problem: Problem) -> Channel | None:
+    """The radio channel that ``--channel`` asked for. None: rates were given or traced, or nothing was asked."""
+    channel = problem.options.channel
+    return channel_of(channel) if isinstance(channel, str) else channel
 
 
 # ---------------------------------------------------------------------------------------------------- in words and figures
@@ -278,7 +286,7 @@ def describe(problem: Problem, both: Sides) -> list[Parameter]:
     else:
         blocks = [d.compression or server.compression for d in devices]
         phi_roots = {"assumed" if block is None else block.root for block in blocks}
-    if options.uplink_mbps is not None or (options.channel is not None and options.channel not in NOISE_DBM_PER_HZ):
+    if options.uplink_mbps is not None or (options.channel is not None and _radio(problem) is None):
         rate_roots = {"given"}
     else:
         rate_roots = {"assumed" if options.channel is not None or d.link is None else str(d.link.root) for d in devices}
@@ -329,10 +337,14 @@ def describe(problem: Problem, both: Sides) -> list[Parameter]:
             Parameter("rounding", "clocks among which it searches", "any", listed, (server.hardware.clocks.root,))
         )
     if truth.holds_energy:
-        idle = (server.power.root,) if server.power is not None else ("assumed",)
         counted = [f"{truth.idle_w:.3g} W idle"] if truth.idle_w else []
         counted += ["devices"] if truth.device_j is not None else []
-        found.append(Parameter("other-energy", "energy beside the busy server's", "none", " and ".join(counted), idle))
+        sources: list[PowerBlock | PowerFit | None] = [server.power] if truth.idle_w else []
+        sources += [d.power_fit or d.power for d in devices] if truth.device_j is not None else []
+        watts_of = tuple(sorted({block.root for block in sources if block is not None}))
+        found.append(
+            Parameter("other-energy", "energy beside the busy server's", "none", " and ".join(counted), watts_of)
+        )
     return found
 
 

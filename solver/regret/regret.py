@@ -22,7 +22,7 @@ from solver import card, exact
 from solver.assumptions import Assumption, distinct
 from solver.costs import Choice, CostModel, Floats, Ints, Places
 from solver.extremes import Extremes, box
-from solver.problem import Problem, SolveOptions, pose
+from solver.problem import Problem, SolveOptions, in_one_model, pose
 from solver.regret.beliefs import Letter, Parameter, describe, premises_hold, sides
 
 BLOCK = 8192
@@ -278,9 +278,7 @@ def regret(profiles: Sequence[Profile], options: SolveOptions, letter: Letter | 
             raise BadInput(f"{option}: Algorithm 1 minimises U of Eq. 12, expected --w and no other objective")
     if options.codec is not None:
         raise BadInput("--codec: the letter has one phi for every cut, expected --compression here")
-    if options.evaluate == "letter":
-        raise BadInput("--evaluate letter: regret is priced by what the profiles hold, expected no --evaluate")
-    return of_problem(pose(profiles, options), letter or Letter())
+    return of_problem(in_one_model(pose(profiles, options)), letter or Letter())
 
 
 def of_problem(problem: Problem, letter: Letter) -> Regret:

@@ -23,7 +23,7 @@ from solver import card
 from solver.baselines import fixed_cut
 from solver.costs import Choice, CostModel, Costs, Floats, Ints, Mask, Places
 from solver.extremes import Extremes, ServerRange, box, box_extremes
-from solver.problem import Problem
+from solver.problem import Problem, in_one_model
 from solver.scenario import Solution, decide
 from solver.uncertainty.worlds import Doubt, Variation, Worlds
 
@@ -210,6 +210,7 @@ def how_sure(problem: Problem, variation: Variation | None = None) -> Certainty:
     Time grows with worlds x decisions, memory too, at 80 bytes each. Raises BadInput, one line, where ``variation`` makes no sense, where there are too
     many of both, or where drawn figures cannot be decided on.
     """
+    problem = in_one_model(problem)
     variation = variation if variation is not None else Variation()
     if problem.options.method == "min-cut":
         raise BadInput("--method min-cut: its cuts are not those of layers alone, expected --method exact here")

@@ -455,8 +455,9 @@ class Worlds:
             z = stream("rates").standard_normal((2, *rates.uplink_bps.shape))
             up, down = np.exp(z * (variation.rate_variation_pct / 100))
             rates = replace(rates, uplink_bps=rates.uplink_bps * up, downlink_bps=rates.downlink_bps * down)
-        evaluated = letter if tables is None or problem.evaluated is problem.letter else tables
-        return replace(problem, letter=letter, tables=tables, evaluated=evaluated, rates=rates)
+        return replace(
+            problem, letter=letter, tables=tables, evaluated=letter if tables is None else tables, rates=rates
+        )
 
 
 def _with_device_s(model: CostModel, seconds: Floats) -> CostModel:

@@ -86,6 +86,12 @@ def test_several_rounds_fade_with_a_mean_gain_of_one_and_the_seed_decides_how() 
     assert any("fading" in a.quantity for a in many.assumptions)
 
 
+def test_fading_goes_by_name_and_not_by_the_order_of_the_files() -> None:
+    there, back = (rates(order, channel="poor", rounds=5) for order in (devices(), devices()[::-1]))
+    assert there.uplink_bps[:, ::-1].tolist() == back.uplink_bps.tolist()
+    assert there.uplink_bps[:, 0].tolist() != there.uplink_bps[:, 1].tolist()
+
+
 def test_a_trace_gives_every_device_its_rates_round_by_round(tmp_path: Path) -> None:
     found = rates(devices(), channel=trace(tmp_path, GOOD))
     assert found.rounds == [1, 2]
@@ -157,8 +163,8 @@ def test_the_rates_of_a_named_state_are_listed_so_that_a_decision_can_be_recompu
     assert listed["channel: downlink in Mbit/s"] * 1e6 == pytest.approx(found.downlink_bps[0, 1])
 
 
-def test_more_rounds_than_the_trace_has_is_an_error_that_names_the_first_missing(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="round 3 of device a is missing"):
+def test_more_rounds_than_the_trace_has_is_an_error_that_names_the_option(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="ends with round 2, and --rounds asks for 5 rows of each device"):
         rates(devices(), channel=trace(tmp_path, GOOD), rounds=5)
 
 

@@ -146,3 +146,8 @@ def test_the_command_writes_all_three_files_and_says_so(
     assert err.splitlines() == [f"wrote {path}" for path in files]
     assert f"--profiles {tmp_path / 'fleet'}" in files[0].read_text()
     assert len(pd.read_csv(files[1])) == len(pd.read_parquet(files[2])) == 6
+    twice = ["--csv", str(files[1]), "--parquet", str(tmp_path / "out" / ".." / "out" / files[1].name)]
+    monkeypatch.setattr(sys, "argv", ["card-solve", "--profiles", str(tmp_path / "fleet"), *twice])
+    assert cli._run(solve_app, "card-solve") == 2
+    assert "--parquet: expected a file of its own" in capsys.readouterr().err
+    assert len(pd.read_csv(files[1])) == 6

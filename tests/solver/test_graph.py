@@ -265,6 +265,21 @@ def _delay_and_energy(graph: Graph, part: list[bool], clock: int) -> tuple[float
     return graphs.delay_and_energy(posed.network, posed.load, part, clock, posed.up_bps, posed.down_bps)
 
 
+def test_u_of_a_split_that_beats_both_extremes_is_below_zero() -> None:
+    answer = solve_graph(load(EXAMPLE), GraphOptions(w=1.0))
+    assert answer.extremes is not None
+    span = answer.extremes.d_max_s - answer.extremes.d_min_s
+    assert answer.split.delay_s < answer.extremes.d_min_s
+    assert answer.split.cost == pytest.approx((answer.split.delay_s - answer.extremes.d_min_s) / span)
+    assert answer.split.cost < min(row.cost for row in answer.alternatives if row.name.startswith("all on"))
+
+
+@pytest.mark.parametrize("limit", [{"f_min_ghz": -1.0}, {"f_max_ghz": 0.0}, {"f_max_ghz": 1e3}])
+def test_limits_that_are_no_clocks_are_refused(limit: dict[str, float]) -> None:
+    with pytest.raises(BadInput, match=r"--f-m.._?-?ghz .*: expected a clock in GHz from 0\.001 to 100"):
+        solve_graph(load(EXAMPLE), GraphOptions(**limit))
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), w=st.floats(0, 1), idle=st.booleans())
 def test_a_random_document_is_split_as_trying_every_split_does(seed: int, w: float, idle: bool) -> None:

@@ -229,6 +229,24 @@ def test_another_channel_state_is_assumed_to_fade_alike() -> None:
     assert poor.alone(at(poor, "rates"))["prediction_error_delay_pct"] < 0
 
 
+def test_a_state_is_the_same_channel_whether_by_name_or_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "channel.json").write_text('{"format": "card-channel/1", "state": "poor"}')
+    by_name, in_a_file = (
+        regret(fleet(), SolveOptions(channel=channel, rounds=4, seed=3))
+        for channel in ("poor", str(tmp_path / "channel.json"))
+    )
+    assert by_name.as_json()["parameters"] == in_a_file.as_json()["parameters"]
+
+
+def test_energy_of_the_devices_is_known_as_well_as_their_watts_are() -> None:
+    server = make_profile("srv", "server")
+    assert server.power is not None
+    device = make_profile("dev", power=server.power.model_copy(update={"provenance": "emulated"}))
+    for idle, roots in ((False, {"emulated"}), (True, {"emulated", "measured"})):
+        found = regret([server, device], SolveOptions(device_energy=1.0, count_idle=idle))
+        assert set(found.parameters[at(found, "other-energy")].provenance) == roots
+
+
 def test_memory_limits_hold_on_both_sides_and_what_the_letter_would_take_without_them_is_named() -> None:
     server, fast, slow = fleet()
     found = regret([server, fast, limited(slow, 150_000_000)], SolveOptions(w=0.0), Letter())
@@ -272,7 +290,7 @@ def test_what_is_written_is_json_csv_and_a_picture_that_agree(tmp_path: Path) ->
     ("options", "message"),
     [
         ({"method": "card"}, "--method card: regret compares"),
-        ({"evaluate": "letter"}, "--evaluate letter: regret is priced"),
+        ({"evaluate": "letter"}, "--evaluate letter: this command decides by what the profiles hold"),
         ({"w": 1.0, "price_j_per_s": 3.0}, "--price: Algorithm 1 minimises U"),
     ],
 )

@@ -390,6 +390,29 @@ def test_measured_tables_are_demanded_only_where_they_exist() -> None:
         solve([server, fast, bare.model_copy(update={"hardware": mute})], SolveOptions())
 
 
+def test_terms_that_the_letter_does_not_have_are_refused_where_it_is_what_is_reported() -> None:
+    for options in ({"count_idle": True}, {"device_energy": 5.0}, {"method": "card", "leave_out": ("head",)}):
+        with pytest.raises(
+            BadInput, match=r"--\S+: the letter's model has no such term, expected no --evaluate letter"
+        ):
+            solve(fleet(), SolveOptions(evaluate="letter", **options))
+    # Whoever leaves out what the letter does not know may well ask what the letter's model says of that decision.
+    assert solve(fleet(), SolveOptions(evaluate="letter", leave_out=("head",))).problem.evaluated.name == "letter"
+
+
+def test_only_a_plain_decision_is_reported_from_another_model_than_it_was_taken_in() -> None:
+    from solver.adaptive import follow
+    from solver.front import trade_offs
+    from solver.problem import pose
+    from solver.regret.regret import regret
+    from solver.uncertainty.certainty import how_sure
+
+    options = SolveOptions(evaluate="letter")
+    for command in (follow, regret, lambda ps, o: how_sure(pose(ps, o)), lambda ps, o: trade_offs(pose(ps, o))):
+        with pytest.raises(BadInput, match="--evaluate letter: this command decides by what the profiles hold"):
+            command(fleet(), options)
+
+
 def test_limits_beyond_a_measured_machines_clocks_end_at_its_own_with_a_warning() -> None:
     solution = solve(fleet(), SolveOptions(f_max_ghz=9.0))
     assert solution.problem.clocks.f_max_hz == 2e9
