@@ -293,18 +293,40 @@ def test_without_the_right_to_set_clocks_it_is_said_at_once_with_the_way_out(
     assert ("sudo " in refused.err) if os.geteuid() != 0 else ("--cap-add SYS_ADMIN" in refused.err)
 
 
+def left_by_a_killed_run(rig: Rig, place: int, state: Path, **facts: object) -> Path:
+    """The journal of a run that was killed while it held the card."""
+    state.mkdir(parents=True)
+    key = f"nvml-{rig.uuid(place)}"
+    journal = {"format": "card-clocks/1", "key": key, "name": "Tesla V100", "originals": [], "restore_hz": None, "root": "/",
+               "target": {"kind": "nvml", "uuid": rig.uuid(place)}, "driver": rig.machine.driver.decode(),
+               "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip()}  # fmt: skip
+    (state / f"{key}.journal").write_text(json.dumps({**journal, **facts}))
+    return state / f"{key}.journal"
+
+
+@pytest.mark.parametrize(("ago_s", "freed"), [(0.0, True), (3600.0, False)], ids=["a container began anew", "booted"])
+def test_a_container_that_draws_itself_another_boot_id_has_not_booted_the_machine(
+    machine: tuple[Rig, dict[str, str], Path], ago_s: float, freed: bool
+) -> None:
+    rig, environment, folder = machine
+    state = folder / f"boot-{freed}" / "state"
+    began_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) - ago_s
+    journal = left_by_a_killed_run(rig, 3, state, boot_id="drawn by a container", boot_began_s=began_s)
+    resets = rig.card(3).resets
+    restored = card_profile(folder, {**environment, "CARD_STATE_DIR": str(state)}, "restore")
+    assert restored.code == 0, restored.err
+    assert (rig.card(3).resets > resets) == freed
+    assert ("booted since" in restored.err) != freed
+    assert not journal.exists()
+
+
 def test_a_clock_that_a_killed_run_left_locked_is_never_taken_for_the_cards_own(
     machine: tuple[Rig, dict[str, str], Path],
 ) -> None:
     rig, environment, folder = machine
     folder = folder / "leftover"
     state = folder / "state"
-    state.mkdir(parents=True)
-    key = f"nvml-{rig.uuid(3)}"
-    journal = {"format": "card-clocks/1", "key": key, "name": "Tesla V100", "originals": [], "restore_hz": None, "root": "/",
-               "target": {"kind": "nvml", "uuid": rig.uuid(3)}, "driver": rig.machine.driver.decode(),
-               "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip()}  # fmt: skip
-    (state / f"{key}.journal").write_text(json.dumps(journal))
+    journal = left_by_a_killed_run(rig, 3, state)
     environment = {**environment, "CARD_STATE_DIR": str(state)}
     words = power_run("nvml:3", rig.load_command(3), "current", folder / "p.json")
     rig.card(3).no_permission = 1
@@ -320,7 +342,7 @@ def test_a_clock_that_a_killed_run_left_locked_is_never_taken_for_the_cards_own(
     run.until(lambda: run.said("given back"))
     run.process.send_signal(signal.SIGTERM)
     assert run.ended().code == 130
-    assert not (state / f"{key}.journal").exists()
+    assert not journal.exists()
 
 
 def test_a_card_that_torch_cannot_use_needs_a_program_and_says_so(machine: tuple[Rig, dict[str, str], Path]) -> None:

@@ -33,7 +33,7 @@ from typing import Any
 from profiler.hardware.device import Timebase
 from profiler.hardware.host import sysfs_root
 from profiler.hardware.setter import say_owner
-from profiler.hardware.setter_targets import ALIVE_PATIENCE_S, boot_id
+from profiler.hardware.setter_targets import ALIVE_PATIENCE_S, boot_id, booted_since
 from profiler.profile import BadInput, MissingHardware
 
 _ANSWER_S = 30.0
@@ -338,12 +338,13 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _booted(journal: Path) -> str | None:
-    """The boot that a journal was written in; None where there is no journal that tells."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        booted: str = json.loads(journal.read_bytes())["boot_id"]
-        return booted
-    return None
+def _of_this_boot(path: Path, root: str) -> bool:
+    """Whether there is a journal at ``path`` that was written in this boot; not where it does not tell."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        journal = json.loads(path.read_bytes())
+        told = isinstance(journal, dict) and journal.get("boot_id") is not None and boot_id(root) is not None
+        return told and not booted_since(journal, root)
+    return False
 
 
 class GuardedClocks:
@@ -410,8 +411,8 @@ class GuardedClocks:
 
     def _noted_in(self, folders: Sequence[Path]) -> bool:
         """Whether a journal of this boot lies in one of ``folders``, a live run's or a leftover."""
-        now = boot_id(str(sysfs_root()))
-        return now is not None and any(_booted(folder / f"{self.key}.journal") == now for folder in folders)
+        root = str(sysfs_root())
+        return any(_of_this_boot(folder / f"{self.key}.journal", root) for folder in folders)
 
     def _folders(self) -> list[Path]:
         """Where somebody's lock and journal of this clock may lie, one's own first."""

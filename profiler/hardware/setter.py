@@ -45,13 +45,25 @@ if TYPE_CHECKING or __package__:
         Damaged,
         Problem,
         backend_of,
+        began_s,
         boot_id,
+        booted_since,
         os_problem,
         read_text,
     )
 else:  # run by path in an isolated interpreter: the neighbour is found beside this file, and nothing else of the package
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
-    from setter_targets import ALIVE_PATIENCE_S, Damaged, Problem, backend_of, boot_id, os_problem, read_text
+    from setter_targets import (
+        ALIVE_PATIENCE_S,
+        Damaged,
+        Problem,
+        backend_of,
+        began_s,
+        boot_id,
+        booted_since,
+        os_problem,
+        read_text,
+    )
 
 FORMAT = "card-clocks/1"
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
@@ -295,8 +307,7 @@ def _undo(folder: str, key: str, root: str, folder_of_pynvml: str | None) -> _Un
             )
             return done
         backend = backend_of(journal["target"], root, folder_of_pynvml)
-        now = boot_id(root)
-        if now is not None and journal.get("boot_id") is not None and now != journal["boot_id"]:
+        if booted_since(journal, root):
             _remove_journal(folder, key)
             done.says(
                 "dropped", f"{name}: the machine has been booted since; nothing is locked any more, journal dropped"
@@ -420,6 +431,7 @@ class Hold:
             "originals": self._originals,
             "root": os.path.realpath(root),
             "boot_id": boot_id(root),
+            "boot_began_s": began_s(),
             **self._backend.identity(),
             "pid": parent,
             "helper": os.getpid(),

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 ALIVE_PATIENCE_S = 0.5
 """A live run keeps its device; the half second is for somebody who only looks."""
+_SAME_BOOT_S = 10.0
+"""The wall clock is set right by less than that; a boot, its start and a run in it take longer."""
 _LIMITS = {"min": ("min_freq", "scaling_min_freq"), "max": ("max_freq", "scaling_max_freq")}
 
 Result = TypeVar("Result")
@@ -53,6 +55,25 @@ def boot_id(root: str) -> str | None:
     """The boot's identity below ``root``, else the real one's: limits and locks do not outlive a boot."""
     name = "proc/sys/kernel/random/boot_id"
     return read_text(os.path.join(root, name)) or read_text("/" + name)
+
+
+def began_s() -> float:
+    """When this boot began, by the wall clock."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def booted_since(journal: dict[str, Any], root: str) -> bool:
+    """Whether the machine has been booted since ``journal`` was written, as far as that can be told.
+
+    Some containers are given a boot id of their own each time they start, while the card stays locked: a boot that began when the
+    journal's did is still the same one.
+    """
+    now, then = boot_id(root), journal.get("boot_id")
+    if now is None or then is None or now == then:
+        return False
+    began = journal.get("boot_began_s")
+    own = os.path.realpath(root) == "/"  # a tree copied from elsewhere has a boot id and no uptime
+    return not (own and isinstance(began, (int, float)) and abs(began - began_s()) < _SAME_BOOT_S)
 
 
 def os_problem(error: OSError, what: str) -> Problem:
