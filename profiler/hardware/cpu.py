@@ -36,6 +36,7 @@ from profiler.profile import Clocks, Hardware, Provenance, Role
 _PROBE_S = 0.25
 """A living energy counter moves within a few milliseconds; one that stands still this long is not one."""
 _RAPL_PERIOD_S = 0.001
+_WRAP = 1 / 16  # of a counter's range, that it may move between two looks: kilojoules
 _SPIN_S = 0.03
 _STEP_HZ = 100e6
 """Where the driver lists no clocks (intel_pstate, amd-pstate) it takes any; processors make multiples of this."""
@@ -60,7 +61,7 @@ class _Zone:
 
 
 class RaplMeter:
-    """Energy of the processor packages since the meter was made, wraps undone. ``sensor``: whose counters they are."""
+    """Energy of the processor packages since the meter was made, wraps undone; a counter that was reset makes it fall. ``sensor``: whose counters they are."""
 
     def __init__(self, zones: list[_Zone]) -> None:
         self.zones = zones
@@ -75,9 +76,10 @@ class RaplMeter:
         for zone, value, last in zip(self.zones, values, self._last, strict=True):
             if value is None:
                 return None
-            # A smaller value is a wrap where the range is known, else a reset counter, whose loss cannot be known.
-            moved = value - last if value >= last else (value + zone.range_uj - last if zone.range_uj > last else value)
-            self._total_uj += moved
+            # Between two looks a counter wraps by little. Whatever else makes it smaller (a reset, a fault) has lost what nobody knows,
+            # and the total falls with it: that is seen, and told.
+            wrapped = value + zone.range_uj - last
+            self._total_uj += wrapped if value < last and 0 <= wrapped < _WRAP * zone.range_uj else value - last
             fresh.append(value)
         self._last = fresh
         return self._total_uj / 1e6
@@ -365,7 +367,7 @@ class CpuDevice:
             nonlocal last_s, last_j
             now, joules, watts = self.now_s(), meter.energy_j() if meter else None, None
             if joules is not None:
-                watts = (joules - last_j) / (now - last_s) if now > last_s else None
+                watts = (joules - last_j) / (now - last_s) if now > last_s and joules >= last_j else None
                 last_s, last_j = now, joules
             return Reading(
                 time_s=now,

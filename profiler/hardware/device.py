@@ -43,7 +43,8 @@ class Reading:
 class PowerSensor:
     """What the watts are: which part of the machine (``scope``), read from where, how often it renews, over how long it averages.
 
-    ``counter``: an energy counter is read beside it, so that every figure should come by both methods.
+    ``counter``: an energy counter is read beside it, so that every figure should come by both methods. ``limit_w``: the power limit that
+    holds these watts down, None where none is known.
     """
 
     scope: str
@@ -51,6 +52,7 @@ class PowerSensor:
     period_s: float
     averaging_s: float
     counter: bool = False
+    limit_w: float | None = None
 
 
 class ClockControl(Protocol):

@@ -275,21 +275,22 @@ class NvmlCard:
             reasons["energy"] = (
                 "no energy counter that counts (before Volta, or an old driver): watts alone are integrated"
             )
+        limit_w = self.power_cap_w()
         # The renewal is 0.1 s or less on every card whose sensor was looked into (arXiv 2312.02741).
         if fields.get(_INSTANT, 0) > 0:
             self._watts_from = _INSTANT
-            return PowerSensor("board", f"NVML instant power (field 186){also}", 0.1, 0.1, counter)
+            return PowerSensor("board", f"NVML instant power (field 186){also}", 0.1, 0.1, counter, limit_w)
         if fields.get(_AVERAGE, 0) > 0:
             self._watts_from = _AVERAGE
-            return PowerSensor("board", f"NVML power averaged over 1 s (field 185){also}", 0.1, 1.0, counter)
+            return PowerSensor("board", f"NVML power averaged over 1 s (field 185){also}", 0.1, 1.0, counter, limit_w)
         if usage:
             self._watts_from = "usage"
             averaged = self._usage_is_averaged()
             kind = "averaged over 1 s" if averaged else "of the moment"
             sensor = f"NVML power {kind} (nvmlDeviceGetPowerUsage){also}"
-            return PowerSensor("board", sensor, 0.1, 1.0 if averaged else 0.1, counter)
+            return PowerSensor("board", sensor, 0.1, 1.0 if averaged else 0.1, counter, limit_w)
         if counter:
-            return PowerSensor("board", "NVML energy counter (field 83)", 0.1, 0.1)
+            return PowerSensor("board", "NVML energy counter (field 83)", 0.1, 0.1, limit_w=limit_w)
         reasons["power"] = "NVML gives neither watts nor joules of this GPU"
         return None
 

@@ -44,7 +44,10 @@ _LOAD = 1.05
 _PAUSE_S = 0.1  # the longest pause between windows, a period of the slowest sensors
 _SHORT_STEP_S = 1.0  # longer steps meet the sensor at another phase each without a pause
 _BATCH_S = 0.05  # steps shorter than this are submitted in rows, for looking at the clock waits until they have ended
+_OVER_LIMIT = 1.5
+"""No mean of seconds lies so far above the power limit; a counter in another unit does."""
 _HELD_C = 2.0  # degrees still to come under a cap: the clock falls by some tenths of a percent for each
+_MOVED = 0.1  # of a clock that nobody set: more than a boost does from one moment to the next
 _OFF = 0.02  # of the clock asked for: so far off is another clock
 _SILENT = 2  # windows without a single answer of the sensors,
 _SILENT_S = 5.0  # and so long: a sensor that was lost is looked for again meanwhile
@@ -327,22 +330,7 @@ def _estimate(
     edges_s = np.array([(window.start_s, window.end_s) for window in windows]).reshape(-1, 2)
     if not windows or np.mean(np.diff(np.searchsorted(answered_s, edges_s)) > 0) < 0.5:
         return None
-    shown = [(r.time_s, r.power_w) for r in readings if r.power_w is not None]
-    counted = [(r.time_s, r.energy_j) for r in readings if r.energy_j is not None]
-    by_sensor = by_counter = None
-    distrust = None
-    if shown:
-        times, watts = np.array(shown, dtype=float).T
-        by_sensor = _by_sensor(windows, times, watts)
-        if not np.isfinite(by_sensor).any():
-            by_sensor = None
-    if len(counted) > 1:
-        moments, joules = np.array(counted, dtype=float).T
-        # A counter that moves seldom is better than nothing at all.
-        by_counter = _by_counter(windows, moments, joules, _COUNTER_MOVES if by_sensor is not None else 2)
-        distrust = why_not_counter(moments, joules, by_counter)
-        if distrust is not None:
-            by_counter = None
+    by_counter, by_sensor, distrust = _both_ways(windows, readings, sensor)
     main = by_counter if by_counter is not None else by_sensor
     if main is None:
         return None
@@ -368,8 +356,9 @@ def _estimate(
 
     of_counter, of_sensor = other(by_counter), other(by_sensor)
     if of_sensor is not None:
-        inside = [w for t, w in shown if windows[0].start_s <= t <= windows[-1].end_s]
-        of_sensor = replace(of_sensor, half_width=math.hypot(of_sensor.half_width, rounding_w(np.array(inside))))
+        inside = [r for r in readings if windows[0].start_s <= r.time_s <= windows[-1].end_s]
+        step_w = rounding_w(np.array([r.power_w for r in inside if r.power_w is not None]))
+        of_sensor = replace(of_sensor, half_width=math.hypot(of_sensor.half_width, step_w))
     if by_counter is None and of_sensor is not None:
         mean = of_sensor
     if mean.half_width > 0:
@@ -386,6 +375,31 @@ def _estimate(
         to_come_w=float(to_come_w[-1]),
         habits=heat.habits if heat is not None else None,
     )
+
+
+def _both_ways(
+    windows: Sequence[_Window], readings: Sequence[Reading], sensor: PowerSensor
+) -> tuple[Array | None, Array | None, str | None]:
+    """Watts of each window by the energy counter and by the power sensor, None where there are none, and why the counter is not believed."""
+    shown = [(r.time_s, r.power_w) for r in readings if r.power_w is not None]
+    counted = [(r.time_s, r.energy_j) for r in readings if r.energy_j is not None]
+    by_sensor = None
+    if shown:
+        by_sensor = _by_sensor(windows, *np.array(shown, dtype=float).T)
+        if not np.isfinite(by_sensor).any():
+            by_sensor = None
+    if len(counted) < 2:
+        return None, by_sensor, None
+    moments, joules = np.array(counted, dtype=float).T
+    # A counter that moves seldom is better than nothing at all.
+    by_counter = _by_counter(windows, moments, joules, _COUNTER_MOVES if by_sensor is not None else 2)
+    distrust = why_not_counter(moments, joules, by_counter)
+    if distrust is None and sensor.limit_w is not None:
+        most_w = _OVER_LIMIT * sensor.limit_w
+        counter_w = float(np.nanmedian(by_counter))
+        if counter_w > most_w and not (by_sensor is not None and np.nanmedian(by_sensor) > most_w):
+            distrust = f"the energy counter says {counter_w:.0f} W, which the power limit of {sensor.limit_w:g} W does not allow"
+    return (by_counter if distrust is None else None), by_sensor, distrust
 
 
 def _waiting_for(
@@ -520,6 +534,12 @@ def _settled(device: Device, sampled: _Sampled, sensor: PowerSensor, options: Sa
     answered = sum(map(_answers, sampled.readings))
     if not answered:
         raise MissingHardware(f"{device.name}: the power sensor ({sensor.sensor}) gave no reading {when}")
+    sound = _sound(sampled.readings)
+    distrust = None if found is not None else _both_ways(_windows(sampled, sound, options)[0], sound, sensor)[2]
+    if distrust is not None:
+        raise MissingHardware(
+            f"{device.name}: {distrust}, and nothing else tells the watts {when} ({sensor.sensor}): no figure is kept"
+        )
     raise MissingHardware(
         f"{device.name}: the power sensor ({sensor.sensor}) answered {answered} of {len(sampled.readings)} times {when}, too few for "
         "a figure: none is kept, and the next run measures it again"
@@ -568,6 +588,12 @@ def _point(
         )
     watts, at = found.mean.mean, f"at {measured / 1e6:.0f} MHz"
     notes = []
+    if requested_hz is None and clocks:
+        low, high = np.percentile(clocks, [5, 95])
+        if high - low > _MOVED * measured:
+            notes.append(
+                f"the clock moved between {low / 1e6:.0f} and {high / 1e6:.0f} MHz: these watts are a mixture and belong to no one clock"
+            )
     looks = max(len(inside), 1)
     # Now and then a reading falls into a moment of regulation; a point is marked where that was more than a tenth of it.
     capped = sum(r.capped for r in inside) > 0.1 * looks

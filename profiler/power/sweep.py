@@ -451,7 +451,7 @@ def run_sweep(
         scope=sensor.scope,
         sensor=sensor.sensor,
         load=load_name,
-        idle_w=(before.power_w + after.power_w) / 2,
+        idle_w=_idle_w(before, after),
         points=sorted(points, key=lambda point: (point.requested_hz or point.frequency_hz, point.frequency_hz)),
         repeated=repeated,
         note="; ".join([*facts, *notes])[:MAX_TEXT] or None,
@@ -500,13 +500,23 @@ def _drift(points: Sequence[PowerPoint], repeated: PowerPoint | None) -> list[st
     ]
 
 
+def _idle_w(before: Rest, after: Rest) -> float:
+    return before.power_w if _still_runs(before, after) else (before.power_w + after.power_w) / 2
+
+
+def _still_runs(before: Rest, after: Rest) -> bool:
+    """Whether so much more is drawn at rest than before the sweep that it cannot be the heat alone."""
+    return after.power_w > 1.5 * before.power_w + 1.0
+
+
 def _idle_drift(before: Rest, after: Rest) -> list[str]:
     mean_w = (before.power_w + after.power_w) / 2
     if abs(after.power_w - before.power_w) <= 0.05 * mean_w + 0.2:
         return []
-    return [
-        f"idle power was {before.power_w:.2f} W before the sweep and {after.power_w:.2f} W after it; their mean is kept"
-    ]
+    drift = f"idle power was {before.power_w:.2f} W before the sweep and {after.power_w:.2f} W after it; "
+    if _still_runs(before, after):
+        return [f"{drift}something still runs (a program that the load has left behind?): the one before is kept"]
+    return [f"{drift}their mean is kept"]
 
 
 def _mixed(points: Sequence[PowerPoint]) -> list[str]:

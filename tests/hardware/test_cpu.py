@@ -196,6 +196,20 @@ def test_a_counter_that_wraps_loses_nothing(tmp_path: Path) -> None:
     assert meter.energy_j() == pytest.approx((262_143_328_850 - 262_143_328_000 + 150) / 1e6)
 
 
+@pytest.mark.parametrize(("before_uj", "after_uj"), [(100_000_000_000, 1_000_000), (50_000_000, 46_000_000)])
+def test_a_counter_that_falls_anywhere_else_is_no_wrap_and_is_seen_to_fall(
+    tmp_path: Path, before_uj: int, after_uj: int
+) -> None:
+    file = rapl(tmp_path, energy_uj=before_uj)
+    with counting(file, 100.0):
+        meter, _ = find_rapl(tmp_path)
+    assert meter is not None
+    file.write_text(str(before_uj))
+    meter = RaplMeter(meter.zones)
+    file.write_text(str(after_uj))
+    assert meter.energy_j() == pytest.approx((after_uj - before_uj) / 1e6)
+
+
 def test_one_package_that_two_interfaces_count_is_counted_once(tmp_path: Path) -> None:
     file = rapl(tmp_path)
     again = "sys/class/powercap/intel-rapl-mmio:0"

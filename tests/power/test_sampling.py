@@ -266,6 +266,39 @@ def test_a_counter_that_is_not_to_be_believed_is_left_for_the_sensor_and_it_is_s
     assert "power sensor's figure is kept" in point.notes[0]
 
 
+@pytest.mark.parametrize("unit", [10.0, 1000.0])
+def test_a_counter_in_another_unit_is_found_out_by_the_power_limit(unit: float) -> None:
+    jitter, limited = noise(6, 0.2), replace(METER, limit_w=70.0)
+    bench = fine(lambda t: 50 + jitter(t), counter_s=0.02, count=lambda _, joules: unit * joules, sensor=limited)
+    point = measure(bench)
+    assert (point.method, point.counter_w) == ("power sensor", None)
+    assert point.power_w == pytest.approx(50, abs=0.2)
+    assert re.search(r"says \d+ W, which the power limit of 70 W does not allow", point.notes[0])
+    # Where both methods are above it the limit is what is wrong.
+    wrong = measure(fine(lambda t: 50 + jitter(t), counter_s=0.02, sensor=replace(METER, limit_w=20.0)))
+    assert (wrong.method, wrong.notes) == ("energy counter", [])
+
+
+def test_a_counter_that_is_all_there_is_and_not_to_be_believed_gives_no_figure_and_the_reason() -> None:
+    count = lambda t, joules: joules if t < 18 else joules - 900  # noqa: E731
+    bench = fine(lambda t: 50 + noise(6, 0.2)(t), counter_s=0.02, count=count, show=lambda *_: None)
+    with pytest.raises(
+        MissingHardware, match=r"the energy counter fell from .* nothing else tells the watts under this load"
+    ):
+        measure(bench)
+
+
+def test_watts_at_a_clock_that_nobody_set_and_that_moved_are_called_a_mixture() -> None:
+    jitter = noise(6, 0.2)
+
+    def governed(t: float) -> float:
+        return 306e6 if round(t) % 4 < 2 else 1020e6
+
+    (note,) = measure(Bench(lambda t: 50 + jitter(t), hertz=governed)).notes
+    assert note.startswith("the clock moved between 306 and 1020 MHz: these watts are a mixture")
+    assert measure(Bench(lambda t: 50 + jitter(t), hertz=lambda t: 1e9 + 2e7 * jitter(t))).notes == []
+
+
 def test_a_counter_without_a_power_sensor_is_enough() -> None:
     jitter = noise(7, 0.5)
     point = measure(fine(lambda t: 30 + jitter(t), counter_s=0.05, show=lambda *_: None))

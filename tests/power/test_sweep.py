@@ -451,6 +451,19 @@ def test_a_program_that_starts_anew_at_each_clock_is_given_its_time() -> None:
     assert result.block.idle_w == pytest.approx(8.0)
 
 
+def test_what_a_load_leaves_running_is_not_taken_for_power_at_rest() -> None:
+    bench = clocked(cubic, WIDE, rest_w=8.0)
+
+    @contextmanager
+    def program() -> Iterator[Callable[[], None]]:
+        yield lambda: bench.run(0.1)
+        bench.rest_w += 2.0  # at each clock one more
+
+    result = run_sweep(bench, program, choose_clocks("4", WIDE), load_name="s", options=QUICK)  # type: ignore[arg-type]
+    assert result.block.idle_w == pytest.approx(8.0)
+    assert any("8.00 W before the sweep and 18.00 W after it; something still runs" in note for note in result.notes)
+
+
 def test_the_block_tells_how_order_heat_and_clock_go_together() -> None:
     note = swept(clocked(cubic, WIDE)).block.note
     assert "order against clock: r = +" in note
