@@ -33,7 +33,7 @@ import numpy as np
 
 from profiler.hardware.catalog import Board
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading
-from profiler.hardware.kernels import Kernel, charging
+from profiler.hardware.kernels import Calls, Kernel, charging
 from profiler.profile import BadInput, Clocks, Hardware, Provenance, Role
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ class EmulatedDevice:
         self._next_sensor_s = self._next_energy_s = 0.0
         self._recorders: list[_Recorder] = []
         self._capture: list[Kernel] | None = None
-        self._costs: dict[Any, Kernel | None] = {}
+        self._calls: Calls = {}
         self._last_load: _Load | None = None
 
     def describe(self) -> Hardware:
@@ -328,7 +328,7 @@ class EmulatedDevice:
     @contextmanager
     def executing(self) -> Iterator[None]:
         """Inside, every aten operator on a ``meta`` tensor takes this board's time, forward and backward alike."""
-        with charging(self.board, self._costs, self._charge):
+        with charging(self.board, self._calls, self._charge):
             try:
                 yield
             finally:
@@ -343,7 +343,7 @@ class EmulatedDevice:
         self._settle()
         captured: list[Kernel] = []
         try:
-            with charging(self.board, self._costs, self._charge):
+            with charging(self.board, self._calls, self._charge):
                 self._capture = []
                 step()
                 self._capture = captured

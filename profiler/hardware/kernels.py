@@ -112,15 +112,46 @@ def _cost(
     return Kernel(cycles + _LATENCY_CYCLES, transferred)
 
 
-def charging(
-    board: Board, costs: dict[Any, Kernel | None], charge: Callable[[Kernel], None]
-) -> AbstractContextManager[Any]:
-    """A dispatch mode that calls ``charge`` for every operator on meta tensors; ``costs`` remembers those already seen."""
+@dataclass(frozen=True)
+class _Call:
+    """What one call on meta tensors costs (None: no kernel runs), and the shape, stride and type of the tensor that it returns (None: one
+    that depends on more than what it was given, or several)."""
+
+    kernel: Kernel | None
+    returns: tuple[Any, Any, Any] | None
+
+
+Calls = dict[Any, _Call]
+_MOST_CALLS = 20_000  # an optimizer's figures change from step to step, and are another call each
+
+
+def _is_pure(func: Any) -> bool:
+    """Whether a call writes to no argument and returns no view of one."""
+    return not func._schema.is_mutable and all(
+        value.alias_info is None for value in (*func._schema.arguments, *func._schema.returns)
+    )
+
+
+def _described(value: Any, tensor_type: type) -> Any:
+    """What a call's result on meta tensors depends on, hashable wherever ``value`` is."""
+    if isinstance(value, tensor_type):
+        tensor: Any = value
+        return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    return tuple(_described(v, tensor_type) for v in value) if isinstance(value, list | tuple) else value
+
+
+def charging(board: Board, calls: Calls, charge: Callable[[Kernel], None]) -> AbstractContextManager[Any]:
+    """A dispatch mode that calls ``charge`` for every operator on meta tensors; ``calls`` remembers those already seen.
+
+    torch works out the shapes of meta tensors in Python, which takes longer than many a kernel. A step submits the same calls again
+    and again, so what a pure one returns is worked out once.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     counters = _counters()
     composite: dict[Any, bool] = {}
+    pure: dict[Any, bool] = {}
 
     class Charging(TorchDispatchMode):  # type: ignore[misc]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -130,11 +161,19 @@ def charging(
                 composite[func] = packet not in counters and torch._C._dispatch_has_kernel_for_dispatch_key(
                     func.name(), "CompositeImplicitAutograd"
                 )
+                pure[func] = _is_pure(func)
             if composite[func]:  # reached whole in inference: charge its parts
                 with self:
                     result = func.decompose(*args, **kwargs)
                 if result is not NotImplemented:
                     return result
+            key = (func, _described(args, torch.Tensor), _described(tuple(kwargs.items()), torch.Tensor))
+            call = calls.get(key)
+            if call is not None and call.returns is not None:
+                if call.kernel is not None:
+                    charge(call.kernel)
+                shape, stride, dtype = call.returns
+                return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
             result = func(*args, **kwargs)
             inputs: list[Any] = []
             outputs: list[Any] = []
@@ -143,15 +182,16 @@ def charging(
             _tensors((result,), outputs, torch.Tensor)
             if not any(t.is_meta for t in (*outputs, *inputs)):
                 return result
-            key = (func, tuple((t.shape, t.dtype) for t in inputs), tuple((t.shape, t.dtype) for t in outputs))
-            if key in costs:
-                kernel = costs[key]
-            elif _runs_no_kernel(func):
-                kernel = costs[key] = None
-            else:
-                kernel = costs[key] = _cost(board, counters.get(packet), func, args, kwargs, inputs, outputs)
-            if kernel is not None:
-                charge(kernel)
+            if call is None:
+                kernel = None
+                if not _runs_no_kernel(func):
+                    kernel = _cost(board, counters.get(packet), func, args, kwargs, inputs, outputs)
+                again = pure[func] and isinstance(result, torch.Tensor) and result.is_meta
+                if len(calls) >= _MOST_CALLS:
+                    calls.clear()
+                call = calls[key] = _Call(kernel, (result.shape, result.stride(), result.dtype) if again else None)
+            if call.kernel is not None:
+                charge(call.kernel)
             return result
 
     return Charging()

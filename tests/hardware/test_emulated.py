@@ -88,6 +88,26 @@ def test_views_are_free_and_kernels_are_not() -> None:
     assert seconds(device, lambda: x + 1) > 0.0
 
 
+def test_a_call_made_again_returns_what_it_did_the_first_time() -> None:
+    device = open_device("emulated:nano")
+    a, b = torch.empty(6, 4, device="meta").t(), torch.empty(6, 5, device="meta")
+    calls: list[Callable[[], torch.Tensor]] = [
+        lambda: a * 2,  # as its input lies in memory, not as it would be laid out anew
+        lambda: a @ b,
+        lambda: a.float().half(),
+        lambda: torch.arange(3.0, device="meta"),
+        lambda: torch.arange(5.0, device="meta"),
+        lambda: a.t(),
+    ]
+    alone = [call() for call in calls]
+    with device.executing():
+        for _ in range(2):
+            for call, expected in zip(calls, alone, strict=True):
+                made = call()
+                assert (made.shape, made.stride(), made.dtype) == (expected.shape, expected.stride(), expected.dtype)
+        assert a.t().untyped_storage()._cdata == a.untyped_storage()._cdata
+
+
 def test_a_product_takes_what_its_flops_take_at_the_stated_efficiency() -> None:
     device = emulated("orin-agx")
     a, b = torch.empty(4096, 4096, device="meta"), torch.empty(4096, 4096, device="meta")

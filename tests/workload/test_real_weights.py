@@ -87,10 +87,11 @@ def test_smashed_data_of_real_weights_have_the_stated_size(split: SplitModel) ->
 
 
 @pytest.mark.slow
-def test_the_command_profiles_it(weights: Path, tmp_path: Path) -> None:
+def test_the_command_profiles_it(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from profiler.run import RunRequest, run
     from profiler.store import load
 
+    monkeypatch.setattr("profiler.run.SINGLE_CLOCK_BUDGET_S", 10.0)
     workload = WorkloadSpec(str(weights), batch_size=1, seq_len=24)
     request = RunRequest("cpu", workload, measure=("layers",), output=tmp_path / "cpu.json")
     profile = load(run(request))
