@@ -39,11 +39,16 @@ class Reading:
     """Watts of every supply rail that answered, by label, where the board measures several."""
 
 
+TOTAL_SHOWS = 0.9
+"""A total shows at least this share of what the rails behind it show; the rest is for rounding, and for the time between two reads."""
+
+
 @dataclass(frozen=True)
 class PowerSensor:
     """What the watts are: which part of the machine (``scope``), read from where, how often it renews, over how long it averages.
 
-    ``counter``: an energy counter is read beside it, so that every figure should come by both methods.
+    ``counter``: an energy counter is read beside it, so that every figure should come by both methods. ``behind``: where the watts
+    are a total, the rails that hang on it, by their labels in ``Reading.rails_w``.
     """
 
     scope: str
@@ -51,6 +56,7 @@ class PowerSensor:
     period_s: float
     averaging_s: float
     counter: bool = False
+    behind: tuple[str, ...] = ()
 
 
 class ClockControl(Protocol):

@@ -23,7 +23,7 @@ from profiler.hardware.catalog import Board, board_named, boards
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading, Timebase
 from profiler.hardware.host import WallTime, cgroup_limit_bytes, read_number, read_text, sysfs_root
 from profiler.hardware.l4t import L4t, MemoryClock, PowerMode, fan, processors
-from profiler.hardware.rails import Figure, Rail, choose, find_rails, found_again
+from profiler.hardware.rails import Figure, Rail, behind, choose, find_rails, found_again
 from profiler.profile import MissingHardware, Role
 
 _GPU_NAMES = {"gpu", "gm20b", "gp10b", "gv11b", "ga10b", "gb10b"}
@@ -170,6 +170,7 @@ class JetsonBoard:
                 sensor=self._figure.sensor,
                 period_s=max(0.02, self._figure.period_s),
                 averaging_s=self._figure.averaging_s,
+                behind=behind(self._figure, self.rails),
             )
         self.clocks: ClockControl | None = None
         if self.supported_hz():

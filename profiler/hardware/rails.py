@@ -11,11 +11,12 @@ a rail is known by the label that the board's device tree gives it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from profiler.hardware.device import TOTAL_SHOWS
 from profiler.hardware.host import read_number, read_text
 from profiler.profile import BadInput, MissingHardware
 
@@ -60,8 +61,6 @@ FED_BY = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
 """Rails behind another measured rail, which a sum must not count twice. AGX Orin's memory converter stands on the 5 V
 system rail: both monitors read the same bus voltage, and the device tree keeps the 5 V channel out of the chip's own sum."""
 
-_LEAST = 0.9
-"""A total shows at least this share of what the rails behind it show; the rest is for rounding, and for the time between two reads."""
 _LOOKS, _BETWEEN_S = 5, 0.2
 """Further looks at opening, a second in all, while a rail of the module has not answered: a bus that is busy answers soon."""
 _ON_BUS = re.compile(r"\d+-[0-9a-f]{4}")
@@ -388,6 +387,18 @@ def _single(rail: Rail) -> Figure:
     return Figure((rail,), f"{rail.scope} ({rail.label}), idle not subtracted")
 
 
+def behind(figure: Figure, rails: Sequence[Rail]) -> tuple[str, ...]:
+    """Labels of the rails that hang on the figure where it is a total, none of them inside another."""
+    if figure.rails[0].label not in WHOLE:
+        return ()
+    return _hang_together([rail.label for rail in rails])
+
+
+def _hang_together(labels: Collection[str]) -> tuple[str, ...]:
+    """Those of a module's rails that count once: none of them is fed by another of these labels."""
+    return tuple(label for label in labels if label in PARTS and FED_BY.get(label) not in labels)
+
+
 def _base(label: str) -> str:
     """The label as the device tree has it, without the monitor's address."""
     return label.partition("@")[0]
@@ -420,7 +431,7 @@ def _look(rails: Sequence[Rail]) -> dict[str, float]:
 
 def _short(label: str, looks: Sequence[Mapping[str, float]]) -> bool:
     """Whether this rail showed less than the module's rails together at every look: then they do not hang on it."""
-    together_w = [
-        sum(w for name, w in look.items() if name in PARTS and FED_BY.get(name) not in look) for look in looks
-    ]
-    return all(look[label] < _LEAST * sum_w for look, sum_w in zip(looks, together_w, strict=True) if label in look)
+    together_w = [sum(look[name] for name in _hang_together(look)) for look in looks]
+    return all(
+        look[label] < TOTAL_SHOWS * sum_w for look, sum_w in zip(looks, together_w, strict=True) if label in look
+    )

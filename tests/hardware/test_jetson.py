@@ -13,6 +13,7 @@ import pytest
 
 from profiler.hardware.gpu import GpuDevice
 from profiler.hardware.jetson import JetsonBoard, find_jetson
+from profiler.power.sampling import steady_point
 from profiler.profile import BadInput, MissingHardware
 from tests.rigs.jetsons import BOARDS
 from tests.rigs.sysfs import Live, add_monitor, build
@@ -277,6 +278,30 @@ def test_a_total_below_the_rails_behind_it_is_not_the_total(orin: Path) -> None:
     board = found(orin)
     assert board.power is not None
     assert board.power.scope == "whole module (VDD_IN)"
+
+
+@pytest.mark.parametrize(("share", "told"), [(1.0, False), (0.55, True)])
+def test_a_total_that_falls_below_the_rails_behind_it_under_load_is_told_at_the_point(
+    orin: Path, share: float, told: bool
+) -> None:
+    rig, current = Live(orin), only(orin, "sys/devices/**/hwmon1/curr1_input")
+    seen = ""
+
+    def lives(now_s: float, busy: bool) -> None:
+        nonlocal seen
+        rig.advance(now_s, busy)
+        if busy and current.read_text() != seen:
+            seen = f"{share * float(current.read_text()):.0f}\n"
+            current.write_text(seen)
+            rig._written.pop(current, None)
+
+    clock = VirtualTime(lives)
+    device = GpuDevice(found(orin, time=clock), None)
+    point = steady_point(device, lambda: clock.elapse(0.1, busy=True)).point
+    assert device.power is not None
+    assert device.power.scope == "whole module (VDD_IN)"
+    assert point.stopped_by.startswith("steady")
+    assert any("the rails behind it (VDD_CPU_GPU_CV, VDD_SOC)" in note for note in point.notes) == told
 
 
 @pytest.mark.parametrize("name", ["orin-agx-jp6", "xavier-agx-jp5", "xavier-agx-jp4"])
