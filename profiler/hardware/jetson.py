@@ -155,6 +155,7 @@ class JetsonBoard:
             self._figure = choose(self.rails, rail or os.environ.get("CARD_POWER_RAIL"), self.time.wait)
         except MissingHardware as error:
             reasons["power"] = str(error)
+        reasons |= {f"rail {rail.label}": told for rail in self.rails if rail.enabled and (told := rail.mute())}
         self._seen_at_s = self.time.now_s()
         self._zone = _zone(root)
         self._cooling = _gpu_cooling(root, self._nodes)

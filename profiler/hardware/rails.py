@@ -75,8 +75,8 @@ class Rail:
     address: str
     power: Path | None
     power_unit_w: float
-    voltage: Path | None
-    current: Path | None
+    voltage: Path
+    current: Path
     switch: Path | None
     shunt_ohm: float | None
     update_s: float | None
@@ -102,21 +102,26 @@ class Rail:
             value = read_number(self.power)
             watts = None if value is None else value * self.power_unit_w
         else:
-            millivolt = read_number(self.voltage) if self.voltage is not None else None
-            milliampere = read_number(self.current) if self.current is not None else None
+            millivolt, milliampere = read_number(self.voltage), read_number(self.current)
             watts = None if millivolt is None or milliampere is None else millivolt * milliampere * 1e-6
         return watts if watts is not None and -5.0 < watts < 2000.0 else None
 
+    def mute(self) -> str:
+        """What its channel does not show now, in words; empty where every file of it answers."""
+        files = {"power": self.power} if self.power is not None else {"voltage": self.voltage, "current": self.current}
+        lacks = " and no ".join(name for name, file in files.items() if read_number(file) is None)
+        return f"channel {self.label} of the monitor shows no {lacks}" if lacks else ""
+
     def step_w(self) -> float | None:
         """The least step of ``read_w`` at the present voltage; None where the shunt or the voltage is not told."""
-        millivolt = read_number(self.voltage) if self.voltage is not None else None
+        millivolt = read_number(self.voltage)
         if self.shunt_ohm is None or millivolt is None:
             return None
         return SHUNT_STEP_V / self.shunt_ohm * millivolt * 1e-3
 
 
 def find_rails(root: Path, compatible: str) -> list[Rail]:
-    """Every rail whose monitor can be read, in the order of the monitors' addresses, no two of one label.
+    """Every rail that has a label or a monitor of its own, also those that show nothing, in the order of the monitors' addresses, no two of one label.
 
     A monitor without a label is called by its chip and address, for anybody may have put it anywhere; but the one INA238 of a
     Thor (``compatible``, as the device tree has it, tells) stands at the board's input.
@@ -129,8 +134,7 @@ def find_rails(root: Path, compatible: str) -> list[Rail]:
     for folder, driver in folders:
         chip = (read_text(folder / "name") or driver).upper()
         if chip.startswith("INA") and folder.name not in monitors:  # hwmon3 is hwmon3, by whichever way one came to it
-            every = [*_hwmon_rails(folder, chip), *_ina238_rails(folder, chip), *_iio_rails(folder, chip)]
-            monitors[folder.name] = every
+            monitors[folder.name] = [*_hwmon_rails(folder, chip), *_iio_rails(folder, chip)]
     rails = [rail for every in monitors.values() for rail in every]
     bare = [rail for rail in rails if rail.chip == "INA238" and not rail.named]
     if "tegra264" in compatible and len(bare) == 1 and all(rail.label != "VIN" for rail in rails):
@@ -183,8 +187,8 @@ def _listed(folder: Path, pattern: str) -> list[Path]:
     return list(found.values())
 
 
-def _useful(label: str | None) -> bool:
-    return bool(label) and label not in ("NC", "nc") and "sum of shunt" not in str(label).lower()
+def _useful(label: str) -> bool:
+    return label not in ("NC", "nc") and "sum of shunt" not in label.lower()
 
 
 def _seconds(path: Path) -> float | None:
@@ -194,26 +198,26 @@ def _seconds(path: Path) -> float | None:
 
 
 def _hwmon_rails(folder: Path, chip: str) -> list[Rail]:
-    """Channels 1 to 3 with a label, a voltage and a current (4 to 7 are shunt voltages and sums of them)."""
+    """Channels 1 to 3 that bear a label, also those that show nothing (4 to 7 are shunt voltages and sums of them). A monitor that
+    multiplies itself and has no label (INA238) is one rail."""
     rails = []
     for n in (1, 2, 3):
-        label = read_text(folder / f"in{n}_label")
-        voltage, current = folder / f"in{n}_input", folder / f"curr{n}_input"
-        if not _useful(label) or not voltage.exists() or not current.exists():
+        power = folder / f"power{n}_input"
+        label = read_text(folder / f"in{n}_label") or read_text(folder / f"power{n}_label")
+        if not label and n == 1 and power.exists():
+            label = f"{chip.lower()}@{_address(folder)}"
+        if not label or not _useful(label):
             continue
-        assert label is not None
-        if (folder / f"power{n}_input").exists():
-            continue  # the chip multiplies itself: read below
         micro_ohm = read_number(folder / f"shunt{n}_resistor")
         rails.append(
             Rail(
                 label=label,
                 chip=chip,
                 address=_address(folder),
-                power=None,
-                power_unit_w=1.0,
-                voltage=voltage,
-                current=current,
+                power=power if power.exists() else None,
+                power_unit_w=1e-6,
+                voltage=folder / f"in{n}_input",
+                current=folder / f"curr{n}_input",
                 switch=folder / f"in{n}_enable",
                 shunt_ohm=micro_ohm * 1e-6 if micro_ohm is not None and micro_ohm > 0 else None,
                 update_s=_seconds(folder / "update_interval"),
@@ -222,43 +226,15 @@ def _hwmon_rails(folder: Path, chip: str) -> list[Rail]:
     return rails
 
 
-def _ina238_rails(folder: Path, chip: str) -> list[Rail]:
-    """A monitor that multiplies itself: one rail, in microwatts."""
-    power = folder / "power1_input"
-    if not power.exists():
-        return []
-    address = _address(folder)
-    label = read_text(folder / "in1_label") or read_text(folder / "power1_label") or f"{chip.lower()}@{address}"
-    voltage = folder / "in1_input"
-    return [
-        Rail(
-            label=label,
-            chip=chip,
-            address=address,
-            power=power,
-            power_unit_w=1e-6,
-            voltage=voltage if voltage.exists() else None,
-            current=None,
-            switch=None,
-            shunt_ohm=None,
-            update_s=_seconds(folder / "update_interval"),
-        )
-    ]
-
-
 def _iio_rails(folder: Path, chip: str) -> list[Rail]:
     rails = []
     for named in sorted(folder.glob("rail_name_*")):
         match = re.fullmatch(r"rail_name_(\d+)", named.name)
         label = read_text(named)
-        if match is None or not _useful(label):
+        if match is None or not label or not _useful(label):
             continue
-        assert label is not None
         n = match.group(1)
         power = folder / f"in_power{n}_input"
-        voltage, current = folder / f"in_voltage{n}_input", folder / f"in_current{n}_input"
-        if not power.exists() and not (voltage.exists() and current.exists()):
-            continue
         rails.append(
             Rail(
                 label=label,
@@ -266,8 +242,8 @@ def _iio_rails(folder: Path, chip: str) -> list[Rail]:
                 address=_address(folder),
                 power=power if power.exists() else None,
                 power_unit_w=1e-3,
-                voltage=voltage if voltage.exists() else None,
-                current=current if current.exists() else None,
+                voltage=folder / f"in_voltage{n}_input",
+                current=folder / f"in_current{n}_input",
                 switch=None,
                 shunt_ohm=None,
                 update_s=None,
@@ -369,7 +345,7 @@ def choose(rails: Sequence[Rail], asked: str | None, wait: Callable[[float], Non
     missed = [label for label in silent if label in parts or label in whole]
     for label in missed:
         told = "did not answer" if label in mute else "shows 0 W" if seen_w[label] is not None else "is switched off"
-        notes.append(f"{label} {told}")
+        notes.append((by_label[label].mute() if label in mute else "") or f"{label} {told}")
     notes += [f"{label} shows less than these, so it is not the total" for label in short]
     if others:
         notes.append(f"recorded, not in the sum: {', '.join(rail.label for rail in others)}")
@@ -406,8 +382,9 @@ def _base(label: str) -> str:
 
 def _no_answer(rail: Rail) -> MissingHardware:
     return MissingHardware(
-        f"{rail.label} does not answer, though its monitor ({rail.chip}, {rail.address}) is there: without it the watts would be those of "
-        "something else; try again, or name another rail with CARD_POWER_RAIL"
+        f"{rail.label} does not answer, though its monitor ({rail.chip}, {rail.address}) is there"
+        f"{f' ({told})' if (told := rail.mute()) else ''}: without it the watts would be those of something else; try again, or name "
+        "another rail with CARD_POWER_RAIL"
     )
 
 

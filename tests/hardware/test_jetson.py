@@ -480,8 +480,65 @@ def test_a_rail_of_an_engine_that_is_off_may_be_silent(tmp_path: Path) -> None:
     board = found(tmp_path)
     assert board.power is not None
     assert board.power.scope == (
-        "sum of GPU, CPU, SOC, VDDRQ and SYS5V (this board has no rail of the whole module; CV did not answer)"
+        "sum of GPU, CPU, SOC, VDDRQ and SYS5V (this board has no rail of the whole module; channel CV of the monitor shows no current)"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "says"),
+    [
+        ("orin-nano-jp6", "1-0040/hwmon/hwmon1/curr1_input", "VDD_IN of the monitor shows no current"),
+        ("orin-agx-jp6", "1-0040/hwmon/hwmon3/curr3_input", "VIN_SYS_5V0 of the monitor shows no current"),
+        ("orin-agx-jp6", "1-0040/hwmon/hwmon3/in1_input", "VDD_GPU_SOC of the monitor shows no voltage"),
+        ("tx2-jp4", "0-0041/iio:device1/in_*0_input", "VDD_IN of the monitor shows no voltage and no current"),
+    ],
+)
+@pytest.mark.parametrize("unreadable", [False, True])
+def test_a_labelled_channel_that_shows_nothing_is_named_and_nothing_stands_in_for_it(
+    tmp_path: Path, name: str, file: str, says: str, unreadable: bool
+) -> None:
+    build(tmp_path, name)
+    for path in list(tmp_path.glob(f"sys/devices/**/{file}")):
+        path.unlink()
+        if unreadable and "power" not in path.name:
+            path.mkdir()
+    board = found(tmp_path)
+    assert board.power is None
+    label = says.partition(" ")[0]
+    assert f"channel {says}" in board.absent.reasons["power"]
+    assert board.absent.reasons[f"rail {label}"] == f"channel {says}"
+    assert label not in (board.read().rails_w or {})
+
+
+def test_a_sum_names_a_channel_that_shows_no_current_and_a_total_does_without_it(tmp_path: Path) -> None:
+    build(tmp_path / "agx", "orin-agx-jp6")
+    only(tmp_path / "agx", "sys/devices/**/1-0040/hwmon/hwmon3/curr2_input").unlink()
+    board = found(tmp_path / "agx")
+    assert board.power is not None
+    assert board.power.scope == (
+        "sum of VDD_GPU_SOC and VIN_SYS_5V0 (this board has no rail of the whole module; VDDQ_VDD2_1V8AO is inside VIN_SYS_5V0; "
+        "channel VDD_CPU_CV of the monitor shows no current)"
+    )
+    build(tmp_path / "nano", "orin-nano-jp6")
+    only(tmp_path / "nano", "sys/devices/**/hwmon1/curr3_input").unlink()
+    board = found(tmp_path / "nano")
+    assert board.power is not None
+    assert board.power.scope == "whole module (VDD_IN)"
+    assert board.absent.reasons == {"rail VDD_SOC": "channel VDD_SOC of the monitor shows no current"}
+
+
+def test_a_monitor_of_three_channels_that_multiplies_itself_has_three_rails(tmp_path: Path) -> None:
+    build(tmp_path, "orin-agx-jp6")
+    own = found(tmp_path).read()
+    for volts in tmp_path.glob("sys/devices/**/1-004?/hwmon/hwmon*/in[123]_input"):
+        amperes = volts.with_name(volts.name.replace("in", "curr", 1))
+        microwatts = float(volts.read_text()) * float(amperes.read_text())
+        volts.with_name(volts.name.replace("in", "power", 1)).write_text(f"{microwatts:.0f}\n")
+        amperes.unlink()
+    board = found(tmp_path)
+    assert board.power is not None
+    assert board.power.scope.startswith(EXPECTED["orin-agx-jp6"][2])
+    assert board.read().rails_w == pytest.approx(own.rails_w)
 
 
 def test_a_total_of_zero_watts_is_no_measurement(orin: Path) -> None:
