@@ -37,7 +37,7 @@ _FILES = (
     # clocks
     "sys/class/devfreq/*/{available_frequencies,available_governors,cur_freq,governor,max_freq,min_freq,polling_interval,target_freq}",
     "sys/class/devfreq/*/device/of_node/name",
-    "sys/class/devfreq/*/device/{load,railgate_enable,enable_3d_scaling}",
+    "sys/class/devfreq/*/device/{load,railgate_enable,enable_3d_scaling,tpc_pg_mask}",
     "sys/kernel/debug/bpmp/debug/clk/emc/{rate,max_rate,min_rate}",
     "sys/kernel/debug/clk/emc/clk_rate",
     "sys/kernel/debug/clk/override.emc/clk_rate",

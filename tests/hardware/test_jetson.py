@@ -156,6 +156,38 @@ def test_a_modules_part_number_tells_its_cores(tmp_path: Path, module: str, entr
     assert (board.name, board.value("cores")) == (entry, cores)
 
 
+@pytest.mark.parametrize(
+    ("name", "mask", "cores", "told"),
+    [
+        ("orin-agx-jp6", 0, 2048, "8 of the chip's 8 (tpc_pg_mask 0)"),
+        ("orin-agx-jp6", 240, 1024, "4 of the chip's 8 (tpc_pg_mask 240)"),  # MODE_30W
+        ("orin-agx-32gb-jp6", 0, 1792, "7 of the chip's 8 (tpc_pg_mask 0)"),
+        ("orin-nano-jp6", 240, 1024, "4 of the chip's 8 (tpc_pg_mask 240)"),  # in every mode: it has no more
+        ("orin-nx-jp6", 252, 512, "2 of the chip's 8 (tpc_pg_mask 252)"),
+        ("xavier-nx-jp5", 1, 384, "3 of the chip's 4 (tpc_pg_mask 1)"),
+        ("tx2-jp4", 0, 256, None),
+        (
+            "tx2-jp4",
+            1,
+            256,
+            "tpc_pg_mask 1, of a chip whose TPCs we do not know: cores are all that the catalog has",
+        ),
+    ],
+)
+def test_cores_that_the_power_mode_has_gated_are_not_counted(
+    tmp_path: Path, name: str, mask: int, cores: int, told: str | None
+) -> None:
+    build(tmp_path, name)
+    node = only(tmp_path, "sys/class/devfreq/17000000.*")
+    (node.resolve().parent.parent / "tpc_pg_mask").write_text(f"{mask}\n")
+    board = found(tmp_path)
+    hardware = GpuDevice(board, None).describe()
+    assert hardware.cores == cores
+    assert hardware.conditions.get("TPCs on") == told
+    assert board.board is not None
+    assert ("of which 4 TPCs of 256 are on" in (hardware.source or "")) == (name == "orin-agx-jp6" and mask == 240)
+
+
 def test_a_sum_counts_no_rail_twice_and_a_total_is_never_a_sum(tmp_path: Path) -> None:
     build(tmp_path / "agx", "orin-agx-jp6")
     reading = found(tmp_path / "agx").read()
