@@ -29,6 +29,9 @@ WHOLE = {"VDD_IN": "whole module", "POM_5V_IN": "whole module", "VIN": "whole bo
 """Rails that everything else hangs on, the first that a board has is its total. Sources: NVIDIA's Jetson Linux developer
 guide (VDD_IN, POM_5V_IN: the module's input); VIN of Thor is measured on the carrier."""
 
+_ON_MODULE = ("VDD_IN", "POM_5V_IN")
+"""Totals that a module measures itself, beside other rails on the same monitor; VIN has a monitor of its own on the carrier."""
+
 PARTS = {
     "VDD_CPU_GPU_CV": "CPU+GPU+CV rail",
     "VDD_CPU_GPU": "CPU+GPU rail",
@@ -149,7 +152,8 @@ def _as_known(label: str) -> str:
 def _told_apart(rails: Sequence[Rail]) -> list[Rail]:
     """Rails of one label bear their monitor's address too (``VDD_IN@0-0041``), but for that of the module's own monitor.
 
-    That is the one with the most other labels of a module. Where two have as many, nothing tells, and both bear the address.
+    That is the one with the most other labels of a module. Where two have as many, nothing tells, and both bear the address. So does
+    a module's total that stands alone on its monitor while the module's rails are on others: it is the carrier's input.
     """
     company = {
         rail: len({r.label for r in rails if r.address == rail.address and r.label in (*WHOLE, *PARTS)} - {rail.label})
@@ -159,7 +163,8 @@ def _told_apart(rails: Sequence[Rail]) -> list[Rail]:
     for rail in rails:
         alike = [company[r] for r in rails if r.label == rail.label and r is not rail]
         alone = not alike or company[rail] > max(alike)
-        found.append(rail if alone else replace(rail, label=f"{rail.label}@{rail.address}"))
+        carriers = rail.label in _ON_MODULE and not company[rail] and any(r.label in PARTS for r in rails)
+        found.append(rail if alone and not carriers else replace(rail, label=f"{rail.label}@{rail.address}"))
     return found
 
 
@@ -306,7 +311,9 @@ def choose(rails: Sequence[Rail], asked: str | None, wait: Callable[[float], Non
         raise MissingHardware(
             "no power monitor (INA3221, INA238) under sys/bus/i2c/drivers: this carrier may have none, or its driver is not loaded"
         )
-    doubled = [label for label in by_label if _base(label) in (*WHOLE, *PARTS) and _base(label) not in by_label]
+    bases = [_base(label) for label in by_label]
+    known = [label for label in by_label if _base(label) in (*WHOLE, *PARTS) and bases.count(_base(label)) > 1]
+    doubled = [label for label in known if _base(label) not in by_label]
     if doubled:
         raise MissingHardware(
             f"{' and '.join(doubled)}: nothing tells which of these monitors is the module's own; choose the rail whose watts you "

@@ -288,6 +288,17 @@ def test_of_two_rails_of_one_label_the_module_s_own_counts_and_both_are_recorded
     assert found(tmp_path, rail="VDD_IN@0-0041").read().power_w == pytest.approx(13.2)
 
 
+def test_a_lone_total_on_a_carrier_s_monitor_is_not_that_of_a_module_whose_rails_are_on_others(tmp_path: Path) -> None:
+    build(tmp_path, "orin-agx-jp6")
+    own = found(tmp_path).read()
+    carrier(tmp_path, "2-0045", 17, {"VDD_IN": 30.0, "VDD_SSD": 2.0})
+    board = found(tmp_path)
+    assert board.read().power_w == own.power_w
+    assert board.power is not None
+    assert board.power.scope.startswith(EXPECTED["orin-agx-jp6"][2])
+    assert board.power.scope.endswith("recorded, not in the sum: VDD_IN@2-0045, VDD_SSD)")
+
+
 def test_where_nothing_tells_two_rails_of_one_label_apart_the_user_is_asked(orin: Path) -> None:
     carrier(orin, "0-0041", 17, {"VDD_IN": 13.2, "VDD_CPU_GPU_CV": 2.0, "VDD_SOC": 0.3})
     board = found(orin)
