@@ -39,12 +39,17 @@ class Reading:
     """Watts of every supply rail that answered, by label, where the board measures several."""
 
 
+TOTAL_SHOWS = 0.9
+"""A total shows at least this share of what the rails behind it show; the rest is for rounding, and for the time between two reads."""
+
+
 @dataclass(frozen=True)
 class PowerSensor:
     """What the watts are: which part of the machine (``scope``), read from where, how often it renews, over how long it averages.
 
     ``counter``: an energy counter is read beside it, so that every figure should come by both methods. ``limit_w``: the power limit that
-    holds these watts down, None where none is known.
+    holds these watts down, None where none is known. ``behind``: where the watts are a total, the rails that hang on it, by their labels
+    in ``Reading.rails_w``.
     """
 
     scope: str
@@ -53,6 +58,7 @@ class PowerSensor:
     averaging_s: float
     counter: bool = False
     limit_w: float | None = None
+    behind: tuple[str, ...] = ()
 
 
 class ClockControl(Protocol):

@@ -23,7 +23,7 @@ from profiler.hardware.catalog import Board, board_named, boards
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading, Timebase
 from profiler.hardware.host import WallTime, cgroup_limit_bytes, read_number, read_text, sysfs_root
 from profiler.hardware.l4t import L4t, MemoryClock, PowerMode, fan, processors
-from profiler.hardware.rails import Figure, Rail, choose, find_rails, found_again
+from profiler.hardware.rails import Figure, Rail, behind, choose, find_rails, found_again
 from profiler.profile import MissingHardware, Role
 
 _GPU_NAMES = {"gpu", "gm20b", "gp10b", "gv11b", "ga10b", "gb10b"}
@@ -55,6 +55,10 @@ _MODELS = {
     "nvidia orin nano developer kit": "orin-nano",
 }
 """Names in the device tree's ``model`` that are not the product's."""
+
+_TPCS = {"tegra234": (8, 256), "tegra194": (4, 128)}
+"""TPCs of a whole chip, and CUDA cores of each. Bits of ``tpc_pg_mask`` are those of the whole chip, as the driver (nvgpu) joins them: a
+module with fewer (Orin NX, Orin Nano, Xavier NX) has the others' bits set in every power mode."""
 
 _LOST_S = 2.0
 """Without watts for so long, the monitors are looked for again."""
@@ -146,7 +150,9 @@ class JetsonBoard:
         model = _device_tree(root, "model") or "Jetson"
         self.given_name = model
         self._compatible = compatible = _compatible(root, nodes)
-        self.board = _catalog_entry(model, compatible, self.supported_hz())
+        whole = _catalog_entry(model, compatible, self.supported_hz())
+        mask = read_text(self._node / "device/tpc_pg_mask") if self._node is not None else None
+        self.board, self._tpcs = _without_gated(whole, compatible, mask)
         self.key = f"devfreq-{self._node.name}" if self._node is not None else "jetson"
         self.rails: list[Rail] = find_rails(root, compatible)
         reasons: dict[str, str] = {}
@@ -155,6 +161,7 @@ class JetsonBoard:
             self._figure = choose(self.rails, rail or os.environ.get("CARD_POWER_RAIL"), self.time.wait)
         except MissingHardware as error:
             reasons["power"] = str(error)
+        reasons |= {f"rail {rail.label}": told for rail in self.rails if rail.enabled and (told := rail.mute())}
         self._seen_at_s = self.time.now_s()
         self._zone = _zone(root)
         self._cooling = _gpu_cooling(root, self._nodes)
@@ -170,6 +177,7 @@ class JetsonBoard:
                 sensor=self._figure.sensor,
                 period_s=max(0.02, self._figure.period_s),
                 averaging_s=self._figure.averaging_s,
+                behind=behind(self._figure, self.rails),
             )
         self.clocks: ClockControl | None = None
         if self.supported_hz():
@@ -349,6 +357,8 @@ class JetsonBoard:
             told["CPU cores online"] = online
         if closed is not None:
             told["memory clock"] = closed
+        if self._tpcs is not None:
+            told["TPCs on"] = self._tpcs
         told.update(self.moving())
         if self.rails:
             told["rails"] = ", ".join(f"{rail.label}: {rail.scope}" for rail in self.rails)
@@ -404,6 +414,25 @@ def _catalog_entry(model: str, compatible: str, clocks_hz: tuple[float, ...]) ->
     if board is not None and faster is not None and clocks_hz and clocks_hz[-1] > max(board.clocks_hz) * 1.01:
         return faster
     return board
+
+
+def _without_gated(board: Board | None, compatible: str, mask: str | None) -> tuple[Board | None, str | None]:
+    """The entry with the cores that are on, and how many TPCs that is: some power modes gate the others until the next boot."""
+    if mask is None or not mask.isdecimal():
+        return board, None
+    chip = re.search(r"tegra\d+", compatible)
+    count, each = _TPCS.get(chip.group() if chip else "", (0, 0))
+    on = count - (int(mask) & (2**count - 1)).bit_count()
+    if on == 0:
+        known = f"tpc_pg_mask {mask}, of a chip whose TPCs we do not know: cores are all that the catalog has"
+        return board, known if int(mask) else None
+    cores = board.figures["cores"] if board is not None else None
+    if board is not None and cores is not None:
+        on = min(on, int(cores.value) // each)
+        if on * each < cores.value:
+            source = f"{cores.source}, of which {on} TPCs of {each} are on"
+            board = replace(board, figures={**board.figures, "cores": replace(cores, value=on * each, source=source)})
+    return board, f"{on} of the chip's {count} (tpc_pg_mask {mask})"
 
 
 def _zone(root: Path) -> Path | None:

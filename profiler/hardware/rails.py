@@ -11,11 +11,12 @@ a rail is known by the label that the board's device tree gives it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from profiler.hardware.device import TOTAL_SHOWS
 from profiler.hardware.host import read_number, read_text
 from profiler.profile import BadInput, MissingHardware
 
@@ -27,6 +28,9 @@ SHUNT_STEP_V = 40e-6
 WHOLE = {"VDD_IN": "whole module", "POM_5V_IN": "whole module", "VIN": "whole board, carrier included"}
 """Rails that everything else hangs on, the first that a board has is its total. Sources: NVIDIA's Jetson Linux developer
 guide (VDD_IN, POM_5V_IN: the module's input); VIN of Thor is measured on the carrier."""
+
+_ON_MODULE = ("VDD_IN", "POM_5V_IN")
+"""Totals that a module measures itself, beside other rails on the same monitor; VIN has a monitor of its own on the carrier."""
 
 PARTS = {
     "VDD_CPU_GPU_CV": "CPU+GPU+CV rail",
@@ -60,8 +64,6 @@ FED_BY = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
 """Rails behind another measured rail, which a sum must not count twice. AGX Orin's memory converter stands on the 5 V
 system rail: both monitors read the same bus voltage, and the device tree keeps the 5 V channel out of the chip's own sum."""
 
-_LEAST = 0.9
-"""A total shows at least this share of what the rails behind it show; the rest is for rounding, and for the time between two reads."""
 _LOOKS, _BETWEEN_S = 5, 0.2
 """Further looks at opening, a second in all, while a rail of the module has not answered: a bus that is busy answers soon."""
 _ON_BUS = re.compile(r"\d+-[0-9a-f]{4}")
@@ -76,8 +78,8 @@ class Rail:
     address: str
     power: Path | None
     power_unit_w: float
-    voltage: Path | None
-    current: Path | None
+    voltage: Path
+    current: Path
     switch: Path | None
     shunt_ohm: float | None
     update_s: float | None
@@ -103,21 +105,26 @@ class Rail:
             value = read_number(self.power)
             watts = None if value is None else value * self.power_unit_w
         else:
-            millivolt = read_number(self.voltage) if self.voltage is not None else None
-            milliampere = read_number(self.current) if self.current is not None else None
+            millivolt, milliampere = read_number(self.voltage), read_number(self.current)
             watts = None if millivolt is None or milliampere is None else millivolt * milliampere * 1e-6
         return watts if watts is not None and -5.0 < watts < 2000.0 else None
 
+    def mute(self) -> str:
+        """What its channel does not show now, in words; empty where every file of it answers."""
+        files = {"power": self.power} if self.power is not None else {"voltage": self.voltage, "current": self.current}
+        lacks = " and no ".join(name for name, file in files.items() if read_number(file) is None)
+        return f"channel {self.label} of the monitor shows no {lacks}" if lacks else ""
+
     def step_w(self) -> float | None:
         """The least step of ``read_w`` at the present voltage; None where the shunt or the voltage is not told."""
-        millivolt = read_number(self.voltage) if self.voltage is not None else None
+        millivolt = read_number(self.voltage)
         if self.shunt_ohm is None or millivolt is None:
             return None
         return SHUNT_STEP_V / self.shunt_ohm * millivolt * 1e-3
 
 
 def find_rails(root: Path, compatible: str) -> list[Rail]:
-    """Every rail whose monitor can be read, in the order of the monitors' addresses, no two of one label.
+    """Every rail that has a label or a monitor of its own, also those that show nothing, in the order of the monitors' addresses, no two of one label.
 
     A monitor without a label is called by its chip and address, for anybody may have put it anywhere; but the one INA238 of a
     Thor (``compatible``, as the device tree has it, tells) stands at the board's input.
@@ -130,8 +137,7 @@ def find_rails(root: Path, compatible: str) -> list[Rail]:
     for folder, driver in folders:
         chip = (read_text(folder / "name") or driver).upper()
         if chip.startswith("INA") and folder.name not in monitors:  # hwmon3 is hwmon3, by whichever way one came to it
-            every = [*_hwmon_rails(folder, chip), *_ina238_rails(folder, chip), *_iio_rails(folder, chip)]
-            monitors[folder.name] = every
+            monitors[folder.name] = [*_hwmon_rails(folder, chip), *_iio_rails(folder, chip)]
     rails = [rail for every in monitors.values() for rail in every]
     bare = [rail for rail in rails if rail.chip == "INA238" and not rail.named]
     if "tegra264" in compatible and len(bare) == 1 and all(rail.label != "VIN" for rail in rails):
@@ -146,7 +152,8 @@ def _as_known(label: str) -> str:
 def _told_apart(rails: Sequence[Rail]) -> list[Rail]:
     """Rails of one label bear their monitor's address too (``VDD_IN@0-0041``), but for that of the module's own monitor.
 
-    That is the one with the most other labels of a module. Where two have as many, nothing tells, and both bear the address.
+    That is the one with the most other labels of a module. Where two have as many, nothing tells, and both bear the address. So does
+    a module's total that stands alone on its monitor while the module's rails are on others: it is the carrier's input.
     """
     company = {
         rail: len({r.label for r in rails if r.address == rail.address and r.label in (*WHOLE, *PARTS)} - {rail.label})
@@ -156,7 +163,8 @@ def _told_apart(rails: Sequence[Rail]) -> list[Rail]:
     for rail in rails:
         alike = [company[r] for r in rails if r.label == rail.label and r is not rail]
         alone = not alike or company[rail] > max(alike)
-        found.append(rail if alone else replace(rail, label=f"{rail.label}@{rail.address}"))
+        carriers = rail.label in _ON_MODULE and not company[rail] and any(r.label in PARTS for r in rails)
+        found.append(rail if alone and not carriers else replace(rail, label=f"{rail.label}@{rail.address}"))
     return found
 
 
@@ -184,8 +192,8 @@ def _listed(folder: Path, pattern: str) -> list[Path]:
     return list(found.values())
 
 
-def _useful(label: str | None) -> bool:
-    return bool(label) and label not in ("NC", "nc") and "sum of shunt" not in str(label).lower()
+def _useful(label: str) -> bool:
+    return label not in ("NC", "nc") and "sum of shunt" not in label.lower()
 
 
 def _seconds(path: Path) -> float | None:
@@ -195,26 +203,26 @@ def _seconds(path: Path) -> float | None:
 
 
 def _hwmon_rails(folder: Path, chip: str) -> list[Rail]:
-    """Channels 1 to 3 with a label, a voltage and a current (4 to 7 are shunt voltages and sums of them)."""
+    """Channels 1 to 3 that bear a label, also those that show nothing (4 to 7 are shunt voltages and sums of them). A monitor that
+    multiplies itself and has no label (INA238) is one rail."""
     rails = []
     for n in (1, 2, 3):
-        label = read_text(folder / f"in{n}_label")
-        voltage, current = folder / f"in{n}_input", folder / f"curr{n}_input"
-        if not _useful(label) or not voltage.exists() or not current.exists():
+        power = folder / f"power{n}_input"
+        label = read_text(folder / f"in{n}_label") or read_text(folder / f"power{n}_label")
+        if not label and n == 1 and power.exists():
+            label = f"{chip.lower()}@{_address(folder)}"
+        if not label or not _useful(label):
             continue
-        assert label is not None
-        if (folder / f"power{n}_input").exists():
-            continue  # the chip multiplies itself: read below
         micro_ohm = read_number(folder / f"shunt{n}_resistor")
         rails.append(
             Rail(
                 label=label,
                 chip=chip,
                 address=_address(folder),
-                power=None,
-                power_unit_w=1.0,
-                voltage=voltage,
-                current=current,
+                power=power if power.exists() else None,
+                power_unit_w=1e-6,
+                voltage=folder / f"in{n}_input",
+                current=folder / f"curr{n}_input",
                 switch=folder / f"in{n}_enable",
                 shunt_ohm=micro_ohm * 1e-6 if micro_ohm is not None and micro_ohm > 0 else None,
                 update_s=_seconds(folder / "update_interval"),
@@ -223,43 +231,15 @@ def _hwmon_rails(folder: Path, chip: str) -> list[Rail]:
     return rails
 
 
-def _ina238_rails(folder: Path, chip: str) -> list[Rail]:
-    """A monitor that multiplies itself: one rail, in microwatts."""
-    power = folder / "power1_input"
-    if not power.exists():
-        return []
-    address = _address(folder)
-    label = read_text(folder / "in1_label") or read_text(folder / "power1_label") or f"{chip.lower()}@{address}"
-    voltage = folder / "in1_input"
-    return [
-        Rail(
-            label=label,
-            chip=chip,
-            address=address,
-            power=power,
-            power_unit_w=1e-6,
-            voltage=voltage if voltage.exists() else None,
-            current=None,
-            switch=None,
-            shunt_ohm=None,
-            update_s=_seconds(folder / "update_interval"),
-        )
-    ]
-
-
 def _iio_rails(folder: Path, chip: str) -> list[Rail]:
     rails = []
     for named in sorted(folder.glob("rail_name_*")):
         match = re.fullmatch(r"rail_name_(\d+)", named.name)
         label = read_text(named)
-        if match is None or not _useful(label):
+        if match is None or not label or not _useful(label):
             continue
-        assert label is not None
         n = match.group(1)
         power = folder / f"in_power{n}_input"
-        voltage, current = folder / f"in_voltage{n}_input", folder / f"in_current{n}_input"
-        if not power.exists() and not (voltage.exists() and current.exists()):
-            continue
         rails.append(
             Rail(
                 label=label,
@@ -267,8 +247,8 @@ def _iio_rails(folder: Path, chip: str) -> list[Rail]:
                 address=_address(folder),
                 power=power if power.exists() else None,
                 power_unit_w=1e-3,
-                voltage=voltage if voltage.exists() else None,
-                current=current if current.exists() else None,
+                voltage=folder / f"in_voltage{n}_input",
+                current=folder / f"in_current{n}_input",
                 switch=None,
                 shunt_ohm=None,
                 update_s=None,
@@ -331,7 +311,9 @@ def choose(rails: Sequence[Rail], asked: str | None, wait: Callable[[float], Non
         raise MissingHardware(
             "no power monitor (INA3221, INA238) under sys/bus/i2c/drivers: this carrier may have none, or its driver is not loaded"
         )
-    doubled = [label for label in by_label if _base(label) in (*WHOLE, *PARTS) and _base(label) not in by_label]
+    bases = [_base(label) for label in by_label]
+    known = [label for label in by_label if _base(label) in (*WHOLE, *PARTS) and bases.count(_base(label)) > 1]
+    doubled = [label for label in known if _base(label) not in by_label]
     if doubled:
         raise MissingHardware(
             f"{' and '.join(doubled)}: nothing tells which of these monitors is the module's own; choose the rail whose watts you "
@@ -370,7 +352,7 @@ def choose(rails: Sequence[Rail], asked: str | None, wait: Callable[[float], Non
     missed = [label for label in silent if label in parts or label in whole]
     for label in missed:
         told = "did not answer" if label in mute else "shows 0 W" if seen_w[label] is not None else "is switched off"
-        notes.append(f"{label} {told}")
+        notes.append((by_label[label].mute() if label in mute else "") or f"{label} {told}")
     notes += [f"{label} shows less than these, so it is not the total" for label in short]
     if others:
         notes.append(f"recorded, not in the sum: {', '.join(rail.label for rail in others)}")
@@ -388,6 +370,18 @@ def _single(rail: Rail) -> Figure:
     return Figure((rail,), f"{rail.scope} ({rail.label}), idle not subtracted")
 
 
+def behind(figure: Figure, rails: Sequence[Rail]) -> tuple[str, ...]:
+    """Labels of the rails that hang on the figure where it is a total, none of them inside another."""
+    if figure.rails[0].label not in WHOLE:
+        return ()
+    return _hang_together([rail.label for rail in rails])
+
+
+def _hang_together(labels: Collection[str]) -> tuple[str, ...]:
+    """Those of a module's rails that count once: none of them is fed by another of these labels."""
+    return tuple(label for label in labels if label in PARTS and FED_BY.get(label) not in labels)
+
+
 def _base(label: str) -> str:
     """The label as the device tree has it, without the monitor's address."""
     return label.partition("@")[0]
@@ -395,8 +389,9 @@ def _base(label: str) -> str:
 
 def _no_answer(rail: Rail) -> MissingHardware:
     return MissingHardware(
-        f"{rail.label} does not answer, though its monitor ({rail.chip}, {rail.address}) is there: without it the watts would be those of "
-        "something else; try again, or name another rail with CARD_POWER_RAIL"
+        f"{rail.label} does not answer, though its monitor ({rail.chip}, {rail.address}) is there"
+        f"{f' ({told})' if (told := rail.mute()) else ''}: without it the watts would be those of something else; try again, or name "
+        "another rail with CARD_POWER_RAIL"
     )
 
 
@@ -420,7 +415,7 @@ def _look(rails: Sequence[Rail]) -> dict[str, float]:
 
 def _short(label: str, looks: Sequence[Mapping[str, float]]) -> bool:
     """Whether this rail showed less than the module's rails together at every look: then they do not hang on it."""
-    together_w = [
-        sum(w for name, w in look.items() if name in PARTS and FED_BY.get(name) not in look) for look in looks
-    ]
-    return all(look[label] < _LEAST * sum_w for look, sum_w in zip(looks, together_w, strict=True) if label in look)
+    together_w = [sum(look[name] for name in _hang_together(look)) for look in looks]
+    return all(
+        look[label] < TOTAL_SHOWS * sum_w for look, sum_w in zip(looks, together_w, strict=True) if label in look
+    )

@@ -37,7 +37,7 @@ _FILES = (
     # clocks
     "sys/class/devfreq/*/{available_frequencies,available_governors,cur_freq,governor,max_freq,min_freq,polling_interval,target_freq}",
     "sys/class/devfreq/*/device/of_node/name",
-    "sys/class/devfreq/*/device/{load,railgate_enable,enable_3d_scaling}",
+    "sys/class/devfreq/*/device/{load,railgate_enable,enable_3d_scaling,tpc_pg_mask}",
     "sys/kernel/debug/bpmp/debug/clk/emc/{rate,max_rate,min_rate}",
     "sys/kernel/debug/clk/emc/clk_rate",
     "sys/kernel/debug/clk/override.emc/clk_rate",
@@ -107,7 +107,7 @@ def snapshot(output: Path, root: Path | None = None) -> Path:
     """Write the files that the toolkit reads below ``root`` (default: this machine, or CARD_SYSFS_ROOT) into ``output``, a .tar.gz.
 
     The archive unpacks into a tree for CARD_SYSFS_ROOT; ``card-snapshot.json`` in it lists what was taken, what could not be
-    read and why, and what was left out. The same readings give the same bytes. Takes at most about 30 s.
+    read and why (an empty folder stands in its place), and what was left out. The same readings give the same bytes. Takes at most about 30 s.
 
     Raises BadInput when ``output`` cannot be written, MissingHardware when there is nothing to take.
     """
@@ -146,7 +146,12 @@ def _names(root: Path, pattern: str) -> Iterator[str]:
             yield pattern
         return
     for path in sorted(root.glob(pattern)):
-        if not path.is_dir() and not _NOT_HWMON.fullmatch(path.name) and _is_read_by_us(root, path.parent):
+        # Under a name that is wanted, a folder is a file that a snapshot could not read.
+        if (
+            not (pattern.endswith("/*") and path.is_dir())
+            and not _NOT_HWMON.fullmatch(path.name)
+            and _is_read_by_us(root, path.parent)
+        ):
             yield path.relative_to(root).as_posix()
 
 
@@ -240,7 +245,9 @@ def _archive(taken: _Taken) -> bytes:
         "left_out": dict(sorted(taken.left_out.items())),
     }
     files = {**taken.files, MANIFEST: json.dumps(manifest, indent=1).encode() + b"\n"}
-    folders = {str(parent) for name in [*files, *taken.links] for parent in PurePosixPath(name).parents} - {"."}
+    # A folder stands for a file that did not answer: it is there, and reading it fails for everybody, root too.
+    silent = set(taken.unreadable)
+    folders = silent | {str(p) for name in [*files, *silent, *taken.links] for p in PurePosixPath(name).parents} - {"."}
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(folders - set(taken.links)):

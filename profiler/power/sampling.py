@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from profiler.hardware.device import Device, PowerSensor, Reading
+from profiler.hardware.device import TOTAL_SHOWS, Device, PowerSensor, Reading
 from profiler.power.heat import Habits, Settling, settling
 from profiler.power.interval import Mean, mean_interval, rounding_w, steady_from, why_not_counter
 from profiler.profile import BadInput, MissingHardware, PowerPoint
@@ -636,6 +636,14 @@ def _point(
         notes.append(f"{at} the power sensor answered {answered} of {len(inside)} times")
     if rest_w is not None and watts < _LOAD * rest_w:
         notes.append(f"{at} the load draws {watts:.2f} W, hardly more than rest ({rest_w:.2f} W): did it run?")
+    told = [(r.power_w, r.rails_w) for r in inside if r.power_w is not None and r.rails_w is not None]
+    shown_w = sum(total_w for total_w, _ in told) / max(len(told), 1)
+    behind_w = sum(rails_w.get(label, 0.0) for _, rails_w in told for label in sensor.behind) / max(len(told), 1)
+    if shown_w < TOTAL_SHOWS * behind_w:  # not seen when the board was opened: at rest the rails behind it show little
+        notes.append(
+            f"{at} the total shows {shown_w:.2f} W and the rails behind it ({', '.join(sensor.behind)}) {behind_w:.2f} W: it "
+            "cannot be the total, and this figure is too low; name another rail with CARD_POWER_RAIL"
+        )
     temperatures = [r.temperature_c for r in inside if r.temperature_c is not None]
     stopped = sampled.stopped_by
     if stopped != "steady" and found.waiting_for:

@@ -13,6 +13,7 @@ import pytest
 
 from profiler.hardware.gpu import GpuDevice
 from profiler.hardware.jetson import JetsonBoard, find_jetson
+from profiler.power.sampling import steady_point
 from profiler.profile import BadInput, MissingHardware
 from tests.rigs.jetsons import BOARDS
 from tests.rigs.sysfs import Live, add_monitor, build
@@ -155,6 +156,38 @@ def test_a_modules_part_number_tells_its_cores(tmp_path: Path, module: str, entr
     assert (board.name, board.value("cores")) == (entry, cores)
 
 
+@pytest.mark.parametrize(
+    ("name", "mask", "cores", "told"),
+    [
+        ("orin-agx-jp6", 0, 2048, "8 of the chip's 8 (tpc_pg_mask 0)"),
+        ("orin-agx-jp6", 240, 1024, "4 of the chip's 8 (tpc_pg_mask 240)"),  # MODE_30W
+        ("orin-agx-32gb-jp6", 0, 1792, "7 of the chip's 8 (tpc_pg_mask 0)"),
+        ("orin-nano-jp6", 240, 1024, "4 of the chip's 8 (tpc_pg_mask 240)"),  # in every mode: it has no more
+        ("orin-nx-jp6", 252, 512, "2 of the chip's 8 (tpc_pg_mask 252)"),
+        ("xavier-nx-jp5", 1, 384, "3 of the chip's 4 (tpc_pg_mask 1)"),
+        ("tx2-jp4", 0, 256, None),
+        (
+            "tx2-jp4",
+            1,
+            256,
+            "tpc_pg_mask 1, of a chip whose TPCs we do not know: cores are all that the catalog has",
+        ),
+    ],
+)
+def test_cores_that_the_power_mode_has_gated_are_not_counted(
+    tmp_path: Path, name: str, mask: int, cores: int, told: str | None
+) -> None:
+    build(tmp_path, name)
+    node = only(tmp_path, "sys/class/devfreq/17000000.*")
+    (node.resolve().parent.parent / "tpc_pg_mask").write_text(f"{mask}\n")
+    board = found(tmp_path)
+    hardware = GpuDevice(board, None).describe()
+    assert hardware.cores == cores
+    assert hardware.conditions.get("TPCs on") == told
+    assert board.board is not None
+    assert ("of which 4 TPCs of 256 are on" in (hardware.source or "")) == (name == "orin-agx-jp6" and mask == 240)
+
+
 def test_a_sum_counts_no_rail_twice_and_a_total_is_never_a_sum(tmp_path: Path) -> None:
     build(tmp_path / "agx", "orin-agx-jp6")
     reading = found(tmp_path / "agx").read()
@@ -255,6 +288,17 @@ def test_of_two_rails_of_one_label_the_module_s_own_counts_and_both_are_recorded
     assert found(tmp_path, rail="VDD_IN@0-0041").read().power_w == pytest.approx(13.2)
 
 
+def test_a_lone_total_on_a_carrier_s_monitor_is_not_that_of_a_module_whose_rails_are_on_others(tmp_path: Path) -> None:
+    build(tmp_path, "orin-agx-jp6")
+    own = found(tmp_path).read()
+    carrier(tmp_path, "2-0045", 17, {"VDD_IN": 30.0, "VDD_SSD": 2.0})
+    board = found(tmp_path)
+    assert board.read().power_w == own.power_w
+    assert board.power is not None
+    assert board.power.scope.startswith(EXPECTED["orin-agx-jp6"][2])
+    assert board.power.scope.endswith("recorded, not in the sum: VDD_IN@2-0045, VDD_SSD)")
+
+
 def test_where_nothing_tells_two_rails_of_one_label_apart_the_user_is_asked(orin: Path) -> None:
     carrier(orin, "0-0041", 17, {"VDD_IN": 13.2, "VDD_CPU_GPU_CV": 2.0, "VDD_SOC": 0.3})
     board = found(orin)
@@ -277,6 +321,30 @@ def test_a_total_below_the_rails_behind_it_is_not_the_total(orin: Path) -> None:
     board = found(orin)
     assert board.power is not None
     assert board.power.scope == "whole module (VDD_IN)"
+
+
+@pytest.mark.parametrize(("share", "told"), [(1.0, False), (0.55, True)])
+def test_a_total_that_falls_below_the_rails_behind_it_under_load_is_told_at_the_point(
+    orin: Path, share: float, told: bool
+) -> None:
+    rig, current = Live(orin), only(orin, "sys/devices/**/hwmon1/curr1_input")
+    seen = ""
+
+    def lives(now_s: float, busy: bool) -> None:
+        nonlocal seen
+        rig.advance(now_s, busy)
+        if busy and current.read_text() != seen:
+            seen = f"{share * float(current.read_text()):.0f}\n"
+            current.write_text(seen)
+            rig._written.pop(current, None)
+
+    clock = VirtualTime(lives)
+    device = GpuDevice(found(orin, time=clock), None)
+    point = steady_point(device, lambda: clock.elapse(0.1, busy=True)).point
+    assert device.power is not None
+    assert device.power.scope == "whole module (VDD_IN)"
+    assert point.stopped_by.startswith("steady")
+    assert any("the rails behind it (VDD_CPU_GPU_CV, VDD_SOC)" in note for note in point.notes) == told
 
 
 @pytest.mark.parametrize("name", ["orin-agx-jp6", "xavier-agx-jp5", "xavier-agx-jp4"])
@@ -455,8 +523,65 @@ def test_a_rail_of_an_engine_that_is_off_may_be_silent(tmp_path: Path) -> None:
     board = found(tmp_path)
     assert board.power is not None
     assert board.power.scope == (
-        "sum of GPU, CPU, SOC, VDDRQ and SYS5V (this board has no rail of the whole module; CV did not answer)"
+        "sum of GPU, CPU, SOC, VDDRQ and SYS5V (this board has no rail of the whole module; channel CV of the monitor shows no current)"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "says"),
+    [
+        ("orin-nano-jp6", "1-0040/hwmon/hwmon1/curr1_input", "VDD_IN of the monitor shows no current"),
+        ("orin-agx-jp6", "1-0040/hwmon/hwmon3/curr3_input", "VIN_SYS_5V0 of the monitor shows no current"),
+        ("orin-agx-jp6", "1-0040/hwmon/hwmon3/in1_input", "VDD_GPU_SOC of the monitor shows no voltage"),
+        ("tx2-jp4", "0-0041/iio:device1/in_*0_input", "VDD_IN of the monitor shows no voltage and no current"),
+    ],
+)
+@pytest.mark.parametrize("unreadable", [False, True])
+def test_a_labelled_channel_that_shows_nothing_is_named_and_nothing_stands_in_for_it(
+    tmp_path: Path, name: str, file: str, says: str, unreadable: bool
+) -> None:
+    build(tmp_path, name)
+    for path in list(tmp_path.glob(f"sys/devices/**/{file}")):
+        path.unlink()
+        if unreadable and "power" not in path.name:
+            path.mkdir()
+    board = found(tmp_path)
+    assert board.power is None
+    label = says.partition(" ")[0]
+    assert f"channel {says}" in board.absent.reasons["power"]
+    assert board.absent.reasons[f"rail {label}"] == f"channel {says}"
+    assert label not in (board.read().rails_w or {})
+
+
+def test_a_sum_names_a_channel_that_shows_no_current_and_a_total_does_without_it(tmp_path: Path) -> None:
+    build(tmp_path / "agx", "orin-agx-jp6")
+    only(tmp_path / "agx", "sys/devices/**/1-0040/hwmon/hwmon3/curr2_input").unlink()
+    board = found(tmp_path / "agx")
+    assert board.power is not None
+    assert board.power.scope == (
+        "sum of VDD_GPU_SOC and VIN_SYS_5V0 (this board has no rail of the whole module; VDDQ_VDD2_1V8AO is inside VIN_SYS_5V0; "
+        "channel VDD_CPU_CV of the monitor shows no current)"
+    )
+    build(tmp_path / "nano", "orin-nano-jp6")
+    only(tmp_path / "nano", "sys/devices/**/hwmon1/curr3_input").unlink()
+    board = found(tmp_path / "nano")
+    assert board.power is not None
+    assert board.power.scope == "whole module (VDD_IN)"
+    assert board.absent.reasons == {"rail VDD_SOC": "channel VDD_SOC of the monitor shows no current"}
+
+
+def test_a_monitor_of_three_channels_that_multiplies_itself_has_three_rails(tmp_path: Path) -> None:
+    build(tmp_path, "orin-agx-jp6")
+    own = found(tmp_path).read()
+    for volts in tmp_path.glob("sys/devices/**/1-004?/hwmon/hwmon*/in[123]_input"):
+        amperes = volts.with_name(volts.name.replace("in", "curr", 1))
+        microwatts = float(volts.read_text()) * float(amperes.read_text())
+        volts.with_name(volts.name.replace("in", "power", 1)).write_text(f"{microwatts:.0f}\n")
+        amperes.unlink()
+    board = found(tmp_path)
+    assert board.power is not None
+    assert board.power.scope.startswith(EXPECTED["orin-agx-jp6"][2])
+    assert board.read().rails_w == pytest.approx(own.rails_w)
 
 
 def test_a_total_of_zero_watts_is_no_measurement(orin: Path) -> None:

@@ -27,6 +27,8 @@ def unpack(archive: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("name", sorted(BOARDS))
 def test_a_snapshot_of_every_board_replays_as_that_board(name: str, tmp_path: Path) -> None:
     build(tmp_path / "board", name)
+    for node in (tmp_path / "board").glob("sys/class/devfreq/17000000.*"):
+        (node.resolve().parent.parent / "tpc_pg_mask").write_text("3\n")
     tree = unpack(snapshot(tmp_path / "taken.tar.gz", tmp_path / "board"), tmp_path / "tree")
     one, other = find_jetson(tmp_path / "board"), find_jetson(tree)
     assert one is not None
@@ -178,6 +180,20 @@ def test_what_cannot_be_read_is_listed_and_is_not_fatal(tmp_path: Path) -> None:
     assert not any("passwd" in name for name in manifest["files"])
     assert manifest["files"]["sys/firmware/devicetree/base/model"] > 10
     assert find_jetson(tree) is not None
+
+
+@pytest.mark.parametrize("file", ["curr1_input", "power1_input"])
+def test_a_file_that_cannot_be_read_replays_as_one_that_is_there_and_does_not_answer(file: str, tmp_path: Path) -> None:
+    board = tmp_path / "board"
+    build(board, "orin-nano-jp6")
+    (monitor,) = board.glob("sys/devices/**/1-0040/hwmon/hwmon1")
+    (monitor / file).unlink(missing_ok=True)
+    (monitor / file).mkdir()  # without power, which is then not read, the watts would be volts times amperes
+    first = unpack(snapshot(tmp_path / "1.tar.gz", board), tmp_path / "1")
+    second = unpack(snapshot(tmp_path / "2.tar.gz", first), tmp_path / "2")
+    outcomes = [(b.power, b.absent, b.read().rails_w) for tree in (board, first, second) if (b := find_jetson(tree))]
+    assert outcomes[0][0] is None
+    assert outcomes == outcomes[:1] * 3
 
 
 def test_a_snapshot_of_this_machine_works_wherever_it_runs(tmp_path: Path) -> None:
