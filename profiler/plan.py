@@ -86,7 +86,7 @@ class Plan:
             "clocks_hz": list(self.choice.frequencies_hz) if self.choice.locks else None,
             "load_command": self.request.load_command,
             **({"compression": self._compression()} if "compression" in self.measures else {}),
-            "versions": {"card-profile": __version__, **versions()},
+            "versions": {"card-profile": __version__, **hardware.software, **versions()},
         }
 
     def compression(self) -> CompressionOptions:

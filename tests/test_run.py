@@ -351,6 +351,29 @@ def test_conditions_seen_before_a_run_was_interrupted_are_told_by_the_one_that_g
     assert told["memory clock"] == "3199 MHz under load"
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "version"),
+    [
+        ("proc/sys/kernel/osrelease", "5.15.185-tegra\n", "kernel"),
+        ("etc/nv_tegra_release", "# R36 (release), REVISION: 5.0, GCID: 1\n", "L4T"),
+    ],
+)
+def test_a_run_does_not_go_on_under_another_version_of_the_boards_software(
+    orin: tuple[Path, VirtualTime], tmp_path: Path, file: str, text: str, version: str
+) -> None:
+    def record() -> Partial:
+        device = GpuDevice(find_jetson(orin[0], time=orin[1]), None)
+        choice = choose_clocks("current", ())
+        plan = Plan(RunRequest("orin-nx", TINY), device, "device", ("power",), choice, tmp_path / "orin.json")
+        return Partial(plan.output, plan.key())
+
+    record().put("power", [])
+    assert len(record()) == 1
+    (orin[0] / file).write_text(text)
+    assert len(record()) == 0
+    assert f"with other settings (versions: {version}); starting again" in str(record().ignored)
+
+
 def test_conditions_are_looked_at_while_layers_are_timed_too(orin: tuple[Path, VirtualTime], tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the [profile] extra is not installed")
     from rich.console import Console
