@@ -14,13 +14,28 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from profiler.profile import BadInput
+from pydantic import TypeAdapter, ValidationError
+
+from profiler.profile import MAX_TEXT, BadInput, Text
 
 _PR_SET_PDEATHSIG = 1
 
 
+def described(command: str) -> str:
+    """What a profile calls this load."""
+    return f"command: {command}"
+
+
 def program_of(command: str) -> list[str]:
-    """The words of ``command`` as a shell would split them. Raises BadInput where they name no program that can be started."""
+    """The words of ``command`` as a shell would split them. Raises BadInput where they name no program that can be started, or
+    where no profile could hold them: that would else be seen when everything has been measured."""
+    try:
+        TypeAdapter(Text).validate_python(described(command))
+    except ValidationError:
+        raise BadInput(
+            f"--load-command {command[:60]!r}...: {len(command)} characters, expected UTF-8 of at most {MAX_TEXT - len(described(''))}; "
+            "a longer one goes into a script"
+        ) from None
     try:
         words = shlex.split(command)
     except ValueError as error:

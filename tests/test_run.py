@@ -96,7 +96,7 @@ def test_a_range_to_give_the_clock_back_to_is_refused_where_no_clock_is_set(devi
     make_plan(RunRequest("emulated:orin-nano", TINY, clocks="3", restore_hz=(210e6, 2100e6)))
 
 
-@pytest.mark.parametrize("command", ["", "'", "/no/such/program"])
+@pytest.mark.parametrize("command", ["", "'", "/no/such/program", "true " + "x" * 3987, "true \udcff"])
 def test_a_load_that_is_no_program_is_refused_before_the_device_is_looked_for(command: str) -> None:
     with pytest.raises(BadInput, match="--load-command"):
         run(RunRequest("nvml:99", TINY, measure=("power",), load_command=command))
