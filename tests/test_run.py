@@ -93,7 +93,15 @@ def test_a_command_as_load_is_refused_on_an_emulated_device_at_once() -> None:
 def test_a_range_to_give_the_clock_back_to_is_refused_where_no_clock_is_set(device: str, clocks: str) -> None:
     with pytest.raises(BadInput, match=rf"^--restore-clocks 210,2100: .*--clocks {clocks} sets none"):
         make_plan(RunRequest(device, TINY, clocks=clocks, restore_hz=(210e6, 2100e6)))
-    make_plan(RunRequest("emulated:orin-nano", TINY, clocks="3", restore_hz=(210e6, 2100e6)))
+    make_plan(RunRequest("emulated:orin-nano", TINY, clocks="3", restore_hz=(306e6, 625e6)))
+
+
+@pytest.mark.parametrize("restore_hz", [(2e6, 3e6), (306e6, 1020e6), (210e6, 625e6)])
+def test_a_range_to_give_the_clock_back_to_lies_inside_of_what_the_device_can_take(
+    restore_hz: tuple[float, float],
+) -> None:
+    with pytest.raises(BadInput, match=r"^--restore-clocks \d+,\d+: expected a range inside of 306,624.75, the clocks of"):
+        make_plan(RunRequest("emulated:orin-nano", TINY, clocks="3", restore_hz=restore_hz))
 
 
 @pytest.mark.parametrize("command", ["", "'", "/no/such/program", "true " + "x" * 3987, "true \udcff"])
