@@ -24,7 +24,7 @@ from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading,
 from profiler.hardware.host import WallTime, cgroup_limit_bytes, read_number, read_text, sysfs_root
 from profiler.hardware.l4t import L4t, MemoryClock, PowerMode, fan, processors
 from profiler.hardware.rails import Figure, Rail, choose, find_rails, found_again
-from profiler.profile import MissingHardware, Role
+from profiler.profile import MAX_TEXT, MissingHardware, Role
 
 _GPU_NAMES = {"gpu", "gm20b", "gp10b", "gv11b", "ga10b", "gb10b"}
 _OTHER_ENGINES = ("nvd", "vic", "nvenc", "nvjpg", "pva", "dla")
@@ -55,6 +55,9 @@ _MODELS = {
     "nvidia orin nano developer kit": "orin-nano",
 }
 """Names in the device tree's ``model`` that are not the product's."""
+
+_MAX_NAME = 200
+"""A device tree may hold more, and a profile or a journal would then not hold it with what is said of it."""
 
 _LOST_S = 2.0
 """Without watts for so long, the monitors are looked for again."""
@@ -143,7 +146,7 @@ class JetsonBoard:
         self._node = self._nodes[0] if self._nodes else None
         self._mode = PowerMode(root)
         self._memory_clock = MemoryClock(root)
-        model = _device_tree(root, "model") or "Jetson"
+        model = (_device_tree(root, "model") or "Jetson")[:_MAX_NAME]
         self.given_name = model
         self._compatible = compatible = _compatible(root, nodes)
         self.board = _catalog_entry(model, compatible, self.supported_hz())
@@ -166,7 +169,7 @@ class JetsonBoard:
         self.power: PowerSensor | None = None
         if self._figure is not None:
             self.power = PowerSensor(
-                scope=self._figure.scope,
+                scope=self._figure.scope[:MAX_TEXT],
                 sensor=self._figure.sensor,
                 period_s=max(0.02, self._figure.period_s),
                 averaging_s=self._figure.averaging_s,

@@ -13,7 +13,8 @@ import pytest
 
 from profiler.hardware.gpu import GpuDevice
 from profiler.hardware.jetson import JetsonBoard, find_jetson
-from profiler.profile import BadInput, MissingHardware
+from profiler.profile import MAX_TEXT, BadInput, MissingHardware
+from profiler.show import show_devices
 from tests.rigs.jetsons import BOARDS
 from tests.rigs.sysfs import Live, add_monitor, build
 from tests.rigs.time import VirtualTime
@@ -370,6 +371,22 @@ def test_a_board_nobody_has_seen_works_by_its_structure(tmp_path: Path) -> None:
     assert board.power is not None
     assert "VDD_NEW" in board.power.scope
     assert board.board is None
+
+
+@pytest.mark.parametrize("odd", [b"NVIDIA Jetson\0 \x1b[2J\xff Nano\0", b"NVIDIA Jetson " + b"X" * 4080])
+def test_a_name_and_a_label_that_nobody_would_give_are_shown_and_steer_no_terminal(
+    odd: bytes, orin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (orin / "sys/firmware/devicetree/base/model").write_bytes(odd)
+    label = next(path for path in orin.glob("sys/class/hwmon/*/in*_label") if path.read_text().strip() == "VDD_IN")
+    label.write_bytes(odd)
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(orin))
+    show_devices()
+    told = capsys.readouterr().out
+    assert "NVIDIA Jetson" in told
+    assert "cpu: " in told
+    assert told.replace("\n", "").isprintable()
+    assert len(found(orin).power.scope) <= MAX_TEXT
 
 
 def test_other_makers_boards_and_plain_machines_are_no_jetsons(orin: Path, tmp_path: Path) -> None:
