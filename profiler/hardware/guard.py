@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler.hardware.device import Timebase
-from profiler.hardware.host import sysfs_root
+from profiler.hardware.host import read_text, sysfs_root
 from profiler.hardware.setter import say_owner
 from profiler.hardware.setter_targets import ALIVE_PATIENCE_S, boot_id, booted_since
 from profiler.profile import BadInput, MissingHardware
@@ -340,8 +340,8 @@ def _is_locked(path: Path) -> bool:
 
 def _of_this_boot(path: Path, root: str) -> bool:
     """Whether there is a journal at ``path`` that was written in this boot; not where it does not tell."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        journal = json.loads(path.read_bytes())
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        journal = json.loads(read_text(path) or "null")
         told = isinstance(journal, dict) and journal.get("boot_id") is not None and boot_id(root) is not None
         return told and not booted_since(journal, root)
     return False

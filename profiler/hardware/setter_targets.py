@@ -114,7 +114,7 @@ class SysfsClocks:
     def hold(self) -> None:
         """Exclude runs that keep their journals elsewhere (another user's): the first node's file is locked too."""
         try:
-            fd = os.open(self.nodes[0][1], os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self.nodes[0][1], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -231,7 +231,7 @@ class SysfsClocks:
         until = time.monotonic() + 1.0
         while True:
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
                 try:
                     return int(os.read(fd, 4096).split()[0])
                 finally:

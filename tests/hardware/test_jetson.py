@@ -19,6 +19,7 @@ from tests.rigs.jetsons import BOARDS
 from tests.rigs.sysfs import Live, add_monitor, build
 from tests.rigs.time import VirtualTime
 
+ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {
     "nano-jp4": ("devfreq-57000000.gpu", "nano", "whole module (POM_5V_IN)", 12, "4"),
     "tx2-jp4": ("devfreq-17000000.gp10b", "tx2", "whole module (VDD_IN)", 13, "4"),
@@ -387,6 +388,21 @@ def test_a_name_and_a_label_that_nobody_would_give_are_shown_and_steer_no_termin
     assert "cpu: " in told
     assert told.replace("\n", "").isprintable()
     assert len(found(orin).power.scope) <= MAX_TEXT
+
+
+def test_a_pipe_in_a_tree_or_among_the_journals_keeps_nobody_waiting(
+    orin: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("CARD_STATE_DIR", str(state))
+    key = found(orin).key
+    zones = [path for path in orin.glob("sys/devices/virtual/thermal/*/temp") if path.is_file()]
+    for path in (*zones, orin / "sys/kernel/debug/bpmp/debug/clk/emc/rate", state / f"{key}.journal"):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    words = [sys.executable, "-c", "from cli import profile_main; profile_main()", "devices", "--sysfs-root", str(orin)]
+    devices = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert "orin-nx: " in devices.stdout
 
 
 def test_other_makers_boards_and_plain_machines_are_no_jetsons(orin: Path, tmp_path: Path) -> None:
