@@ -481,6 +481,15 @@ def test_an_error_that_a_library_made_of_the_stop_counts_as_the_stop(
     assert capsys.readouterr().err == "card-profile: stopped\n"
 
 
+def test_a_file_that_this_user_may_not_read_is_a_missing_right_and_no_fault_of_ours(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import cli
+
+    assert cli._failed("card-profile", PermissionError(13, "Permission denied", "/sys/class/hwmon/hwmon1")) == 3
+    assert capsys.readouterr().err.startswith("card-profile: /sys/class/hwmon/hwmon1: permission denied; ")
+
+
 def test_no_librarys_progress_bar_is_in_our_output() -> None:
     pytest.importorskip("torch", reason="the [profile] extra is not installed")
     program = (

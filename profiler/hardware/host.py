@@ -51,6 +51,14 @@ def read_text(path: Path) -> str | None:
         return None
 
 
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What is there by that pattern, sorted; nothing where the folder cannot be read."""
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:
+        return []
+
+
 def read_number(path: Path) -> float | None:
     """The file's text as a number, else None."""
     text = read_text(path)

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from profiler.hardware import list_devices
 from profiler.hardware.gpu import GpuDevice
 from profiler.hardware.jetson import JetsonBoard, find_jetson
 from profiler.profile import MAX_TEXT, BadInput, MissingHardware
@@ -388,6 +390,22 @@ def test_a_name_and_a_label_that_nobody_would_give_are_shown_and_steer_no_termin
     assert "cpu: " in told
     assert told.replace("\n", "").isprintable()
     assert len(found(orin).power.scope) <= MAX_TEXT
+
+
+@pytest.mark.parametrize("folder", ["sys/devices/system/cpu", "sys/class/devfreq", "sys/class/thermal"])
+def test_a_folder_that_this_user_may_not_read_hides_no_device(
+    folder: str, orin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glob = Path.glob
+
+    def refused(path: Path, pattern: str) -> Iterator[Path]:
+        if path.is_relative_to(orin / folder):
+            raise PermissionError(13, "Permission denied", str(path))
+        return glob(path, pattern)
+
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(orin))
+    monkeypatch.setattr(Path, "glob", refused)  # root, who may test, can read any
+    assert [row.name for row in list_devices()] == ["orin-nx", "cpu"]
 
 
 def test_a_pipe_in_a_tree_or_among_the_journals_keeps_nobody_waiting(
