@@ -21,6 +21,10 @@ from profiler.profile import MAX_TEXT, BadInput, Text
 _PR_SET_PDEATHSIG = 1
 
 
+class LoadEnded(BadInput):
+    """The load ended before the measurement did."""
+
+
 def described(command: str) -> str:
     """What a profile calls this load."""
     return f"command: {command}"
@@ -52,7 +56,7 @@ def program_of(command: str) -> list[str]:
 
 @contextlib.contextmanager
 def running(command: str) -> Iterator[Callable[[], None]]:
-    """Run ``command`` (no shell) as long as the body lasts; the value checks that it still runs, and raises BadInput if not.
+    """Run ``command`` (no shell) as long as the body lasts; the value checks that it still runs, and raises LoadEnded if not.
 
     What it starts ends with it when the body ends; when this process is killed, the kernel ends the command itself.
     """
@@ -74,7 +78,7 @@ def running(command: str) -> Iterator[Callable[[], None]]:
         def alive() -> None:
             code = process.poll()
             if code is not None:
-                raise BadInput(
+                raise LoadEnded(
                     f"--load-command {command!r}: ended with {code} before the measurement did{_last_line(complaints)}; "
                     "expected a load that lasts"
                 )

@@ -19,6 +19,7 @@ import pytest
 from profiler import run as run_module
 from profiler.hardware.gpu import GpuDevice
 from profiler.hardware.jetson import find_jetson
+from profiler.load import running
 from profiler.partial import Partial
 from profiler.plan import Plan, make_plan
 from profiler.power.sweep import choose_clocks
@@ -357,6 +358,25 @@ def test_conditions_seen_before_a_run_was_interrupted_are_told_by_the_one_that_g
             profiled(tree, clock, monkeypatch, output)
     told = profiled(tree, clock, monkeypatch, output).hardware.conditions
     assert told["memory clock"] == "3199 MHz under load"
+
+
+def test_a_load_that_ends_early_leaves_what_was_measured_before_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    def ended(self: run_module._Measurement) -> None:
+        self.partial.put("power", [])
+        with running("false") as alive:
+            while True:
+                alive()
+
+    monkeypatch.setattr(run_module._Measurement, "profile", ended)
+    plan = make_plan(RunRequest("emulated:orin-nano", TINY, output=tmp_path / "p.json"))
+    told = io.StringIO()
+    with pytest.raises(BadInput, match="ended with 1"), Reporter(Console(file=told, width=1000)) as say:
+        run_module._measured(plan, say)
+    assert "stopped: 1 results are kept in " in told.getvalue()
 
 
 @pytest.mark.parametrize(
