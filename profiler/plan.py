@@ -227,6 +227,8 @@ def _output(request: RunRequest, device: Device) -> Path:
             folder = folder.parent
         if not folder.is_dir():
             raise BadInput(f"--output {path}: {folder} is not a folder")
+        with contextlib.suppress(FileNotFoundError):
+            path.stat()  # links that lead in a circle, which nothing above minds
     except OSError as error:
         raise BadInput(f"--output {path}: {error.strerror or error}") from None
     if not os.access(folder, os.W_OK | os.X_OK):

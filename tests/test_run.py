@@ -111,12 +111,14 @@ def test_a_load_that_is_no_program_is_refused_before_the_device_is_looked_for(co
         run(RunRequest("nvml:99", TINY, measure=("power",), load_command=command))
 
 
-@pytest.mark.parametrize("name", ["file/profile.json", "file/below/profile.json", "x" * 300 + ".json"])
+@pytest.mark.parametrize("name", ["file/profile.json", "file/below/profile.json", "x" * 300 + ".json", "circle/profile.json", "circle.json"])
 def test_an_output_that_cannot_be_written_is_refused_before_measuring(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("not a folder")
+    for circle in ("circle", "circle.json"):
+        (tmp_path / circle).symlink_to(circle)
     with pytest.raises(BadInput, match=r"^--output "):
-        run(RunRequest("emulated:orin-nano", TINY, output=tmp_path / name))
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+        make_plan(RunRequest("emulated:orin-nano", TINY, output=tmp_path / name))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["circle", "circle.json", "file"]
 
 
 def test_a_profile_bears_the_name_that_was_asked_for_and_its_file_too(
