@@ -157,9 +157,9 @@ def become_caller() -> str | None:
 class _Refused(Exception):
     """The helper answered that it cannot."""
 
-    def __init__(self, kind: str, text: str, pid: int | None = None) -> None:
+    def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
-        self.kind, self.pid = kind, pid
+        self.kind = kind
 
 
 class _Lost(Exception):
@@ -203,7 +203,7 @@ class _Helper:
             if answer.get("id") != self._number:  # to a question that was broken off
                 continue
             if not answer.get("ok"):
-                raise _Refused(str(answer.get("kind")), str(answer.get("text")), answer.get("pid"))
+                raise _Refused(str(answer.get("kind")), str(answer.get("text")))
             return answer
 
     def _hear(self, until: float) -> dict[str, Any] | None:

@@ -26,11 +26,11 @@ Result = TypeVar("Result")
 
 
 class Problem(Exception):
-    """What stands in the way; ``kind`` for the program, the text for people."""
+    """What stands in the way; ``kind`` for the program, the text for people. ``owner``: the live run whose lock is in the way, in words."""
 
-    def __init__(self, kind: str, text: str, pid: int | None = None) -> None:
+    def __init__(self, kind: str, text: str, owner: str | None = None) -> None:
         super().__init__(text)
-        self.kind, self.pid = kind, pid
+        self.kind, self.owner = kind, owner
 
 
 class Damaged(Exception):
