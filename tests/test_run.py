@@ -101,7 +101,9 @@ def test_a_range_to_give_the_clock_back_to_is_refused_where_no_clock_is_set(devi
 def test_a_range_to_give_the_clock_back_to_lies_inside_of_what_the_device_can_take(
     restore_hz: tuple[float, float],
 ) -> None:
-    with pytest.raises(BadInput, match=r"^--restore-clocks \d+,\d+: expected a range inside of 306,624.75, the clocks of"):
+    with pytest.raises(
+        BadInput, match=r"^--restore-clocks \d+,\d+: expected a range inside of 306,624.75, the clocks of"
+    ):
         make_plan(RunRequest("emulated:orin-nano", TINY, clocks="3", restore_hz=restore_hz))
 
 
@@ -111,7 +113,9 @@ def test_a_load_that_is_no_program_is_refused_before_the_device_is_looked_for(co
         run(RunRequest("nvml:99", TINY, measure=("power",), load_command=command))
 
 
-@pytest.mark.parametrize("name", ["file/profile.json", "file/below/profile.json", "x" * 300 + ".json", "circle/profile.json", "circle.json"])
+@pytest.mark.parametrize(
+    "name", ["file/profile.json", "file/below/profile.json", "x" * 300 + ".json", "circle/profile.json", "circle.json"]
+)
 def test_an_output_that_cannot_be_written_is_refused_before_measuring(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("not a folder")
     for circle in ("circle", "circle.json"):

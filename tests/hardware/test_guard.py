@@ -337,7 +337,9 @@ def test_restore_in_another_container_leaves_a_live_run_alone(tree: Tree) -> Non
     command = [*apart, sys.executable, "-c", "from profiler.hardware.guard import *; restore_leftovers(print)"]
     with tree.victim("sleep"):
         restoring = subprocess.run(command, env=tree.environment, capture_output=True, text=True, check=True)
-        assert "held by a run whose process is not visible from here (another container?), left alone" in restoring.stdout
+        assert (
+            "held by a run whose process is not visible from here (another container?), left alone" in restoring.stdout
+        )
         assert tree.limits == (714_000_000, 714_000_000)
 
 
