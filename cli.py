@@ -193,6 +193,9 @@ def _failed(command: str, error: Any) -> int:
     if isinstance(error, MissingHardware):
         _say(command, str(error))
         return 3
+    if isinstance(error, PermissionError) and error.filename is not None and not os.environ.get("CARD_TRACEBACK"):
+        _say(command, f"{error.filename}: permission denied; expected a right of this user's to it")
+        return 3
     if os.environ.get("CARD_TRACEBACK"):
         raise error
     _say(command, f"a fault of ours: {type(error).__name__}: {error} (CARD_TRACEBACK=1 shows where)")

@@ -14,13 +14,32 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from profiler.profile import BadInput
+from pydantic import TypeAdapter, ValidationError
+
+from profiler.profile import MAX_TEXT, BadInput, Text
 
 _PR_SET_PDEATHSIG = 1
 
 
+class LoadEnded(BadInput):
+    """The load ended before the measurement did."""
+
+
+def described(command: str) -> str:
+    """What a profile calls this load."""
+    return f"command: {command}"
+
+
 def program_of(command: str) -> list[str]:
-    """The words of ``command`` as a shell would split them. Raises BadInput where they name no program that can be started."""
+    """The words of ``command`` as a shell would split them. Raises BadInput where they name no program that can be started, or
+    where no profile could hold them: that would else be seen when everything has been measured."""
+    try:
+        TypeAdapter(Text).validate_python(described(command))
+    except ValidationError:
+        raise BadInput(
+            f"--load-command {command[:60]!r}...: {len(command)} characters, expected UTF-8 of at most {MAX_TEXT - len(described(''))}; "
+            "a longer one goes into a script"
+        ) from None
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -37,7 +56,7 @@ def program_of(command: str) -> list[str]:
 
 @contextlib.contextmanager
 def running(command: str) -> Iterator[Callable[[], None]]:
-    """Run ``command`` (no shell) as long as the body lasts; the value checks that it still runs, and raises BadInput if not.
+    """Run ``command`` (no shell) as long as the body lasts; the value checks that it still runs, and raises LoadEnded if not.
 
     What it starts ends with it when the body ends; when this process is killed, the kernel ends the command itself.
     """
@@ -59,7 +78,7 @@ def running(command: str) -> Iterator[Callable[[], None]]:
         def alive() -> None:
             code = process.poll()
             if code is not None:
-                raise BadInput(
+                raise LoadEnded(
                     f"--load-command {command!r}: ended with {code} before the measurement did{_last_line(complaints)}; "
                     "expected a load that lasts"
                 )

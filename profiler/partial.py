@@ -43,6 +43,10 @@ def claimed(profile_path: Path) -> Iterator[None]:
         yield
 
 
+def _differing(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
+
+
 class Partial:
     """Results by stage name. Every ``put`` is on disk, whole, before it returns."""
 
@@ -67,9 +71,14 @@ class Partial:
         except BadInput as error:
             self.ignored = f"an interrupted run cannot be resumed ({error}); starting again"
             return
-        differing = sorted(key for key in {*data["plan"], *self._plan} if data["plan"].get(key) != self._plan.get(key))
+        differing = _differing(data["plan"], self._plan)
         if differing:
-            self.ignored = f"an interrupted run was there with other settings ({', '.join(differing)}); starting again"
+            told = []
+            for key in differing:
+                then, now = data["plan"].get(key), self._plan.get(key)
+                both = isinstance(then, dict) and isinstance(now, dict)
+                told.append(f"{key}: {', '.join(_differing(then, now))}" if both else key)
+            self.ignored = f"an interrupted run was there with other settings ({'; '.join(told)}); starting again"
             return
         self._stages = data["stages"]
 

@@ -86,7 +86,7 @@ class Plan:
             "clocks_hz": list(self.choice.frequencies_hz) if self.choice.locks else None,
             "load_command": self.request.load_command,
             **({"compression": self._compression()} if "compression" in self.measures else {}),
-            "versions": {"card-profile": __version__, **versions()},
+            "versions": {"card-profile": __version__, **hardware.software, **versions()},
         }
 
     def compression(self) -> CompressionOptions:
@@ -125,10 +125,7 @@ def make_plan(request: RunRequest) -> Plan:
     measures = _measures(request, device)
     _check_compression(request, measures)
     choice = _clocks(request, device, measures)
-    if request.restore_hz is not None and not choice.locks:
-        low, high = (f"{hz / 1e6:g}" for hz in request.restore_hz)
-        asked = request.clocks.strip()
-        raise BadInput(f"--restore-clocks {low},{high}: expected with clocks to set; --clocks {asked} sets none here")
+    _check_restore(request, device, choice)
     return Plan(request, device, role, measures, choice, _output(request, device))
 
 
@@ -230,11 +227,29 @@ def _output(request: RunRequest, device: Device) -> Path:
             folder = folder.parent
         if not folder.is_dir():
             raise BadInput(f"--output {path}: {folder} is not a folder")
+        with contextlib.suppress(FileNotFoundError):
+            path.stat()  # links that lead in a circle, which nothing above minds
     except OSError as error:
         raise BadInput(f"--output {path}: {error.strerror or error}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise BadInput(f"--output {path}: the folder {folder.resolve()} cannot be written; name another with --output")
     return path
+
+
+def _check_restore(request: RunRequest, device: Device, choice: ClockChoice) -> None:
+    """Raise BadInput for a range to give the clock back to that does nothing, or that the kernel would make another of without a word."""
+    if request.restore_hz is None:
+        return
+    low_hz, high_hz = request.restore_hz
+    asked = f"--restore-clocks {low_hz / 1e6:g},{high_hz / 1e6:g}"
+    if not choice.locks:
+        raise BadInput(f"{asked}: expected with clocks to set; --clocks {request.clocks.strip()} sets none here")
+    supported = device.clocks.supported_hz() if device.clocks is not None else ()
+    # A clock is written in whole MHz by those who know it from a tool that rounds.
+    if supported and not supported[0] - 1e6 < low_hz <= high_hz < supported[-1] + 1e6:
+        raise BadInput(
+            f"{asked}: expected a range inside of {supported[0] / 1e6:g},{supported[-1] / 1e6:g}, the clocks of {device.name}"
+        )
 
 
 def _clocks(request: RunRequest, device: Device, measures: Sequence[str]) -> ClockChoice:

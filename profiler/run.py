@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from profiler import __version__
 from profiler.hardware.device import Reading
-from profiler.load import running
+from profiler.load import LoadEnded, described, running
 from profiler.partial import Partial, claimed
 from profiler.plan import Plan, RunRequest, make_plan, versions
 from profiler.power.kriged import teach_most
@@ -146,7 +146,7 @@ def _measured(plan: Plan, say: Reporter) -> Profile:
         profile = _in_place_of_the_old(profile, plan.output, say)
         _write(profile, samples, plan.output)
         partial.discard()
-    except (KeyboardInterrupt, MissingHardware):
+    except (KeyboardInterrupt, MissingHardware, LoadEnded):
         if len(partial):
             say.note(f"stopped: {len(partial)} results are kept in {partial.path}; the same command goes on from there")
         raise
@@ -535,7 +535,7 @@ class _Measurement:
         """The load of the sweep, by its name: the training step, or the user's own program, started anew at each clock."""
         command = self.plan.request.load_command
         if command is not None:
-            return f"command: {command}", lambda: self._commanded(command)
+            return described(command), lambda: self._commanded(command)
         from profiler.workload.timing import Steps
 
         split = self.split()

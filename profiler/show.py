@@ -330,10 +330,11 @@ def show_devices() -> None:
     out = Console(highlight=False)
     out.print("On this machine", style="bold")
     for found in list_devices():
-        out.print(f"  {found.name}: {found.description}, usually a {found.role}", markup=False)
+        description = printable(found.description)  # names and labels come out of files
+        out.print(f"  {found.name}: {description}, usually a {found.role}", markup=False)
         for title, rows in (("works", found.works), ("missing", found.missing)):
             for capability, text in rows.items():
-                line = f"{title}: {capability}: {text}"
+                line = printable(f"{title}: {capability}: {text}")
                 print(textwrap.fill(line, out.width, initial_indent="    ", subsequent_indent="      "))
     table = _table(
         "The catalog: real boards by this name, or simulated as emulated:NAME", "name", "board", "role", "clocks"

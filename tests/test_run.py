@@ -19,6 +19,7 @@ import pytest
 from profiler import run as run_module
 from profiler.hardware.gpu import GpuDevice
 from profiler.hardware.jetson import find_jetson
+from profiler.load import running
 from profiler.partial import Partial
 from profiler.plan import Plan, make_plan
 from profiler.power.sweep import choose_clocks
@@ -93,21 +94,35 @@ def test_a_command_as_load_is_refused_on_an_emulated_device_at_once() -> None:
 def test_a_range_to_give_the_clock_back_to_is_refused_where_no_clock_is_set(device: str, clocks: str) -> None:
     with pytest.raises(BadInput, match=rf"^--restore-clocks 210,2100: .*--clocks {clocks} sets none"):
         make_plan(RunRequest(device, TINY, clocks=clocks, restore_hz=(210e6, 2100e6)))
-    make_plan(RunRequest("emulated:orin-nano", TINY, clocks="3", restore_hz=(210e6, 2100e6)))
+    make_plan(RunRequest("emulated:orin-nano", TINY, clocks="3", restore_hz=(306e6, 625e6)))
 
 
-@pytest.mark.parametrize("command", ["", "'", "/no/such/program"])
+@pytest.mark.parametrize("restore_hz", [(2e6, 3e6), (306e6, 1020e6), (210e6, 625e6)])
+def test_a_range_to_give_the_clock_back_to_lies_inside_of_what_the_device_can_take(
+    restore_hz: tuple[float, float],
+) -> None:
+    with pytest.raises(
+        BadInput, match=r"^--restore-clocks \d+,\d+: expected a range inside of 306,624.75, the clocks of"
+    ):
+        make_plan(RunRequest("emulated:orin-nano", TINY, clocks="3", restore_hz=restore_hz))
+
+
+@pytest.mark.parametrize("command", ["", "'", "/no/such/program", "true " + "x" * 3987, "true \udcff"])
 def test_a_load_that_is_no_program_is_refused_before_the_device_is_looked_for(command: str) -> None:
     with pytest.raises(BadInput, match="--load-command"):
         run(RunRequest("nvml:99", TINY, measure=("power",), load_command=command))
 
 
-@pytest.mark.parametrize("name", ["file/profile.json", "file/below/profile.json", "x" * 300 + ".json"])
+@pytest.mark.parametrize(
+    "name", ["file/profile.json", "file/below/profile.json", "x" * 300 + ".json", "circle/profile.json", "circle.json"]
+)
 def test_an_output_that_cannot_be_written_is_refused_before_measuring(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("not a folder")
+    for circle in ("circle", "circle.json"):
+        (tmp_path / circle).symlink_to(circle)
     with pytest.raises(BadInput, match=r"^--output "):
-        run(RunRequest("emulated:orin-nano", TINY, output=tmp_path / name))
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+        make_plan(RunRequest("emulated:orin-nano", TINY, output=tmp_path / name))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["circle", "circle.json", "file"]
 
 
 def test_a_profile_bears_the_name_that_was_asked_for_and_its_file_too(
@@ -351,6 +366,48 @@ def test_conditions_seen_before_a_run_was_interrupted_are_told_by_the_one_that_g
     assert told["memory clock"] == "3199 MHz under load"
 
 
+def test_a_load_that_ends_early_leaves_what_was_measured_before_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    def ended(self: run_module._Measurement) -> None:
+        self.partial.put("power", [])
+        with running("false") as alive:
+            while True:
+                alive()
+
+    monkeypatch.setattr(run_module._Measurement, "profile", ended)
+    plan = make_plan(RunRequest("emulated:orin-nano", TINY, output=tmp_path / "p.json"))
+    told = io.StringIO()
+    with pytest.raises(BadInput, match="ended with 1"), Reporter(Console(file=told, width=1000)) as say:
+        run_module._measured(plan, say)
+    assert "stopped: 1 results are kept in " in told.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "version"),
+    [
+        ("proc/sys/kernel/osrelease", "5.15.185-tegra\n", "kernel"),
+        ("etc/nv_tegra_release", "# R36 (release), REVISION: 5.0, GCID: 1\n", "L4T"),
+    ],
+)
+def test_a_run_does_not_go_on_under_another_version_of_the_boards_software(
+    orin: tuple[Path, VirtualTime], tmp_path: Path, file: str, text: str, version: str
+) -> None:
+    def record() -> Partial:
+        device = GpuDevice(find_jetson(orin[0], time=orin[1]), None)
+        choice = choose_clocks("current", ())
+        plan = Plan(RunRequest("orin-nx", TINY), device, "device", ("power",), choice, tmp_path / "orin.json")
+        return Partial(plan.output, plan.key())
+
+    record().put("power", [])
+    assert len(record()) == 1
+    (orin[0] / file).write_text(text)
+    assert len(record()) == 0
+    assert f"with other settings (versions: {version}); starting again" in str(record().ignored)
+
+
 def test_conditions_are_looked_at_while_layers_are_timed_too(orin: tuple[Path, VirtualTime], tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the [profile] extra is not installed")
     from rich.console import Console
@@ -448,6 +505,15 @@ def test_an_error_that_a_library_made_of_the_stop_counts_as_the_stop(
         monkeypatch.setattr(cli, name, lambda: None)
     assert cli._main(app, "card-profile") == 130  # type: ignore[arg-type]
     assert capsys.readouterr().err == "card-profile: stopped\n"
+
+
+def test_a_file_that_this_user_may_not_read_is_a_missing_right_and_no_fault_of_ours(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import cli
+
+    assert cli._failed("card-profile", PermissionError(13, "Permission denied", "/sys/class/hwmon/hwmon1")) == 3
+    assert capsys.readouterr().err.startswith("card-profile: /sys/class/hwmon/hwmon1: permission denied; ")
 
 
 def test_no_librarys_progress_bar_is_in_our_output() -> None:

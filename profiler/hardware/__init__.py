@@ -62,17 +62,25 @@ def list_devices() -> list[Found]:
     rows = []
     try:
         here, wrong = gpus()
-    except MissingHardware as error:
-        here, wrong = [], {"gpu": str(error)}
+    except (MissingHardware, PermissionError) as error:
+        here, wrong = [], {"gpu": _why(error)}
     for gpu in here:
         try:
             rows.append(_row(gpu))
-        except MissingHardware as error:
-            wrong[gpu.name] = str(error)
+        except (MissingHardware, PermissionError) as error:
+            wrong[gpu.name] = _why(error)
     if not rows and not wrong:
         wrong = {"gpu": f"{why_no_gpu()}; emulated:BOARD simulates one"}
     rows += [Found(name, "NVIDIA GPU", "server", missing={"layers": why}) for name, why in wrong.items()]
-    return [*rows, _row(open_device("cpu"))]
+    try:
+        rows.append(_row(open_device("cpu")))
+    except PermissionError as error:
+        rows.append(Found("cpu", "this machine's processor", "device", missing={"layers": _why(error)}))
+    return rows
+
+
+def _why(error: MissingHardware | PermissionError) -> str:
+    return f"{error.filename}: not readable by this user" if isinstance(error, PermissionError) else str(error)
 
 
 def _row(device: Device) -> Found:

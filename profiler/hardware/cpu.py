@@ -26,6 +26,7 @@ from profiler.hardware.host import (
     KeptOpen,
     WallTime,
     cgroup_limit_bytes,
+    listed,
     read_number,
     read_text,
     refuse_change,
@@ -95,7 +96,7 @@ def _package_zones(root: Path) -> tuple[list[_Zone], list[Path], Path | None]:
     psys = None
     powercap = root / "sys/class/powercap"
     # The memory-mapped interface counts the same packages again: it is asked only for what the other does not have.
-    folders = [f for p in ("*-rapl:*", "*-rapl-mmio:*") for f in sorted(powercap.glob(p))] if powercap.is_dir() else []
+    folders = [folder for pattern in ("*-rapl:*", "*-rapl-mmio:*") for folder in listed(powercap, pattern)]
     for folder in folders:
         name, file = read_text(folder / "name") or "", folder / "energy_uj"
         if name == "psys" and psys is None:
@@ -107,10 +108,10 @@ def _package_zones(root: Path) -> tuple[list[_Zone], list[Path], Path | None]:
         else:
             zones[name] = _Zone(name, KeptOpen(file), read_number(folder / "max_energy_range_uj") or 0.0)
     if not zones and not unreadable:
-        for hwmon in sorted((root / "sys/class/hwmon").glob("hwmon*")):
+        for hwmon in listed(root / "sys/class/hwmon", "hwmon*"):
             if read_text(hwmon / "name") != "amd_energy":
                 continue
-            for label in sorted(hwmon.glob("energy*_label")):
+            for label in listed(hwmon, "energy*_label"):
                 name, file = read_text(label) or "", hwmon / label.name.replace("_label", "_input")
                 if not re.fullmatch(r"Esocket\d+", name):
                     continue
@@ -127,6 +128,8 @@ def find_rapl(root: Path, *, probe_s: float = _PROBE_S) -> tuple[RaplMeter | Non
     A counter that reads zero, or does not move under work within ``probe_s``, is refused.
     """
     zones, unreadable, platform_file = _package_zones(root)
+    if unreadable and not KeptOpen(unreadable[0]).refused:
+        return None, f"the energy counter {unreadable[0]} shows no number"
     if unreadable:
         return None, (
             f"the energy counter {unreadable[0]} is readable by root only: "
@@ -202,7 +205,7 @@ class CpuDevice:
     def _policies(self) -> list[Path]:
         """Folders of cpufreq with limits, one for each group of processors that share a clock."""
         base = self._root / "sys/devices/system/cpu"
-        folders = list((base / "cpufreq").glob("policy[0-9]*")) or list(base.glob("cpu[0-9]*/cpufreq"))
+        folders = listed(base, "cpufreq/policy[0-9]*") or listed(base, "cpu[0-9]*/cpufreq")
         files = ("scaling_min_freq", "scaling_max_freq")
         # A group whose processors are all offline keeps its folder.
         online = [folder for folder in folders if read_text(folder / "affected_cpus") != ""]
@@ -250,7 +253,7 @@ class CpuDevice:
         )
 
     def _find_thermal(self) -> Path | None:
-        zones = sorted((self._root / "sys/class/thermal").glob("thermal_zone*"))
+        zones = listed(self._root / "sys/class/thermal", "thermal_zone*")
         named = [((read_text(zone / "type") or "").lower(), zone / "temp") for zone in zones]
         # Words first: a chip may list a zone of its other parts before that of its CPU.
         for word in ("x86_pkg_temp", "cpu", "soc", "k10temp", "coretemp"):

@@ -19,7 +19,7 @@ from profiler.hardware.device import Absent, ClockControl, Instruments, PowerSen
 from profiler.hardware.host import WallTime, refuse_change, sysfs_root
 from profiler.hardware.jetson import JetsonBoard, find_jetson, hides_its_name
 from profiler.hardware.nvml import by_index, by_uuid, cards, why_no_nvml
-from profiler.profile import BadInput, Clocks, Hardware, MissingHardware, Provenance, Role
+from profiler.profile import MAX_TEXT, BadInput, Clocks, Hardware, MissingHardware, Provenance, Role
 
 _NODES = ("nvidia0", "nvidiactl", "nvhost-gpu", "nvgpu", "nvmap", "dxg")
 """Device nodes of which a machine with a usable NVIDIA GPU has at least one (the last is WSL's)."""
@@ -257,6 +257,7 @@ class GpuDevice:
         software = {"kernel": platform.release(), **(instruments.software() if instruments is not None else {})}
         if self._torch is not None:
             software["cuda"] = str(self._torch.version.cuda)
+        conditions = {**self.settings(), **(instruments.conditions() if instruments is not None else {})}
         cores = f"catalog, {self.board.figures['cores'].source}" if self.board else "unknown, no board of the catalog"
         return Hardware(
             provenance="measured",
@@ -269,8 +270,10 @@ class GpuDevice:
             memory_bytes=memory,
             power_cap_w=instruments.power_cap_w() if instruments is not None else None,
             clocks=clocks,
-            software=software,
-            conditions={**self.settings(), **(instruments.conditions() if instruments is not None else {})},
+            software={
+                name: text[:MAX_TEXT] for name, text in software.items()
+            },  # labels and versions come out of files
+            conditions={name: text[:MAX_TEXT] for name, text in conditions.items()},
         )
 
     def now_s(self) -> float:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler.hardware.device import Timebase
-from profiler.hardware.host import sysfs_root
+from profiler.hardware.host import read_text, sysfs_root
 from profiler.hardware.setter import say_owner
 from profiler.hardware.setter_targets import ALIVE_PATIENCE_S, boot_id, booted_since
 from profiler.profile import BadInput, MissingHardware
@@ -157,9 +157,9 @@ def become_caller() -> str | None:
 class _Refused(Exception):
     """The helper answered that it cannot."""
 
-    def __init__(self, kind: str, text: str, pid: int | None = None) -> None:
+    def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
-        self.kind, self.pid = kind, pid
+        self.kind = kind
 
 
 class _Lost(Exception):
@@ -203,7 +203,7 @@ class _Helper:
             if answer.get("id") != self._number:  # to a question that was broken off
                 continue
             if not answer.get("ok"):
-                raise _Refused(str(answer.get("kind")), str(answer.get("text")), answer.get("pid"))
+                raise _Refused(str(answer.get("kind")), str(answer.get("text")))
             return answer
 
     def _hear(self, until: float) -> dict[str, Any] | None:
@@ -340,8 +340,8 @@ def _is_locked(path: Path) -> bool:
 
 def _of_this_boot(path: Path, root: str) -> bool:
     """Whether there is a journal at ``path`` that was written in this boot; not where it does not tell."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        journal = json.loads(path.read_bytes())
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        journal = json.loads(read_text(path) or "null")
         told = isinstance(journal, dict) and journal.get("boot_id") is not None and boot_id(root) is not None
         return told and not booted_since(journal, root)
     return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,12 +33,30 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
+def _opened(path: Path) -> io.FileIO:
+    """A regular file, opened to read. Raises OSError, for a pipe too, on which a copied tree would else wait for ever."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return io.FileIO(handle)
+
+
 def read_text(path: Path) -> str | None:
     """The file's text without white space and NULs at its ends; None where it cannot be read (any read may fail on sysfs)."""
     try:
-        return path.read_bytes().decode(errors="replace").strip("\0 \t\r\n")
+        with _opened(path) as file:
+            return file.readall().decode(errors="replace").strip("\0 \t\r\n")
     except OSError:
         return None
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What is there by that pattern, sorted; nothing where the folder cannot be read."""
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:
+        return []
 
 
 def read_number(path: Path) -> float | None:
@@ -80,7 +100,7 @@ class KeptOpen:
         self.refused = False
         self._opened: io.FileIO | None = None
         try:
-            self._opened = io.FileIO(path)
+            self._opened = _opened(path)
         except OSError as error:
             self.refused = isinstance(error, PermissionError)
 

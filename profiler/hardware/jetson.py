@@ -21,10 +21,10 @@ from pathlib import Path
 
 from profiler.hardware.catalog import Board, board_named, boards
 from profiler.hardware.device import Absent, ClockControl, PowerSensor, Reading, Timebase
-from profiler.hardware.host import WallTime, cgroup_limit_bytes, read_number, read_text, sysfs_root
+from profiler.hardware.host import WallTime, cgroup_limit_bytes, listed, read_number, read_text, sysfs_root
 from profiler.hardware.l4t import L4t, MemoryClock, PowerMode, fan, processors
 from profiler.hardware.rails import Figure, Rail, behind, choose, find_rails, found_again
-from profiler.profile import MissingHardware, Role
+from profiler.profile import MAX_TEXT, MissingHardware, Role
 
 _GPU_NAMES = {"gpu", "gm20b", "gp10b", "gv11b", "ga10b", "gb10b"}
 _OTHER_ENGINES = ("nvd", "vic", "nvenc", "nvjpg", "pva", "dla")
@@ -60,6 +60,9 @@ _TPCS = {"tegra234": (8, 256), "tegra194": (4, 128)}
 """TPCs of a whole chip, and CUDA cores of each. Bits of ``tpc_pg_mask`` are those of the whole chip, as the driver (nvgpu) joins them: a
 module with fewer (Orin NX, Orin Nano, Xavier NX) has the others' bits set in every power mode."""
 
+_MAX_NAME = 200
+"""A device tree may hold more, and a profile or a journal would then not hold it with what is said of it."""
+
 _LOST_S = 2.0
 """Without watts for so long, the monitors are looked for again."""
 
@@ -93,7 +96,7 @@ def find_jetson(
 
 def gpu_nodes(root: Path) -> list[Path]:
     """Devfreq folders of the GPU, the one that runs layers first (on Thor the graphics clusters before the video engine)."""
-    found = [node for node in sorted((root / "sys/class/devfreq").glob("*")) if _is_gpu(node)]
+    found = [node for node in listed(root / "sys/class/devfreq", "*") if _is_gpu(node)]
     return sorted(found, key=lambda node: (_is_engine(node), "gpc" not in node.name))
 
 
@@ -147,7 +150,7 @@ class JetsonBoard:
         self._node = self._nodes[0] if self._nodes else None
         self._mode = PowerMode(root)
         self._memory_clock = MemoryClock(root)
-        model = _device_tree(root, "model") or "Jetson"
+        model = (_device_tree(root, "model") or "Jetson")[:_MAX_NAME]
         self.given_name = model
         self._compatible = compatible = _compatible(root, nodes)
         whole = _catalog_entry(model, compatible, self.supported_hz())
@@ -165,7 +168,7 @@ class JetsonBoard:
         self._seen_at_s = self.time.now_s()
         self._zone = _zone(root)
         self._cooling = _gpu_cooling(root, self._nodes)
-        self._events = sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt"))
+        self._events = listed(root / "sys/class/hwmon", "hwmon*/oc*_event_cnt")
         self._counted: dict[Path, float] = {}
         self._counted_at_s = self.time.now_s()
         self._pinned = self._is_pinned()
@@ -173,7 +176,7 @@ class JetsonBoard:
         self.power: PowerSensor | None = None
         if self._figure is not None:
             self.power = PowerSensor(
-                scope=self._figure.scope,
+                scope=self._figure.scope[:MAX_TEXT],
                 sensor=self._figure.sensor,
                 period_s=max(0.02, self._figure.period_s),
                 averaging_s=self._figure.averaging_s,
@@ -383,7 +386,7 @@ class JetsonBoard:
             told["memory clock"] = memory
         told.update(processors(self.root))
         told.update(fan(self.root))
-        for folder in sorted((self.root / "sys/class/thermal").glob("thermal_zone*")):
+        for folder in listed(self.root / "sys/class/thermal", "thermal_zone*"):
             name, milli = read_text(folder / "type"), read_number(folder / "temp")
             if name and milli is not None and -50e3 < milli < 200e3:
                 told[f"temperature {name}"] = f"{milli / 1e3:.1f} C"
@@ -392,7 +395,7 @@ class JetsonBoard:
 
 def _cpu_pinned(root: Path) -> bool:
     """Whether minimum and maximum are one in every group of cores that is online; one that is not tells no limits."""
-    folders = sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*"))
+    folders = listed(root / "sys/devices/system/cpu/cpufreq", "policy*")
     limits = [(read_number(f / "scaling_min_freq"), read_number(f / "scaling_max_freq")) for f in folders]
     told = [(low, high) for low, high in limits if low is not None and high is not None]
     return bool(told) and all(low == high for low, high in told)
@@ -437,7 +440,7 @@ def _without_gated(board: Board | None, compatible: str, mask: str | None) -> tu
 
 def _zone(root: Path) -> Path | None:
     """The GPU's thermal zone, else the chip's hottest point's (tj), else the CPU's."""
-    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
+    zones = listed(root / "sys/class/thermal", "thermal_zone*")
     named = [((read_text(zone / "type") or "").lower(), zone) for zone in zones]
     for wanted in ("gpu", "tj", "cpu", "soc"):
         for name, zone in named:
@@ -450,7 +453,7 @@ def _gpu_cooling(root: Path, nodes: list[Path]) -> list[Path]:
     """Cooling devices that act on the GPU: its devfreq one, and the alerts of its throttling."""
     names = {node.name.lower() for node in nodes}
     found = []
-    for folder in sorted((root / "sys/class/thermal").glob("cooling_device*")):
+    for folder in listed(root / "sys/class/thermal", "cooling_device*"):
         kind = (read_text(folder / "type") or "").lower()
         devfreq = kind.startswith("devfreq-") and kind.partition("-")[2] in names
         numbered = kind.startswith("thermal-devfreq")  # kernels before 5.13; on a Jetson only the GPU has one

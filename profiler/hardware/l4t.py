@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from profiler.hardware.host import KeptOpen, inside, read_number, read_text
+from profiler.hardware.host import KeptOpen, inside, listed, read_number, read_text
 
 _JETPACK = {28: 3, 31: 4, 32: 4, 34: 5, 35: 5, 36: 6, 38: 7, 39: 7}
 """JetPack's major version by that of L4T (NVIDIA's release notes)."""
@@ -88,7 +88,7 @@ class MemoryClock:
 
     def __init__(self, root: Path) -> None:
         self._devfreq: list[Path] = []
-        for node in sorted((root / "sys/class/devfreq").glob("*")):
+        for node in listed(root / "sys/class/devfreq", "*"):
             name = f"{node.name} {read_text(node / 'device/of_node/name') or ''}".lower()
             if "emc" in name or "bwmgr" in name:
                 self._devfreq.append(node / "cur_freq")
@@ -119,7 +119,7 @@ def processors(root: Path) -> dict[str, str]:
     """Clock, limits and governor of each group of cores."""
     told = {}
     folder = root / "sys/devices/system/cpu"
-    policies = sorted(folder.glob("cpufreq/policy*")) or sorted(folder.glob("cpu[0-9]*/cpufreq"))
+    policies = listed(folder, "cpufreq/policy*") or listed(folder, "cpu[0-9]*/cpufreq")
     for policy in policies:
         cores = read_text(policy / "related_cpus") or read_text(policy / "affected_cpus") or policy.name
         values = [read_number(policy / f"scaling_{what}_freq") for what in ("cur", "min", "max")]
@@ -135,7 +135,7 @@ def fan(root: Path) -> dict[str, str]:
     """Duty of the fan (0 to 255) and its speed, where the board tells."""
     duty: float | None = None
     speed: float | None = None
-    folders = sorted((root / "sys/class/hwmon").glob("hwmon*"))
+    folders = listed(root / "sys/class/hwmon", "hwmon*")
     for folder in folders:
         for file in ("pwm1", "cur_pwm"):
             duty = duty if duty is not None else read_number(folder / file)

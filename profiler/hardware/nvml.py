@@ -120,7 +120,7 @@ def uuids() -> list[str]:
     for index in range(count):
         try:
             found.append(_text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index))))
-        except nvml.NVMLError:
+        except (nvml.NVMLError, UnicodeDecodeError):
             continue
     return found
 
@@ -156,7 +156,7 @@ def by_index(index: int, *, time: Timebase | None = None) -> NvmlCard:
         raise MissingHardware(f"nvml:{index}: no such card: {numbers}")
     try:
         uuid = _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index)))
-    except nvml.NVMLError as error:
+    except (nvml.NVMLError, UnicodeDecodeError) as error:
         raise MissingHardware(_gone(f"nvml:{index}", error)) from None
     return NvmlCard(uuid, time=time)
 
@@ -361,6 +361,8 @@ class NvmlCard:
         except self._nvml.NVMLError as error:
             self._refused(key, error)
             return None
+        except UnicodeDecodeError as error:  # pynvml decodes text strictly; the bytes are in the error
+            found = error.object
         except OSError:
             return None
         self._answered.add(key)
@@ -517,6 +519,8 @@ class NvmlCard:
         ):
             try:
                 value = getattr(self._nvml, function)()
+            except UnicodeDecodeError as error:
+                value = error.object
             except (self._nvml.NVMLError, AttributeError):
                 continue
             found[name] = f"{value // 1000}.{value % 1000 // 10}" if isinstance(value, int) else _text(value)

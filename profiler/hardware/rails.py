@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from profiler.hardware.device import TOTAL_SHOWS
-from profiler.hardware.host import read_number, read_text
+from profiler.hardware.host import listed, read_number, read_text
 from profiler.profile import BadInput, MissingHardware
 
 ASSUMED_PERIOD_S = 0.1
@@ -186,7 +186,7 @@ def _listed(folder: Path, pattern: str) -> list[Path]:
     """Matches, sorted, each real folder once (classes and drivers are links to the same devices)."""
     found: dict[Path, Path] = {}
     with suppress(OSError):  # one of them went away while we looked
-        for path in sorted(folder.glob(pattern)):
+        for path in listed(folder, pattern):
             if path.is_dir():
                 found.setdefault(path.resolve(), path)
     return list(found.values())
@@ -233,7 +233,7 @@ def _hwmon_rails(folder: Path, chip: str) -> list[Rail]:
 
 def _iio_rails(folder: Path, chip: str) -> list[Rail]:
     rails = []
-    for named in sorted(folder.glob("rail_name_*")):
+    for named in listed(folder, "rail_name_*"):
         match = re.fullmatch(r"rail_name_(\d+)", named.name)
         label = read_text(named)
         if match is None or not label or not _useful(label):

@@ -86,7 +86,7 @@ def started(pid: int) -> str | None:
 
 
 def _take(folder: str, key: str, parent: int) -> int:
-    """The device's lock. Raises Problem: busy (with the pid where a live run holds it), permission."""
+    """The device's lock. Raises Problem: busy (with the owner where a live run holds it), permission."""
     path = os.path.join(folder, f"{key}.lock")
     flags, mine = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, True
     try:
@@ -105,16 +105,12 @@ def _take(folder: str, key: str, parent: int) -> int:
             fcntl.flock(fd, (fcntl.LOCK_EX if mine else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            pid = _owner(path)
+            owner = _owner(path)
             spent = time.monotonic() - began
-            if spent > (ALIVE_PATIENCE_S if pid is not None else _ENDING_PATIENCE_S):
+            if spent > (ALIVE_PATIENCE_S if owner is not None else _ENDING_PATIENCE_S):
                 os.close(fd)
-                who = (
-                    f"a live run (pid {pid}) holds it"
-                    if pid
-                    else "the helper of a run that has ended, or another user, holds it"
-                )
-                raise Problem("busy", who, pid) from None
+                who = owner or "the helper of a run that has ended, or another user,"
+                raise Problem("busy", f"{who} holds it", owner) from None
             time.sleep(0.02)
     if not mine:
         os.close(fd)
@@ -127,18 +123,27 @@ def _take(folder: str, key: str, parent: int) -> int:
 def say_owner(fd: int, run: int) -> None:
     """Write into a lock file which run holds it, by which process."""
     os.fchmod(fd, 0o644)
-    text = json.dumps({"pid": run, "started": started(run), "helper": os.getpid()}).encode()
+    facts = {"pid": run, "started": started(run), "helper": os.getpid(), "pid_namespace": _pid_namespace()}
+    text = json.dumps(facts).encode()
     os.pwrite(fd, text, 0)
     os.ftruncate(fd, len(text))
 
 
-def _owner(path: str) -> int | None:
-    """The process whose lock this is, if it lives."""
+def _pid_namespace() -> str | None:
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return None
+
+
+def _owner(path: str) -> str | None:
+    """The run whose lock this is, in words, if it lives. One of another container cannot be looked for: that its lock is held tells."""
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         said = json.loads(read_text(path) or "null")
-        pid = said.get("pid")
+        pid, namespace = said.get("pid"), said.get("pid_namespace")
+        if namespace is not None and namespace != _pid_namespace():
+            return "a run whose process is not visible from here (another container?)"
         if isinstance(pid, int) and said.get("started") is not None and started(pid) == said["started"]:
-            return pid
+            return f"a live run (pid {pid})"
     return None
 
 
@@ -361,8 +366,8 @@ def _undo_others(
         try:
             fd = _take(folder, key, parent)
         except Problem as problem:
-            if problem.kind == "busy" and problem.pid is not None:
-                done.says("live", f"{key}: held by a live run (pid {problem.pid}), left alone", "busy")
+            if problem.kind == "busy" and problem.owner is not None:
+                done.says("live", f"{key}: held by {problem.owner}, left alone", "busy")
             elif f"{key}.journal" in names and os.path.exists(os.path.join(folder, f"{key}.journal")):
                 done.says("kept", f"{key}: {problem}", problem.kind)
             yield done
@@ -576,7 +581,7 @@ class Server:
             number = request["id"]
             answer = {"ok": True, **self._do(request)}
         except Problem as problem:
-            answer = {"ok": False, "kind": problem.kind, "text": str(problem), "pid": problem.pid}
+            answer = {"ok": False, "kind": problem.kind, "text": str(problem)}
         except Exception as error:  # a fault of ours must not leave a clock locked: the run is told and ends
             answer = {"ok": False, "kind": "fault", "text": f"{type(error).__name__}: {error}"}
         try:

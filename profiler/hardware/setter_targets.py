@@ -26,11 +26,11 @@ Result = TypeVar("Result")
 
 
 class Problem(Exception):
-    """What stands in the way; ``kind`` for the program, the text for people."""
+    """What stands in the way; ``kind`` for the program, the text for people. ``owner``: the live run whose lock is in the way, in words."""
 
-    def __init__(self, kind: str, text: str, pid: int | None = None) -> None:
+    def __init__(self, kind: str, text: str, owner: str | None = None) -> None:
         super().__init__(text)
-        self.kind, self.pid = kind, pid
+        self.kind, self.owner = kind, owner
 
 
 class Damaged(Exception):
@@ -114,7 +114,7 @@ class SysfsClocks:
     def hold(self) -> None:
         """Exclude runs that keep their journals elsewhere (another user's): the first node's file is locked too."""
         try:
-            fd = os.open(self.nodes[0][1], os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self.nodes[0][1], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -231,7 +231,7 @@ class SysfsClocks:
         until = time.monotonic() + 1.0
         while True:
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
                 try:
                     return int(os.read(fd, 4096).split()[0])
                 finally:
@@ -340,7 +340,8 @@ class NvmlClocks:
         self._nvml: Any = None
         self._handle: Any = None
 
-    def _call(self, action: Callable[[Any], Result]) -> Result:
+    def _call(self, action: Callable[[Any], Result], unsupported: str | None = None) -> Result:
+        """What NVML answers. Raises Problem, which says ``unsupported`` where what is not supported is no lock."""
         try:
             if self._nvml is None:
                 self._nvml = _pynvml(self._folder)
@@ -353,11 +354,13 @@ class NvmlClocks:
             if not isinstance(value, int):
                 raise
             kind, text = _NVML_SAYS.get(value, ("fault", f"NVML error {value}: {error}"))
+            if kind == "unsupported" and unsupported is not None:
+                text = f"{unsupported} (NVML error {value}: {error})"
             raise Problem(kind, text) from None
 
     def identity(self) -> dict[str, str]:
-        version = self._call(lambda nvml: nvml.nvmlSystemGetDriverVersion())
-        return {"driver": version.decode() if isinstance(version, bytes) else str(version)}
+        version = self._call(_driver_version, unsupported="the driver's version cannot be read")
+        return {"driver": version.decode(errors="replace") if isinstance(version, bytes) else str(version)}
 
     def hold(self) -> None:
         """The lock file alone excludes: locking needs root, and root has one folder."""
@@ -395,6 +398,14 @@ class NvmlClocks:
     def _set(self, hz: list[float]) -> None:
         low, high = (max(1, round(value / 1e6)) for value in hz)
         self._call(lambda nvml: nvml.nvmlDeviceSetGpuLockedClocks(self._handle, low, high))
+
+
+def _driver_version(nvml: Any) -> str | bytes:
+    try:
+        version: str | bytes = nvml.nvmlSystemGetDriverVersion()
+    except UnicodeDecodeError as error:  # pynvml decodes strictly; the bytes are in the error
+        version = error.object
+    return version
 
 
 def _pynvml(folder: str | None) -> Any:

@@ -75,6 +75,18 @@ def test_a_card_that_the_catalog_does_not_have_is_used_without_cores(tmp_path: P
         assert "unknown" in str(hardware.source)
 
 
+def test_a_name_and_a_driver_that_are_no_utf_8_are_read_as_far_as_they_are(tmp_path: Path) -> None:
+    if why_no_rig():
+        pytest.skip(str(why_no_rig()))
+    odd = ada()
+    odd.name = b"NVIDIA \xff RTX"
+    with Rig(tmp_path, [odd], wall_speed=1.0) as rig:
+        rig.machine.driver = b"580.65\xff"
+        card, cpu = list_devices()
+        assert (card.description, cpu.name) == ("NVIDIA \ufffd RTX", "cpu")
+        assert open_device("nvml:0").describe().software["driver"] == "580.65\ufffd"
+
+
 def test_a_card_that_torch_cannot_use_still_gives_watts_and_clocks(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -326,6 +327,19 @@ def test_runs_that_keep_their_journals_elsewhere_exclude_each_other_too(
 def test_restore_leaves_a_live_run_alone(tree: Tree) -> None:
     with tree.victim("sleep") as process:
         assert restored() == [f"{KEY}: held by a live run (pid {process.pid}), left alone"]
+        assert tree.limits == (714_000_000, 714_000_000)
+
+
+def test_restore_in_another_container_leaves_a_live_run_alone(tree: Tree) -> None:
+    apart = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no namespace of processes can be made here")
+    command = [*apart, sys.executable, "-c", "from profiler.hardware.guard import *; restore_leftovers(print)"]
+    with tree.victim("sleep"):
+        restoring = subprocess.run(command, env=tree.environment, capture_output=True, text=True, check=True)
+        assert (
+            "held by a run whose process is not visible from here (another container?), left alone" in restoring.stdout
+        )
         assert tree.limits == (714_000_000, 714_000_000)
 
 

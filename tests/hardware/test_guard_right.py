@@ -310,6 +310,17 @@ def test_errors_of_the_driver_are_told_in_words(rig: Rig, code: int, told: str) 
         pass
 
 
+def test_a_drivers_version_that_cannot_be_read_is_not_told_as_a_clock_that_cannot_be_locked(rig: Rig) -> None:
+    rig.card().root_only = 0
+    rig.machine.driver = b"580.65\xff"
+    with card(rig).held():
+        pass
+    rig.fail("nvmlSystemGetDriverVersion", 3)
+    with pytest.raises(MissingHardware, match=r"the driver's version cannot be read \(NVML error 3") as refused:
+        card(rig).held().__enter__()
+    assert "cannot lock" not in str(refused.value)
+
+
 def test_a_card_that_lost_its_right_during_the_sweep_keeps_its_journal(rig: Rig, tmp_path: Path) -> None:
     rig.card().root_only = 0
     with pytest.raises(MissingHardware, match="NVML error 4"):

@@ -7,18 +7,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from profiler.hardware import list_devices
 from profiler.hardware.gpu import GpuDevice
 from profiler.hardware.jetson import JetsonBoard, find_jetson
 from profiler.power.sampling import steady_point
-from profiler.profile import BadInput, MissingHardware
+from profiler.profile import MAX_TEXT, BadInput, MissingHardware
+from profiler.show import show_devices
 from tests.rigs.jetsons import BOARDS
 from tests.rigs.sysfs import Live, add_monitor, build
 from tests.rigs.time import VirtualTime
 
+ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {
     "nano-jp4": ("devfreq-57000000.gpu", "nano", "whole module (POM_5V_IN)", 12, "4"),
     "tx2-jp4": ("devfreq-17000000.gp10b", "tx2", "whole module (VDD_IN)", 13, "4"),
@@ -438,6 +442,53 @@ def test_a_board_nobody_has_seen_works_by_its_structure(tmp_path: Path) -> None:
     assert board.power is not None
     assert "VDD_NEW" in board.power.scope
     assert board.board is None
+
+
+@pytest.mark.parametrize("odd", [b"NVIDIA Jetson\0 \x1b[2J\xff Nano\0", b"NVIDIA Jetson " + b"X" * 4080])
+def test_a_name_and_a_label_that_nobody_would_give_are_shown_and_steer_no_terminal(
+    odd: bytes, orin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (orin / "sys/firmware/devicetree/base/model").write_bytes(odd)
+    label = next(path for path in orin.glob("sys/class/hwmon/*/in*_label") if path.read_text().strip() == "VDD_IN")
+    label.write_bytes(odd)
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(orin))
+    show_devices()
+    told = capsys.readouterr().out
+    assert "NVIDIA Jetson" in told
+    assert "cpu: " in told
+    assert told.replace("\n", "").isprintable()
+    assert len(found(orin).power.scope) <= MAX_TEXT
+
+
+@pytest.mark.parametrize("folder", ["sys/devices/system/cpu", "sys/class/devfreq", "sys/class/thermal"])
+def test_a_folder_that_this_user_may_not_read_hides_no_device(
+    folder: str, orin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glob = Path.glob
+
+    def refused(path: Path, pattern: str) -> Iterator[Path]:
+        if path.is_relative_to(orin / folder):
+            raise PermissionError(13, "Permission denied", str(path))
+        return glob(path, pattern)
+
+    monkeypatch.setenv("CARD_SYSFS_ROOT", str(orin))
+    monkeypatch.setattr(Path, "glob", refused)  # root, who may test, can read any
+    assert [row.name for row in list_devices()] == ["orin-nx", "cpu"]
+
+
+def test_a_pipe_in_a_tree_or_among_the_journals_keeps_nobody_waiting(
+    orin: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("CARD_STATE_DIR", str(state))
+    key = found(orin).key
+    zones = [path for path in orin.glob("sys/devices/virtual/thermal/*/temp") if path.is_file()]
+    for path in (*zones, orin / "sys/kernel/debug/bpmp/debug/clk/emc/rate", state / f"{key}.journal"):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    words = [sys.executable, "-c", "from cli import profile_main; profile_main()", "devices", "--sysfs-root", str(orin)]
+    devices = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert "orin-nx: " in devices.stdout
 
 
 def test_other_makers_boards_and_plain_machines_are_no_jetsons(orin: Path, tmp_path: Path) -> None:
