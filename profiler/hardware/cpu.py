@@ -128,7 +128,7 @@ def find_rapl(root: Path, *, probe_s: float = _PROBE_S) -> tuple[RaplMeter | Non
     A counter that reads zero, or does not move under work within ``probe_s``, is refused.
     """
     zones, unreadable, platform_file = _package_zones(root)
-    if unreadable and not KeptOpen(unreadable[0]).refused:
+    if unreadable and read_text(unreadable[0]) is not None:
         return None, f"the energy counter {unreadable[0]} shows no number"
     if unreadable:
         return None, (

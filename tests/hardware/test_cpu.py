@@ -210,6 +210,13 @@ def test_a_counter_that_falls_anywhere_else_is_no_wrap_and_is_seen_to_fall(
     assert meter.energy_j() == pytest.approx((after_uj - before_uj) / 1e6)
 
 
+def test_a_counter_that_shows_no_number_is_not_told_to_be_opened_to_all(tmp_path: Path) -> None:
+    rapl(tmp_path).write_text("n/a")
+    meter, said = find_rapl(tmp_path)
+    assert meter is None
+    assert said.endswith("energy_uj shows no number")
+
+
 def test_one_package_that_two_interfaces_count_is_counted_once(tmp_path: Path) -> None:
     file = rapl(tmp_path)
     again = "sys/class/powercap/intel-rapl-mmio:0"
