@@ -304,16 +304,20 @@ def left_by_a_killed_run(rig: Rig, place: int, state: Path, **facts: object) -> 
     return state / f"{key}.journal"
 
 
-@pytest.mark.parametrize(("ago_s", "freed"), [(0.0, True), (3600.0, False)], ids=["a container began anew", "booted"])
+@pytest.mark.parametrize(
+    ("began_ago_s", "up_s", "freed"),
+    [(0.0, 1.0, True), (3600.0, 1.0, False), (0.0, 1e9, False)],
+    ids=["a container began anew", "booted", "booted, and the wall clock began anew too"],
+)
 def test_a_container_that_draws_itself_another_boot_id_has_not_booted_the_machine(
-    machine: tuple[Rig, dict[str, str], Path], ago_s: float, freed: bool
+    machine: tuple[Rig, dict[str, str], Path], tmp_path: Path, began_ago_s: float, up_s: float, freed: bool
 ) -> None:
     rig, environment, folder = machine
-    state = folder / f"boot-{freed}" / "state"
-    began_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) - ago_s
-    journal = left_by_a_killed_run(rig, 3, state, boot_id="drawn by a container", boot_began_s=began_s)
+    began_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) - began_ago_s
+    facts = {"boot_id": "drawn by a container", "boot_began_s": began_s, "up_s": up_s}
+    journal = left_by_a_killed_run(rig, 3, tmp_path / "state", **facts)
     resets = rig.card(3).resets
-    restored = card_profile(folder, {**environment, "CARD_STATE_DIR": str(state)}, "restore")
+    restored = card_profile(folder, {**environment, "CARD_STATE_DIR": str(tmp_path / "state")}, "restore")
     assert restored.code == 0, restored.err
     assert (rig.card(3).resets > resets) == freed
     assert ("booted since" in restored.err) != freed

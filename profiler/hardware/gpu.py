@@ -270,9 +270,8 @@ class GpuDevice:
             memory_bytes=memory,
             power_cap_w=instruments.power_cap_w() if instruments is not None else None,
             clocks=clocks,
-            software={
-                name: text[:MAX_TEXT] for name, text in software.items()
-            },  # labels and versions come out of files
+            # Labels and versions come out of files.
+            software={name: text[:MAX_TEXT] for name, text in software.items()},
             conditions={name: text[:MAX_TEXT] for name, text in conditions.items()},
         )
 

@@ -137,7 +137,9 @@ def _described(value: Any, tensor_type: type) -> Any:
     if isinstance(value, tensor_type):
         tensor: Any = value
         return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-    return tuple(_described(v, tensor_type) for v in value) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return tuple(_described(v, tensor_type) for v in value)
+    return type(value), value  # 1, 1.0 and True are equal, and make tensors of other types
 
 
 def charging(board: Board, calls: Calls, charge: Callable[[Kernel], None]) -> AbstractContextManager[Any]:
@@ -167,7 +169,8 @@ def charging(board: Board, calls: Calls, charge: Callable[[Kernel], None]) -> Ab
                     result = func.decompose(*args, **kwargs)
                 if result is not NotImplemented:
                     return result
-            key = (func, _described(args, torch.Tensor), _described(tuple(kwargs.items()), torch.Tensor))
+            given = (args, tuple(kwargs.items()), torch.get_default_dtype())
+            key = (func, _described(given, torch.Tensor))
             call = calls.get(key)
             if call is not None and call.returns is not None:
                 if call.kernel is not None:

@@ -45,11 +45,10 @@ if TYPE_CHECKING or __package__:
         Damaged,
         Problem,
         backend_of,
-        began_s,
-        boot_id,
         booted_since,
         os_problem,
         read_text,
+        this_boot,
     )
 else:  # run by path in an isolated interpreter: the neighbour is found beside this file, and nothing else of the package
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
@@ -58,11 +57,10 @@ else:  # run by path in an isolated interpreter: the neighbour is found beside t
         Damaged,
         Problem,
         backend_of,
-        began_s,
-        boot_id,
         booted_since,
         os_problem,
         read_text,
+        this_boot,
     )
 
 FORMAT = "card-clocks/1"
@@ -70,6 +68,8 @@ KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _MAX_BYTES = 1 << 20
 _ENDING_PATIENCE_S = 10.0
 """A run that has died has a helper that is just giving the clock back."""
+_UNSEEN = "a run whose process is not visible from here (another container?)"
+"""It may be alive, or have died: that its lock is held so long tells."""
 _ORPHAN_POLL_S = 0.5
 _GIVE_BACK_S = 2.0
 """A driver that is busy is asked again; one that refuses is not."""
@@ -107,7 +107,8 @@ def _take(folder: str, key: str, parent: int) -> int:
         except BlockingIOError:
             owner = _owner(path)
             spent = time.monotonic() - began
-            if spent > (ALIVE_PATIENCE_S if owner is not None else _ENDING_PATIENCE_S):
+            seen = owner is not None and owner != _UNSEEN
+            if spent > (ALIVE_PATIENCE_S if seen else _ENDING_PATIENCE_S):
                 os.close(fd)
                 who = owner or "the helper of a run that has ended, or another user,"
                 raise Problem("busy", f"{who} holds it", owner) from None
@@ -141,7 +142,7 @@ def _owner(path: str) -> str | None:
         said = json.loads(read_text(path) or "null")
         pid, namespace = said.get("pid"), said.get("pid_namespace")
         if namespace is not None and namespace != _pid_namespace():
-            return "a run whose process is not visible from here (another container?)"
+            return _UNSEEN
         if isinstance(pid, int) and said.get("started") is not None and started(pid) == said["started"]:
             return f"a live run (pid {pid})"
     return None
@@ -435,8 +436,7 @@ class Hold:
             "target": request["target"],
             "originals": self._originals,
             "root": os.path.realpath(root),
-            "boot_id": boot_id(root),
-            "boot_began_s": began_s(),
+            **this_boot(root),
             **self._backend.identity(),
             "pid": parent,
             "helper": os.getpid(),

@@ -57,23 +57,26 @@ def boot_id(root: str) -> str | None:
     return read_text(os.path.join(root, name)) or read_text("/" + name)
 
 
-def began_s() -> float:
-    """When this boot began, by the wall clock."""
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+def this_boot(root: str) -> dict[str, Any]:
+    """What tells this boot from others, for a journal: its id, when it began by the wall clock, and how long ago that was."""
+    up_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return {"boot_id": boot_id(root), "boot_began_s": time.time() - up_s, "up_s": up_s}
 
 
 def booted_since(journal: dict[str, Any], root: str) -> bool:
     """Whether the machine has been booted since ``journal`` was written, as far as that can be told.
 
     Some containers are given a boot id of their own each time they start, while the card stays locked: a boot that began when the
-    journal's did is still the same one.
+    journal's did, and has lasted longer, is still the same one.
     """
-    now, then = boot_id(root), journal.get("boot_id")
-    if now is None or then is None or now == then:
+    now, then = this_boot(root), journal.get("boot_id")
+    if now["boot_id"] is None or then is None or now["boot_id"] == then:
         return False
-    began = journal.get("boot_began_s")
-    own = os.path.realpath(root) == "/"  # a tree copied from elsewhere has a boot id and no uptime
-    return not (own and isinstance(began, (int, float)) and abs(began - began_s()) < _SAME_BOOT_S)
+    began, up = journal.get("boot_began_s"), journal.get("up_s")
+    if os.path.realpath(root) != "/" or not isinstance(began, float) or not isinstance(up, float):
+        return True  # a tree copied from elsewhere has a boot id and no uptime
+    # Without a battery the wall clock begins anew with each boot: it alone does not tell.
+    return up > now["up_s"] or not abs(began - now["boot_began_s"]) < _SAME_BOOT_S
 
 
 def os_problem(error: OSError, what: str) -> Problem:

@@ -535,8 +535,8 @@ def _settled(device: Device, sampled: _Sampled, sensor: PowerSensor, options: Sa
     if not answered:
         raise MissingHardware(f"{device.name}: the power sensor ({sensor.sensor}) gave no reading {when}")
     sound = _sound(sampled.readings)
-    distrust = None if found is not None else _both_ways(_windows(sampled, sound, options)[0], sound, sensor)[2]
-    if distrust is not None:
+    _, by_sensor, distrust = _both_ways(_windows(sampled, sound, options)[0], sound, sensor)
+    if found is None and by_sensor is None and distrust is not None:
         raise MissingHardware(
             f"{device.name}: {distrust}, and nothing else tells the watts {when} ({sensor.sensor}): no figure is kept"
         )

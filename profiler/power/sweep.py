@@ -505,7 +505,7 @@ def _idle_w(before: Rest, after: Rest) -> float:
 
 
 def _still_runs(before: Rest, after: Rest) -> bool:
-    """Whether so much more is drawn at rest than before the sweep that it cannot be the heat alone."""
+    """Whether so much more is drawn at rest than before the sweep that it cannot be the heat alone: it may not be at rest."""
     return after.power_w > 1.5 * before.power_w + 1.0
 
 
@@ -515,7 +515,7 @@ def _idle_drift(before: Rest, after: Rest) -> list[str]:
         return []
     drift = f"idle power was {before.power_w:.2f} W before the sweep and {after.power_w:.2f} W after it; "
     if _still_runs(before, after):
-        return [f"{drift}something still runs (a program that the load has left behind?): the one before is kept"]
+        return [f"{drift}something may still run that the load has left behind: the one before is kept"]
     return [f"{drift}their mean is kept"]
 
 

@@ -97,6 +97,8 @@ def test_a_call_made_again_returns_what_it_did_the_first_time() -> None:
         lambda: a.float().half(),
         lambda: torch.arange(3.0, device="meta"),
         lambda: torch.arange(5.0, device="meta"),
+        *(lambda one=one: torch.full((3,), one, device="meta") for one in (1, 1.0, True)),
+        *(lambda one=one: torch.ones(3, dtype=torch.int64, device="meta") * one for one in (1, 1.0)),
         lambda: a.t(),
     ]
     alone = [call() for call in calls]

@@ -280,8 +280,8 @@ def test_a_counter_in_another_unit_is_found_out_by_the_power_limit(unit: float) 
 
 
 def test_a_counter_that_is_all_there_is_and_not_to_be_believed_gives_no_figure_and_the_reason() -> None:
-    count = lambda t, joules: joules if t < 18 else joules - 900  # noqa: E731
-    bench = fine(lambda t: 50 + noise(6, 0.2)(t), counter_s=0.02, count=count, show=lambda *_: None)
+    jitter, count = noise(6, 0.2), lambda t, joules: joules if t < 18 else joules - 900
+    bench = fine(lambda t: 50 + jitter(t), counter_s=0.02, count=count, show=lambda *_: None)
     with pytest.raises(
         MissingHardware, match=r"the energy counter fell from .* nothing else tells the watts under this load"
     ):

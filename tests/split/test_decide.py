@@ -198,7 +198,7 @@ def test_a_round_has_the_rates_of_its_row_in_the_trace(profiles: Path, tmp_path:
     assert [decider.decide(r, "two").uplink_bps for r in (1, 2, 3)] == [10e6, 20e6, 30e6]
     with pytest.raises(BadInput, match=r"rates.csv: rates of 3 rounds, expected some for round 4"):
         decider.decide(4, "two")
-    with pytest.raises(BadInput, match="round 4 of device one is missing"):
+    with pytest.raises(BadInput, match="ends with round 3, and --rounds asks for 4 rows of each device"):
         Decider(profiles, replace(options, rounds=4), ["one", "two"], WORKLOAD)
 
 

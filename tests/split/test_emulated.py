@@ -41,7 +41,7 @@ def test_a_trace_by_rounds_holds_for_its_rounds_and_a_shorter_one_is_refused(tmp
     path.write_text("round,device,uplink_mbps,downlink_mbps\n1,one,8,16\n2,one,4,2\n")
     both = decider(("one",), channel=str(path), rounds=2)
     assert [(d.uplink_bps, d.downlink_bps) for d in (both.decide(n, "one") for n in (1, 2))] == [(8e6, 16e6), (4e6, 2e6)]  # fmt: skip
-    with pytest.raises(BadInput, match="round 3 of device one is missing"):
+    with pytest.raises(BadInput, match="ends with round 2, and --rounds asks for 3 rows of each device"):
         decider(("one",), channel=str(path), rounds=3)
 
 
