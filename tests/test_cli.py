@@ -394,7 +394,7 @@ def interrupt_after(results: int, sign: signal.Signals, model: Path, cwd: Path) 
     return process.returncode, err
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_keeps_what_it_measured_and_resumes(
     small_model: Path, tmp_path: Path, sign: signal.Signals
 ) -> None:

@@ -69,7 +69,8 @@ _MAX_BYTES = 1 << 20
 _ENDING_PATIENCE_S = 10.0
 """A run that has died has a helper that is just giving the clock back."""
 _UNSEEN = "a run whose process is not visible from here (another container?)"
-"""It may be alive, or have died: that its lock is held so long tells."""
+_UNSEEN_PATIENCE_S = 3.0
+"""It may be alive, or have died and have a helper that gives the clock back: that its lock is held so long tells."""
 _ORPHAN_POLL_S = 0.5
 _GIVE_BACK_S = 2.0
 """A driver that is busy is asked again; one that refuses is not."""
@@ -107,8 +108,7 @@ def _take(folder: str, key: str, parent: int) -> int:
         except BlockingIOError:
             owner = _owner(path)
             spent = time.monotonic() - began
-            seen = owner is not None and owner != _UNSEEN
-            if spent > (ALIVE_PATIENCE_S if seen else _ENDING_PATIENCE_S):
+            if spent > {None: _ENDING_PATIENCE_S, _UNSEEN: _UNSEEN_PATIENCE_S}.get(owner, ALIVE_PATIENCE_S):
                 os.close(fd)
                 who = owner or "the helper of a run that has ended, or another user,"
                 raise Problem("busy", f"{who} holds it", owner) from None
