@@ -383,10 +383,8 @@ def pose(profiles: Sequence[Profile], options: SolveOptions) -> Problem:
         warnings.append(f"no layer times in {', '.join(untimed)}: the letter's model is used for the whole fleet")
     evaluate = options.evaluate or ("letter" if untimed else "profile")
     if evaluate == "letter":
-        by_tables = not untimed and options.method in (
-            "exact",
-            "min-cut",
-        )  # then what is left out has a say all the same
+        # Where the tables decide, what is left out of them has a say all the same.
+        by_tables = not untimed and options.method in ("exact", "min-cut")
         terms = ("--leave-out", options.leave_out and not by_tables), ("--count-idle", options.count_idle)
         for option, asked in (*terms, ("--device-energy", options.device_energy)):
             if asked:

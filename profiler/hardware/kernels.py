@@ -153,7 +153,6 @@ def charging(board: Board, calls: Calls, charge: Callable[[Kernel], None]) -> Ab
 
     counters = _counters()
     composite: dict[Any, bool] = {}
-    pure: dict[Any, bool] = {}
 
     class Charging(TorchDispatchMode):  # type: ignore[misc]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -163,7 +162,6 @@ def charging(board: Board, calls: Calls, charge: Callable[[Kernel], None]) -> Ab
                 composite[func] = packet not in counters and torch._C._dispatch_has_kernel_for_dispatch_key(
                     func.name(), "CompositeImplicitAutograd"
                 )
-                pure[func] = _is_pure(func)
             if composite[func]:  # reached whole in inference: charge its parts
                 with self:
                     result = func.decompose(*args, **kwargs)
@@ -178,18 +176,18 @@ def charging(board: Board, calls: Calls, charge: Callable[[Kernel], None]) -> Ab
                 shape, stride, dtype = call.returns
                 return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
             result = func(*args, **kwargs)
-            inputs: list[Any] = []
-            outputs: list[Any] = []
-            _tensors(args, inputs, torch.Tensor)
-            _tensors(kwargs.values(), inputs, torch.Tensor)
-            _tensors((result,), outputs, torch.Tensor)
-            if not any(t.is_meta for t in (*outputs, *inputs)):
-                return result
             if call is None:
+                inputs: list[Any] = []
+                outputs: list[Any] = []
+                _tensors(args, inputs, torch.Tensor)
+                _tensors(kwargs.values(), inputs, torch.Tensor)
+                _tensors((result,), outputs, torch.Tensor)
+                if not any(t.is_meta for t in (*outputs, *inputs)):
+                    return result
                 kernel = None
                 if not _runs_no_kernel(func):
                     kernel = _cost(board, counters.get(packet), func, args, kwargs, inputs, outputs)
-                again = pure[func] and isinstance(result, torch.Tensor) and result.is_meta
+                again = _is_pure(func) and isinstance(result, torch.Tensor) and result.is_meta
                 if len(calls) >= _MOST_CALLS:
                     calls.clear()
                 call = calls[key] = _Call(kernel, (result.shape, result.stride(), result.dtype) if again else None)
