@@ -18,6 +18,8 @@ Nothing here was read off a measured sweep. What went in, and from where:
   sweep, in the order of visits, and acts through leakage; the sensor's noise, 0.05 to 1 % of each reading (up to ``sensor_most``, where that is given).
 - Other workloads of the same chip: its voltages, leakage, board, clocks, sensor and surroundings, but waiting for memory that takes 0 to 90 % of a step,
   0.5 to 1.2 times the switching, and fluctuations of their own.
+- Steps: in a share of the chips (``stepping``, none unless it is given) something besides the core's clock and voltage changes with it (clocks of memory or bus, a
+  rail, a power state): once or twice, anywhere in the sweep, all watts below are lower by 1 to 10 %, for every workload alike.
 - Sensors: 5 to 300 W at the top; in half of the sweeps readings in steps of 0.1, 0.2 or 0.4 W (never above 2 % of the lowest watts), a milliwatt otherwise.
 """
 
@@ -47,7 +49,8 @@ class Chip(Protocol):
 @dataclass(frozen=True)
 class MadeUp:
     """One sweep of one made-up chip: rows (n,) as measured, and the truth without noise at the rows and at ``asked_hz`` (ASKED,),
-    with one more measurement ``new_w`` (ASKED,) by the same sensor there. ``noise``: of load and sensor together, at most."""
+    with one more measurement ``new_w`` (ASKED,) by the same sensor there. ``noise``: of load and sensor together, at most. ``stepped``: whether
+    watts step at some clocks."""
 
     kind: str
     frequency_hz: Array
@@ -57,6 +60,7 @@ class MadeUp:
     asked_w: Array
     new_w: Array
     noise: float
+    stepped: bool
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,11 @@ class Workload:
     activity: float = 1.0
 
 
-def draw(kind: str, clocks: int, seed: int, sensor_most: float = 0.01, sibling: int = 0) -> MadeUp:
-    """The sweep of this kind and number of clocks with this seed; the same whenever it is asked for. ``sibling`` from 1 on: other workloads
-    on the same chip."""
+def draw(
+    kind: str, clocks: int, seed: int, sensor_most: float = 0.01, stepping: float = 0.0, sibling: int = 0
+) -> MadeUp:
+    """The sweep of this kind and number of clocks with this seed; the same whenever it is asked for. ``stepping``: share of chips whose watts
+    step. ``sibling`` from 1 on: other workloads on the same chip."""
     rng = np.random.default_rng([21, KINDS.index(kind), clocks, seed])
     chip, workload = _plain(rng) if kind == "plain" else _chip(kind, rng)
     low = rng.uniform(0.05, 0.6)
@@ -90,6 +96,10 @@ def draw(kind: str, clocks: int, seed: int, sensor_most: float = 0.01, sibling: 
         workload = Workload(rng.uniform(0, 0.9), rng.uniform(0.2, 0.6), rng.uniform(0, 0.15), rng.uniform(0.5, 1.2))
         load = float(np.exp(rng.uniform(np.log(0.001), np.log(0.02))))
     curve = chip(workload)
+    steps = np.random.default_rng([23, KINDS.index(kind), clocks, seed])
+    stepped = steps.random() < stepping
+    if stepped:
+        curve = _stepping(curve, x[0], steps)
     true_w, asked_w = top_w * curve(x), top_w * curve(asked)
     step_w = max(1e-3, min(step_w, 0.02 * true_w.min()))
 
@@ -109,7 +119,18 @@ def draw(kind: str, clocks: int, seed: int, sensor_most: float = 0.01, sibling: 
         asked_w,
         read(asked, drift * rng.standard_normal(ASKED) / np.sqrt(2)),
         float(np.hypot(load, sensor)),
+        stepped,
     )
+
+
+def _stepping(smooth: Chip, low: float, rng: np.random.Generator) -> Chip:
+    places = rng.uniform(low, 1.0, rng.integers(1, 3))
+    shares = np.exp(rng.uniform(np.log(0.01), np.log(0.1), len(places)))
+
+    def chip(x: Array, load: Array | float = 0.0, warmer: Array | float = 0.0) -> Array:
+        return smooth(x, load, warmer) * (1 - (x[:, None] < places) @ shares)
+
+    return chip
 
 
 def _clocks(low: float, count: int, rng: np.random.Generator) -> Array:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +19,7 @@ _CEILINGS = (0.95, 0.9)  # where V may stop rising, in the domain
 _RIDGES = tuple(np.linspace(0, 0.9, 10))
 _RISES = tuple(np.geomspace(0.1, 8, 7))
 _EXPONENTS = (1.0, 2.0, 3.0, 4.0, 6.0)
+_JUMP_LENGTH = 1.0  # over the domain: steps come once in it, on average
 SAME_CLOCK = 0.01
 """A clock asked for twice is measured a little differently each time; so far apart, two workloads ran at one and the same."""
 _PAIRS = 128  # pairs of clocks at a time: what is computed of them stays in the processor's cache
@@ -25,8 +28,8 @@ _PAIRS = 128  # pairs of clocks at a time: what is computed of them stays in the
 @dataclass(frozen=True)
 class Kriged:
     """P = P0 + c g(f) + r(f). The trend g is f V(f)^2, V flat below a ridge clock, rising linearly, flat again above a
-    ceiling clock, or a plain power of f. The rest r is a smooth Gaussian process (Matern 5/2) for what the trend cannot
-    follow, or nothing; the noise is proportional to the watts. Below the ridge the voltage is one and the same, so power is a line there; above
+    ceiling clock, or a plain power of f. The rest r is a Gaussian process for what the trend cannot follow, smooth (Matern 5/2) or with
+    jumps (exponential, the covariance of steps at random places), or nothing; the noise is proportional to the watts. Below the ridge the voltage is one and the same, so power is a line there; above
     it a table of voltages acts that nobody knows: rest and noise may be larger there by a factor.
 
     P0 and c are integrated out (universal kriging; the restricted likelihood of Harville, 1974), and so are, on a grid, ridge,
@@ -223,8 +226,37 @@ class _Shapes:
         return np.asarray(1 + (rougher - 1) * np.maximum(u[None, :] - ridge, 0) / (1 - ridge))
 
 
+class _Rest(NamedTuple):
+    """What the trend cannot follow: a Gaussian process over distances in the domain, smooth or with jumps, nothing where ``length`` is 0.
+    ``ratio``: the noise's variance over the rest's (where there is none: over one)."""
+
+    length: float
+    ratio: float
+    jumps: bool
+    log_prior: float
+
+    @classmethod
+    def grid(cls, priors: KrigedPriors) -> list[_Rest]:
+        """All that is believed in, evenly but for ``priors.jumping``; the last is none: the trend is exact, all else is noise."""
+        smooth = [(length, ratio) for length in priors.lengths for ratio in priors.noise] + [(0.0, 1.0)]
+        rests = [cls(*each, False, math.log((1 - priors.jumping) / len(smooth))) for each in smooth]
+        if priors.jumping:
+            log_prior = math.log(priors.jumping / len(priors.noise))
+            rests[:0] = [cls(_JUMP_LENGTH, ratio, True, log_prior) for ratio in priors.noise]
+        return rests
+
+    def correlation(self, distance: Array) -> Array:
+        if not self.length:
+            return np.zeros_like(distance)
+        d = np.abs(distance) / self.length
+        if self.jumps:
+            return np.asarray(np.exp(-d))
+        d = np.sqrt(5) * d
+        return np.asarray((1 + d + d * d / 3) * np.exp(-d))
+
+
 class _KrigingPass:
-    """All shapes of the trend (s) and all pairs of length and noise (h) for one reference level of the noise, in watts."""
+    """All shapes of the trend (s) and all that the rest may be (h) for one reference level of the noise, in watts."""
 
     def __init__(
         self,
@@ -245,8 +277,7 @@ class _KrigingPass:
         self.y = y = curve.target_w
         # One row of a repeated clock is as noisy as any other, so the mean of r rows has 1/r of the variance.
         noise = np.diag(1 / (curve.weight * level_w**2))
-        self.hyper: list[tuple[float, float]] = [(length, ratio) for length in priors.lengths for ratio in priors.noise]
-        self.hyper.append((0.0, 1.0))  # no rest: the trend is exact, all else is noise
+        self.rests = _Rest.grid(priors)
         scale = self.shapes.scale(self.u)
         trend = np.stack([1 / scale, self.shapes.trend(self.u, self.low) / scale], axis=2)  # (s, n, 2)
         self.scaled_trend, self.scaled_y = trend, y / scale
@@ -255,12 +286,12 @@ class _KrigingPass:
         # Rows within a clock tell of the noise alone: their squares over the noise's unit, its log determinant, their freedom.
         self.repeats = curve.repeats
         row_noise = curve.rows * np.diag(noise)
-        self.inverse = np.empty((len(self.hyper), n, n))
-        self.log_base = np.empty((len(self.hyper), count))
-        self.q_diagonal, self.qy = np.empty((2, len(self.hyper), count, n))
-        self.within, self.log_within = np.zeros((2, len(self.hyper), count, n))
+        self.inverse = np.empty((len(self.rests), n, n))
+        self.log_base = np.empty((len(self.rests), count))
+        self.q_diagonal, self.qy = np.empty((2, len(self.rests), count, n))
+        self.within, self.log_within = np.zeros((2, len(self.rests), count, n))
         # What is believed of the noise, as squares that were seen before any point, in the unit of the rest: (k, h).
-        ratios = np.array([ratio for _, ratio in self.hyper])
+        ratios = np.array([rest.ratio for rest in self.rests])
         sizes, worth = priors.scatter
         self.squares_before = worth * (np.array(sizes)[:, None] * level_w) ** 2 / ratios
         at_rest = self.shapes.at_rest(self.low)
@@ -269,9 +300,8 @@ class _KrigingPass:
         ] = []  # P0 and c (s, 2), what each point adds (s, n, 2), variances (s, 2)
         pairs = _Streamed(count, len(i))
         sets = n + 1 + i * (2 * n - i - 3) // 2 + j - 1
-        for h, (length, ratio) in enumerate(self.hyper):
-            kernel = _matern(self.u[:, None] - self.u[None, :], length) if length else 0.0
-            inverse = np.linalg.inv(kernel + ratio * noise)
+        for h, rest in enumerate(self.rests):
+            inverse = np.linalg.inv(rest.correlation(self.u[:, None] - self.u[None, :]) + rest.ratio * noise)
             self.inverse[h] = inverse = (inverse + inverse.T) / 2
             weighted = inverse @ trend
             gram = trend.transpose(0, 2, 1) @ weighted
@@ -279,7 +309,7 @@ class _KrigingPass:
             q = inverse - weighted @ pull
             q /= scale[:, :, None] * scale[:, None, :]
             half_log_det = (np.linalg.slogdet(gram)[1] - np.linalg.slogdet(inverse)[1]) / 2 + log_scale
-            self.log_base[h] = -half_log_det
+            self.log_base[h] = rest.log_prior - half_log_det
             self.q_diagonal[h], self.qy[h] = np.einsum("sii->si", q), q @ y
             if priors.positive:
                 # From the trend's two factors to P0 and c: P0 is what the trend says at a clock of zero.
@@ -288,7 +318,7 @@ class _KrigingPass:
                 spread = turn @ np.linalg.inv(gram) @ turn.transpose(0, 2, 1)
                 self.positive.append((pull @ y, pull.transpose(0, 2, 1), np.einsum("skk->sk", spread)))
             if self.repeats.any():
-                unit = ratio * row_noise * scale**2
+                unit = rest.ratio * row_noise * scale**2
                 self.within[h], self.log_within[h] = curve.scatter / unit, self.repeats * np.log(unit) / 2
             for part in (slice(k, k + _PAIRS) for k in range(0, len(i), _PAIRS)):
                 log, residual, variance = self._two(h, q, i[part], j[part])
@@ -443,14 +473,14 @@ class _KrigingPass:
         scale = self.shapes.scale(u)
         mean = np.zeros(len(u))
         watts, widths = [], []
-        for h, (length, ratio) in enumerate(self.hyper):
+        for h, rest in enumerate(self.rests):
             matter = np.flatnonzero((weights[h] > 0) | (drawn[h] > 0))
             if not len(matter):
                 continue
             inverse, at_points = self.inverse[h], self.scaled_trend[matter]
             weighted = inverse @ at_points
             gram = at_points.transpose(0, 2, 1) @ weighted
-            cross = _matern(u[:, None] - self.u[None, :], length) if length else np.zeros((len(u), len(self.u)))
+            cross = rest.correlation(u[:, None] - self.u[None, :])
             plain = cross @ inverse
             here = scale[matter]
             trend = np.stack([1 / here, level[matter] / here], axis=2)
@@ -462,14 +492,14 @@ class _KrigingPass:
             mean += weights[h, matter] @ full
             some = np.flatnonzero(drawn[h, matter])
             if len(some):
-                variance = (1.0 if length else 0.0) - np.einsum("mn,mn->m", plain, cross)
+                variance = (1.0 if rest.length else 0.0) - np.einsum("mn,mn->m", plain, cross)
                 variance = variance + np.einsum("smk,smk->sm", projected[some], off[some])
-                noise = ratio * (full[some] / self.level_w) ** 2
+                noise = rest.ratio * (full[some] / self.level_w) ** 2
                 rate = rates[h, matter[some]]
                 width = np.sqrt(rate[:, None] * (np.maximum(variance, 0) + noise)) * here[some]
                 times = drawn[h, matter[some]]
                 if covariance is not None:
-                    kernel = _matern(u[:, None] - u[None, :], length) if length else 0.0
+                    kernel = rest.correlation(u[:, None] - u[None, :])
                     share = np.sqrt(rate * times / ATOMS)[:, None] * here[some]
                     covariance += (share.T @ share) * (kernel - plain @ cross.T)
                     covariance += np.einsum(
@@ -563,9 +593,3 @@ class _Streamed:
 def _normalised(log: Array) -> Array:
     weight = np.exp(log - log.max(axis=(0, 1)))
     return np.asarray(weight / weight.sum(axis=(0, 1)))
-
-
-def _matern(distance: Array, length: float) -> Array:
-    """Matern 5/2 correlation."""
-    d = np.sqrt(5) * np.abs(distance) / length
-    return np.asarray((1 + d + d * d / 3) * np.exp(-d))

@@ -19,6 +19,7 @@ class KrigedPriors:
     stops rising within the top tenth of the clocks. ``plain``: probability of a law without a voltage floor, a plain power of the clock.
     ``bends``: powers of the way from ridge to ceiling with which the voltage rises. ``scatter``: sizes, one as likely as the other, of what a mean
     scatters by, over the watts, and how many measurements that belief is worth. ``positive``: P0 and the factor are not negative.
+    ``jumping``: probability that the rest has jumps.
     """
 
     lengths: tuple[float, ...] = (0.2, 0.4, 0.8)
@@ -29,6 +30,7 @@ class KrigedPriors:
     bends: tuple[float, ...] = (1.0, 1.6)
     scatter: tuple[tuple[float, ...], float] = ((0.001, 0.003, 0.01, 0.03), 3.0)
     positive: bool = True
+    jumping: float = 0.0
 
 
 @dataclass(frozen=True)
