@@ -10,6 +10,10 @@ that neither the laws nor their priors had been tried on when this was written:
   steps of 0.1 W (its readings taken as the measured Xavier's were: the median of the second half of a run).
 - ml-energy/zeus, the data of the Perseus paper: stages of GPT-3 and Bloom under training, on an A100 SXM and an A40. Joules over seconds; the
   clock is the one asked for, also where the power cap held the real one down.
+- HKBU-HPML/GPU-DVFS-Job-Schedule: a GTX 1080 Ti and an RTX 2070 Super, 30 and 20 applications at 5 clocks, at the highest memory clock (first run in the thirteenth round of
+  `power_choice.py`, like the next).
+- giordano/gpu-power-frequency-benchmarks: an RTX PRO 6000 and an A100 PCIe, 4 and 3 programs at 8 and 5 clocks, at the highest power limit. Joules over seconds of whole programs; the clock
+  is the one asked for.
 - nsfcac/gpupowermodel: a GV100, 24 programs at 117 clocks, by DCGM, over whole runs of programs that do not always keep the card busy.
 
 Every workload is fitted on its own, as by ``card-profile fit-power`` on a CSV of its own, and once more together with the others of its set. Sweeps of more than 14 clocks are thinned to 14 for what is said
@@ -22,6 +26,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 import re
 import subprocess
 import sys
@@ -122,11 +127,41 @@ def gv100(clone: Clone) -> Iterator[tuple[str, str, Points]]:
         yield "GV100, 24 programs", workload, points
 
 
+def job_schedule(clone: Clone) -> Iterator[tuple[str, str, Points]]:
+    for title, name in (("GTX 1080 Ti, 30 applications", "1080ti"), ("RTX 2070 Super, 20 applications", "2070s")):
+        rows = list(clone.table(f"csvs/gtx{name}-dvfs-real-Performance-Power.csv"))
+        memory = max(float(row["memF"]) for row in rows)
+        found: dict[str, Points] = defaultdict(dict)
+        for row in rows:
+            if float(row["memF"]) == memory and row["power/W"]:
+                found[f"{row['appName']} {row['kernel']} {row['argNo']}"][float(row["coreF"])] = float(row["power/W"])
+        for workload, points in found.items():
+            yield title, workload, points
+
+
+def power_frequency(clone: Clone) -> Iterator[tuple[str, str, Points]]:
+    for title, card, limit_w in (
+        ("RTX PRO 6000, 4 programs", "rtxpro6000", 600),
+        ("A100 PCIe, 3 programs", "cricket-a100", 300),
+    ):
+        found: dict[str, Points] = defaultdict(dict)
+        for program in ("babelstream", "pi-solver", "waterlily"):
+            for name in clone.names(f"{program}-benchmarks/{card}"):
+                match = re.search(rf"(/fp\d\d)?/(?:energy-time|data)-(\d+)-{limit_w}(?:/.*/energy-time)?\.json$", name)
+                if match:
+                    read = json.loads(clone.text(name))  # watt hours and seconds
+                    found[f"{program}{match[1] or ''}"][float(match[2])] = 3600 * read["energy"] / read["time"]
+        for workload, points in found.items():
+            yield title, workload, points
+
+
 SOURCES = {
     "f189504ff7810168a7b98ad0b1bc418ccb5e0d60": v100,
     "2b4408066d65e2fd39921097f0a15ffc27d08040": nano,
     "38cb3f90c30d9041d4b141cfe5c922dba55baa45": perseus,
     "0b28e68f5a9da0eef54d53b7f47437141964af67": gv100,
+    "7ae3c9c8ebe766909cc7e3ee6fa0c752c62154c5": job_schedule,
+    "2fe08d224490e931c717dcefaa5991b09db130c3": power_frequency,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ from profiler.power.priors import PRIORS, AveragePriors, KrigedPriors, Priors
 def judged(objective: float, covered: float = 0.95, sweeps: int = 50) -> Judged:
     """Every sweep with the same objective, and the same share held."""
     level = np.full((sweeps, 2), math.exp(objective) - power_choice.FLOOR_PCT)
-    return Judged(level, level, np.full((sweeps, 3), covered), np.linspace(0.001, 0.02, sweeps))
+    held, noise = np.full((sweeps, 3), covered), np.linspace(0.001, 0.02, sweeps)
+    return Judged(level, level, held, noise, np.arange(sweeps) % 2 == 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,7 +91,7 @@ def test_of_lists_that_tie_the_shortest_is_taken_and_one_at_hand_stays():
         value = priors.kriged.rougher
         if value not in noisy:
             return judged(2.0)
-        return Judged(noisy[value], noisy[value], np.full((50, 3), 0.95), np.zeros(50))
+        return Judged(noisy[value], noisy[value], np.full((50, 3), 0.95), np.zeros(50), np.zeros(50, bool))
 
     gap = (
         judge(with_value(START, "kriged.rougher", (1.0,))).objective
@@ -141,7 +143,7 @@ def test_of_beliefs_that_are_not_told_apart_the_weakest_is_taken_and_a_law_that_
             level = judged(1.0).error_pct * noise
             gap = (np.log(level + power_choice.FLOOR_PCT) - 1.0).mean(axis=1)
             level = level * math.exp(0.2 * gap.std() / math.sqrt(50) - gap.mean())
-            return Judged(level, level, np.full((50, 3), 0.95), np.zeros(50))
+            return Judged(level, level, np.full((50, 3), 0.95), np.zeros(50), np.zeros(50, bool))
         return judged(1.5)
 
     *_, (_, _, won) = search_structure(judge, STRUCTURES[4])
@@ -155,8 +157,8 @@ def test_the_law_changes_only_if_it_is_clearly_better_and_honest():
     noise = np.exp(0.1 * rng.standard_normal((200, 2)))
 
     def found(factor: float) -> Judged:
-        return Judged(
-            present.error_pct * noise * factor, present.score_pct * noise * factor, present.held, present.noise
+        return replace(
+            present, error_pct=present.error_pct * noise * factor, score_pct=present.score_pct * noise * factor
         )
 
     present = judged(0.0, sweeps=200)
@@ -175,7 +177,7 @@ def test_the_fifth_round_asks_for_honest_intervals_whatever_the_noise_and_where_
         held = better.held.copy()
         for third, share in zip(np.array_split(np.arange(len(held)), 3), shares, strict=True):
             held[third] = share
-        uneven = Judged(better.error_pct, better.score_pct, held, better.noise)
+        uneven = replace(better, held=held)
         assert uneven.covered_by_noise == pytest.approx(shares)
         assert abs(uneven.covered[1] - 0.95) < 0.02
         assert adopted(STRUCTURES[4], present, uneven, uneven)
@@ -190,7 +192,35 @@ def test_sensors_of_the_fifth_round_are_noisier_and_nothing_else_of_its_sweeps_i
     assert not np.array_equal(noisy.power_w, usual.power_w)
 
 
-ADDED = KrigedPriors(scatter=((0.002, 0.01), 3.0), bends=(1.0, 1.6), positive=True)
+def test_the_twelfth_round_asks_that_chips_without_steps_lose_nothing():
+    twelfth, present = STRUCTURES[12], judged(1.0)
+    uneven = 1 + 0.01 * np.cos(np.arange(50))[:, None]
+
+    def found(with_steps: float, without: float) -> Judged:
+        factor = np.where(present.stepped, with_steps, without)[:, None] * uneven
+        return replace(present, error_pct=present.error_pct * factor, score_pct=present.score_pct * factor)
+
+    assert adopted(twelfth, present, found(0.8, 1.0), judged(0.8))
+    assert not adopted(twelfth, present, found(0.8, 1.05), judged(0.8))
+    assert adopted(STRUCTURES[5], present, found(0.8, 1.05), judged(0.8))
+
+
+def test_a_chip_that_steps_is_lower_below_some_clocks_for_every_workload_alike_and_else_as_before():
+    usual, stepped = (
+        [draw("memory", 8, 7, stepping=share, sibling=workload) for workload in range(3)] for share in (0.0, 1.0)
+    )
+    shares = [one.asked_w / other.asked_w for one, other in zip(stepped, usual, strict=True)]
+    assert all(one.stepped and not other.stepped for one, other in zip(stepped, usual, strict=True))
+    assert np.allclose(shares, shares[0])
+    rises = np.diff(shares[0])
+    assert (rises >= -1e-12).all()
+    assert 1 <= (rises > 1e-9).sum() <= 2
+    assert 0.8 <= shares[0][0] <= 0.99 and shares[0][-1] == pytest.approx(1)
+    some = [draw("ridge", 8, seed, stepping=0.25).stepped for seed in range(200)]
+    assert 30 <= sum(some) <= 70
+
+
+ADDED = KrigedPriors(scatter=((0.002, 0.01), 3.0), bends=(1.0, 1.6), positive=True, jumping=0.5)
 
 
 def bent(count: int, seed: int, noise: float = 0.005) -> tuple[np.ndarray, np.ndarray]:
