@@ -150,7 +150,8 @@ def power_frequency(clone: Clone) -> Iterator[tuple[str, str, Points]]:
                 match = re.search(rf"(/fp\d\d)?/(?:energy-time|data)-(\d+)-{limit_w}(?:/.*/energy-time)?\.json$", name)
                 if match:
                     read = json.loads(clone.text(name))  # watt hours and seconds
-                    found[f"{program}{match[1] or ''}"][float(match[2])] = 3600 * read["energy"] / read["time"]
+                    took_s = read["time"] if "time" in read else read["total_time"]
+                    found[f"{program}{match[1] or ''}"][float(match[2])] = 3600 * read["energy"] / took_s
         for workload, points in found.items():
             yield title, workload, points
 
