@@ -118,7 +118,7 @@ class _AllLeftOut:
         # Noise is proportional to watts, its grid relative to the sweep's own level. That level must not know a left-out point:
         # the lower median takes few values over all left-out sets, and each value is one pass.
         n = len(curve)
-        shapes = _Shapes.grid(priors)
+        shapes = _Shapes.grid(priors, curve.low_hz / curve.high_hz)
         if siblings:
             shapes = shapes.as_heard(siblings, curve.frequency_hz)
         mask, _ = left_out(n)
@@ -171,7 +171,7 @@ class _Shapes:
     log_prior: Array
 
     @classmethod
-    def grid(cls, priors: KrigedPriors) -> _Shapes:
+    def grid(cls, priors: KrigedPriors, low: float) -> _Shapes:
         ceilings = [(1.0, 1 - priors.ceiling)]
         if priors.ceiling > 0:
             ceilings += [(ceiling, priors.ceiling / len(_CEILINGS)) for ceiling in _CEILINGS]
@@ -182,6 +182,8 @@ class _Shapes:
             for rise in _RISES
             if ridge < ceiling - 0.02
             for bend in priors.bends
+            if (volts := 1 + rise * (ceiling - ridge) ** bend) <= priors.volts
+            and math.log(volts) <= priors.steep * math.log((low + ceiling * (1 - low)) / (low + ridge * (1 - low)))
             for rougher in priors.rougher
         ]
         plain = [(0.0, 1.0, 0.0, 1.0, exponent, 1.0, 1.0) for exponent in _EXPONENTS]
@@ -550,7 +552,9 @@ def teach_most(
     curve = Curve.of(f, p, (float(supported[0]), float(supported[-1])), known)
     none = np.zeros(0, dtype=np.int64)
     level = float(np.sort(curve.target_w)[(len(curve) - 1) // 2])
-    kriging = _KrigingPass(curve, PRIORS.kriged, _Shapes.grid(PRIORS.kriged), level, none, none)
+    kriging = _KrigingPass(
+        curve, PRIORS.kriged, _Shapes.grid(PRIORS.kriged, curve.low_hz / curve.high_hz), level, none, none
+    )
     return float(supported[left[np.argmax(kriging.teaching(supported[left]))]])
 
 
