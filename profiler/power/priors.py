@@ -31,7 +31,7 @@ class KrigedPriors:
     bends: tuple[float, ...] = (1.0, 1.6)
     scatter: tuple[tuple[float, ...], float] = ((0.001, 0.003, 0.01, 0.03), 3.0)
     positive: bool = True
-    jumping: float = 0.0
+    jumping: float = 0.2
     volts: float = math.inf
     steep: float = math.inf
 
