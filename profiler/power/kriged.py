@@ -172,6 +172,13 @@ class _Shapes:
 
     @classmethod
     def grid(cls, priors: KrigedPriors, low: float) -> _Shapes:
+        """All that may be where the lowest clock is ``low`` of the highest."""
+
+        def exists(volts: float, ridge: float, ceiling: float) -> bool:
+            """Whether silicon rises to so many times the voltage below the ridge, over so many clocks."""
+            clocks = (low + ceiling * (1 - low)) / max(low + ridge * (1 - low), 1e-9)
+            return bool(volts <= min(priors.volts, clocks**priors.steep))
+
         ceilings = [(1.0, 1 - priors.ceiling)]
         if priors.ceiling > 0:
             ceilings += [(ceiling, priors.ceiling / len(_CEILINGS)) for ceiling in _CEILINGS]
@@ -182,15 +189,15 @@ class _Shapes:
             for rise in _RISES
             if ridge < ceiling - 0.02
             for bend in priors.bends
-            if (volts := 1 + rise * (ceiling - ridge) ** bend) <= priors.volts
-            and math.log(volts) <= priors.steep * math.log((low + ceiling * (1 - low)) / (low + ridge * (1 - low)))
+            if exists(1 + rise * (ceiling - ridge) ** bend, ridge, ceiling)
             for rougher in priors.rougher
         ]
         plain = [(0.0, 1.0, 0.0, 1.0, exponent, 1.0, 1.0) for exponent in _EXPONENTS]
         table = np.array(ridges + plain)
         prior = table[:, 6]
-        prior[: len(ridges)] *= (1 - priors.plain) / prior[: len(ridges)].sum()
-        prior[len(ridges) :] *= priors.plain / prior[len(ridges) :].sum()
+        prior[: len(ridges)] *= (1 - priors.plain) / max(prior[: len(ridges)].sum(), 1e-300)
+        prior[len(ridges) :] /= prior[len(ridges) :].sum()
+        prior[len(ridges) :] *= priors.plain if ridges else 1.0  # in a range of a percent no voltage rises
         ridge, ceiling, rise, bend, exponent, rougher = table[:, :6].T
         return cls(ridge, ceiling, rise, bend, exponent, rougher, np.log(prior)[None, :])
 

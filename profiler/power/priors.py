@@ -32,8 +32,8 @@ class KrigedPriors:
     scatter: tuple[tuple[float, ...], float] = ((0.001, 0.003, 0.01, 0.03), 3.0)
     positive: bool = True
     jumping: float = 0.2
-    volts: float = math.inf
-    steep: float = math.inf
+    volts: float = 2.0
+    steep: float = 3.0
 
 
 @dataclass(frozen=True)

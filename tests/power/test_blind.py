@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 from benchmarks import power_blind
-from benchmarks.power_blind import Clone, gv100, known, nano, perseus, sweep_of, thinned, v100
+from benchmarks.power_blind import (
+    Clone,
+    gv100,
+    job_schedule,
+    known,
+    nano,
+    perseus,
+    power_frequency,
+    sweep_of,
+    thinned,
+    v100,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,3 +99,35 @@ def test_a_clone_without_the_data_is_refused(tmp_path):
 @pytest.mark.parametrize("commit", list(power_blind.SOURCES))
 def test_data_are_named_by_whole_commits(commit):
     assert len(bytes.fromhex(commit)) == 20
+
+
+def test_of_two_memory_clocks_the_higher_counts(tmp_path):
+    header = "appName,coreF,memF,argNo,kernel,power/W\n"
+    rows = "a,1600,4000,input00,k,80\na,1600,5500,input00,k,100\na,1700,5500,input00,k,110\na,1800,5500,input00,k,\n"
+    files = {"csvs/gtx1080ti-dvfs-real-Performance-Power.csv": header + rows}
+    files["csvs/gtx2070s-dvfs-real-Performance-Power.csv"] = header + "b,1680,7300,input00,k,90\n"
+    assert list(job_schedule(clone_of(tmp_path, files))) == [
+        ("GTX 1080 Ti, 30 applications", "a k input00", {1600.0: 100.0, 1700.0: 110.0}),
+        ("RTX 2070 Super, 20 applications", "b k input00", {1680.0: 90.0}),
+    ]
+
+
+def test_watt_hours_over_seconds_are_watts_at_the_highest_limit_alone(tmp_path):
+    read = '{"energy": 1.0, "time": 36.0}'
+    clone = clone_of(
+        tmp_path,
+        {
+            "babelstream-benchmarks/rtxpro6000/energy-time-1005-600.json": read,
+            "babelstream-benchmarks/rtxpro6000/energy-time-1005-300.json": '{"energy": 9.0, "time": 36.0}',
+            "babelstream-benchmarks/rtxpro6000/energy-time-12481-2002-600.json": '{"energy": 9.0, "time": 36.0}',
+            "pi-solver-benchmarks/rtxpro6000/fp32/energy-time-1200-600.json": read,
+            "pi-solver-benchmarks/rtxpro6000/fp64/energy-time-1200-600.json": '{"energy": 2.0, "time": 36.0}',
+            "waterlily-benchmarks/cricket-a100/data-1410-300/benchmarks/host/energy-time.json": '{"energy": 0.5, "total_time": 36.0}',
+        },
+    )
+    assert list(power_frequency(clone)) == [
+        ("RTX PRO 6000, 4 programs", "babelstream", {1005.0: 100.0}),
+        ("RTX PRO 6000, 4 programs", "pi-solver/fp32", {1200.0: 100.0}),
+        ("RTX PRO 6000, 4 programs", "pi-solver/fp64", {1200.0: 200.0}),
+        ("A100 PCIe, 3 programs", "waterlily", {1410.0: 50.0}),
+    ]
