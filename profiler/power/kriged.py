@@ -32,6 +32,9 @@ class Kriged:
     jumps (exponential, the covariance of steps at random places), or nothing; the noise is proportional to the watts. Below the ridge the voltage is one and the same, so power is a line there; above
     it a table of voltages acts that nobody knows: rest and noise may be larger there by a factor.
 
+    No voltage is believed in that silicon has not: it rises to a few times what it is below the ridge at most, and no steeper than a power of the
+    clock (``KrigedPriors``).
+
     P0 and c are integrated out (universal kriging; the restricted likelihood of Harville, 1974), and so are, on a grid, ridge,
     rise and its bend, ceiling, exponent, that factor, correlation length and noise, each weighted by its restricted likelihood given the
     points that are kept: no single shape has to be right. What means scatter by is believed to be near one of some usual figures (inverse gamma
@@ -45,7 +48,7 @@ class Kriged:
 
     priors: KrigedPriors = PRIORS.kriged
     name: str = "kriged"
-    summary: str = "ridge or power plus a smooth correlated rest, averaged over shapes by likelihood"
+    summary: str = "ridge or power plus a correlated rest, averaged over shapes by likelihood"
     minimum_clocks: int = 3
 
     @property
