@@ -43,6 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.power_fit import (  # noqa: E402
+    OURS,
     Group,
     Rows,
     by_clock,
@@ -222,6 +223,11 @@ def main() -> int:
                 fitted = fit(few)
             except BadInput as error:
                 refused.add_row(f"{title}: {workload}", str(error))
+                continue
+            if not fitted.models.keys() >= set(OURS):
+                refused.add_row(
+                    f"{title}: {workload}", "too few clocks below the power cap to say anything of one left out"
+                )
                 continue
             group = Group(title, "")
             left_out.setdefault(group, []).append((few, fitted))
