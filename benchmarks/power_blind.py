@@ -17,8 +17,8 @@ that neither the laws nor their priors had been tried on when this was written:
 - nsfcac/gpupowermodel: a GV100, 24 programs at 117 clocks, by DCGM, over whole runs of programs that do not always keep the card busy.
 
 Every workload is fitted on its own, as by ``card-profile fit-power`` on a CSV of its own, and once more together with the others of its set. Sweeps of more than 14 clocks are thinned to 14 for what is said
-about clocks left out; from five clocks, all others are asked. **The law stood before this was first run**: what it printed is told in docs/power.md whatever it said, and no law was
-fitted to it. (It was a reason not to take the sixth round's priors, and the idea of the eighth and ninth was found on it.) Nothing is downloaded.
+about clocks left out; from five clocks, all others are asked. **The law stood before this was first run**: what it printed is told in docs/power.md whatever it said. Since then it
+has chosen what to ask of made-up sweeps (jumps because of the V100, bounds on voltages because of the narrow sweeps of the 1080 Ti and the 2070 Super), and been a reason not to take the sixth round's priors; no number was fitted to it. Nothing is downloaded.
 """
 
 from __future__ import annotations
