@@ -144,8 +144,8 @@ START = Priors(
         bends=(1.0,),
         positive=False,
         jumping=0.0,
-        volts=math.inf,
-        steep=math.inf,
+        voltage_ratio=math.inf,
+        voltage_power=math.inf,
     ),
     AveragePriors(kriged=1.0, monotone=1.0, plain=1.0, sharpness=1.0),
     IntervalPriors(claim=math.inf),
@@ -216,8 +216,8 @@ _THIRD = Priors(
         bends=(1.0,),
         positive=False,
         jumping=0.0,
-        volts=math.inf,
-        steep=math.inf,
+        voltage_ratio=math.inf,
+        voltage_power=math.inf,
     )
 )
 _FIFTH = Priors(
@@ -227,8 +227,8 @@ _FIFTH = Priors(
         bends=(1.0, 1.6),
         positive=True,
         jumping=0.0,
-        volts=math.inf,
-        steep=math.inf,
+        voltage_ratio=math.inf,
+        voltage_power=math.inf,
     )
 )
 _FORM: dict[str, tuple[Any, ...]] = {
@@ -283,7 +283,7 @@ STRUCTURES = {
     ),
     14: Structure(
         replace(_FIFTH, kriged=replace(_FIFTH.kriged, jumping=0.2)),
-        {"kriged.volts": (math.inf, 3.0, 2.5, 2.0), "kriged.steep": (math.inf, 6.0, 4.0, 3.0)},
+        {"kriged.voltage_ratio": (math.inf, 3.0, 2.5, 2.0), "kriged.voltage_power": (math.inf, 6.0, 4.0, 3.0)},
         _seeds(14000),
         _seeds(15000),
         stepping=0.25,

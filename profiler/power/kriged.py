@@ -177,10 +177,10 @@ class _Shapes:
     def grid(cls, priors: KrigedPriors, low: float) -> _Shapes:
         """All that may be where the lowest clock is ``low`` of the highest."""
 
-        def exists(volts: float, ridge: float, ceiling: float) -> bool:
+        def exists(ratio: float, ridge: float, ceiling: float) -> bool:
             """Whether silicon rises to so many times the voltage below the ridge, over so many clocks."""
             clocks = (low + ceiling * (1 - low)) / max(low + ridge * (1 - low), 1e-9)
-            return bool(volts <= min(priors.volts, clocks**priors.steep))
+            return bool(ratio <= min(priors.voltage_ratio, clocks**priors.voltage_power))
 
         ceilings = [(1.0, 1 - priors.ceiling)]
         if priors.ceiling > 0:

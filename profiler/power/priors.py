@@ -19,7 +19,7 @@ class KrigedPriors:
     stops rising within the top tenth of the clocks. ``plain``: probability of a law without a voltage floor, a plain power of the clock.
     ``bends``: powers of the way from ridge to ceiling with which the voltage rises. ``scatter``: sizes, one as likely as the other, of what a mean
     scatters by, over the watts, and how many measurements that belief is worth. ``positive``: P0 and the factor are not negative.
-    ``jumping``: probability that the rest has jumps. ``volts``: the highest voltage over that below the ridge clock, at most. ``steep``: the power of
+    ``jumping``: probability that the rest has jumps. ``voltage_ratio``: the highest voltage over that below the ridge clock, at most. ``voltage_power``: the power of
     the clock with which the voltage rises from ridge to ceiling, at most.
     """
 
@@ -32,8 +32,8 @@ class KrigedPriors:
     scatter: tuple[tuple[float, ...], float] = ((0.001, 0.003, 0.01, 0.03), 3.0)
     positive: bool = True
     jumping: float = 0.2
-    volts: float = 2.0
-    steep: float = 3.0
+    voltage_ratio: float = 2.0
+    voltage_power: float = 3.0
 
 
 @dataclass(frozen=True)

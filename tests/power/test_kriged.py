@@ -26,8 +26,8 @@ def test_whatever_the_range_of_clocks_no_voltage_is_believed_in_that_silicon_has
     ridged = shapes.exponent == 0
     volts = 1 + shapes.rise * (shapes.ceiling - shapes.ridge) ** shapes.bend
     clocks = (low + shapes.ceiling * (1 - low)) / (low + shapes.ridge * (1 - low))
-    assert (volts[ridged] <= priors.volts).all()
-    assert (np.log(volts[ridged]) <= priors.steep * np.log(clocks[ridged]) * (1 + 1e-9)).all()
+    assert (volts[ridged] <= priors.voltage_ratio).all()
+    assert (np.log(volts[ridged]) <= priors.voltage_power * np.log(clocks[ridged]) * (1 + 1e-9)).all()
     assert np.exp(shapes.log_prior).sum() == pytest.approx(1)
     assert np.exp(shapes.log_prior[0, ~ridged]).sum() == pytest.approx(priors.plain if ridged.any() else 1)
 
