@@ -198,9 +198,9 @@ class _Shapes:
         plain = [(0.0, 1.0, 0.0, 1.0, exponent, 1.0, 1.0) for exponent in _EXPONENTS]
         table = np.array(ridges + plain)
         prior = table[:, 6]
-        prior[: len(ridges)] *= (1 - priors.plain) / max(prior[: len(ridges)].sum(), 1e-300)
-        prior[len(ridges) :] /= prior[len(ridges) :].sum()
-        prior[len(ridges) :] *= priors.plain if ridges else 1.0  # in a range of a percent no voltage rises
+        plain_share = priors.plain if ridges else 1.0  # in a range of a percent no voltage rises
+        prior[: len(ridges)] *= (1 - plain_share) / max(prior[: len(ridges)].sum(), 1e-300)
+        prior[len(ridges) :] *= plain_share / prior[len(ridges) :].sum()
         ridge, ceiling, rise, bend, exponent, rougher = table[:, :6].T
         return cls(ridge, ceiling, rise, bend, exponent, rougher, np.log(prior)[None, :])
 
