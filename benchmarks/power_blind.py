@@ -59,6 +59,7 @@ from profiler.power.source import Sweep  # noqa: E402
 from profiler.profile import BadInput  # noqa: E402
 
 MOST_CLOCKS = 14
+FEW_CLOCKS = 5  # as many as ``few_clocks`` fits to: of a sweep of no more, none is left to ask
 Points = dict[float, float]  # watts by clock in MHz
 
 
@@ -231,7 +232,8 @@ def main() -> int:
                 continue
             group = Group(title, "")
             left_out.setdefault(group, []).append((few, fitted))
-            whole.setdefault(group, []).append((sweep, fitted))
+            if len(sweep.frequency_hz) > FEW_CLOCKS:
+                whole.setdefault(group, []).append((sweep, fitted))
     for group, rows in left_out.items():
         at_cap = sum(fitted.power_cap_w is not None for _, fitted in rows)
         print(f"{group.title}: {len(rows)} sweeps, {at_cap} of them taken to reach a power cap")

@@ -125,9 +125,8 @@ from profiler.power.models import MODELS, average_of  # noqa: E402
 from profiler.power.priors import PRIORS, AveragePriors, IntervalPriors, KrigedPriors, Priors  # noqa: E402
 
 Array = NDArray[np.float64]
-Sweep = tuple[
-    str, int, int, float, float
-]  # kind, clocks, seed, the sensor's noise at most, the share of chips that step
+# Kind, clocks, seed, the sensor's noise at most, the share of chips that step.
+Sweep = tuple[str, int, int, float, float]
 
 TRAINING, VALIDATION = (range(4), range(4, 8)), (range(100, 104),)
 FLOOR_PCT = 0.02  # nobody's watts are worth more: no error below it is told from it
@@ -189,8 +188,8 @@ GRIDS: dict[str, tuple[Any, ...]] = {
 @dataclass(frozen=True)
 class Structure:
     """A round that begins at a law which stands. ``start``: that law. ``values``: additions to it, from the weakest belief to the strongest; the
-    first of each is none. ``sensor_most``: the sensors' noise, at most. ``stepping``: the share of chips whose watts step. ``thirds``: shares that must be held in each third of the sweeps by noise, or
-    None. Both are the fifth round's unless said otherwise."""
+    first of each is none. ``sensor_most``: the sensors' noise, at most. ``thirds``: shares that must be held in each third of the sweeps by noise, or
+    None. ``stepping``: the share of chips whose watts step. All three are the fifth round's unless said otherwise."""
 
     start: Priors
     values: dict[str, tuple[Any, ...]]
@@ -220,17 +219,7 @@ _THIRD = Priors(
         voltage_power=math.inf,
     )
 )
-_FIFTH = Priors(
-    KrigedPriors(
-        lengths=(0.2, 0.4, 0.8),
-        scatter=(FOUR_SIZES, 3.0),
-        bends=(1.0, 1.6),
-        positive=True,
-        jumping=0.0,
-        voltage_ratio=math.inf,
-        voltage_power=math.inf,
-    )
-)
+_FIFTH = replace(_THIRD, kriged=replace(_THIRD.kriged, scatter=(FOUR_SIZES, 3.0), bends=(1.0, 1.6), positive=True))
 _FORM: dict[str, tuple[Any, ...]] = {
     "kriged.bends": ((1.0,), (1.0, 1.6), (0.7, 1.0, 1.6)),
     "kriged.positive": (False, True),
