@@ -118,10 +118,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.power_fit import interval_score  # noqa: E402
 from benchmarks.power_population import COUNTS, KINDS, MadeUp, draw  # noqa: E402
+from profiler.power.cap import Cap  # noqa: E402
 from profiler.power.curve import CrossFit, Curve, Predictive  # noqa: E402
-from profiler.power.fit import Cap, Intervals  # noqa: E402
 from profiler.power.kriged import Kriged  # noqa: E402
 from profiler.power.models import MODELS, average_of  # noqa: E402
+from profiler.power.prediction_interval import Intervals  # noqa: E402
 from profiler.power.priors import PRIORS, AveragePriors, IntervalPriors, KrigedPriors, Priors  # noqa: E402
 
 Array = NDArray[np.float64]

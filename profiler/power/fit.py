@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from profiler.power.cap import Cap, plateau
 from profiler.power.curve import Array, CrossFit, Curve, clock_groups
 from profiler.power.kriged import Voice
+from profiler.power.mixture import t_quantile
 from profiler.power.models import KRIGED, MODELS, cross_fit_all
+from profiler.power.prediction_interval import Intervals, LeftOut
 from profiler.power.priors import PRIORS, IntervalPriors
 from profiler.power.source import LOWEST_W, Sweep, sweep_of_profile
 from profiler.profile import MAX_CLOCKS, MAX_TEXT, BadInput, FittedModel, PowerFit, PowerPrediction, Profile, Provenance
@@ -52,17 +55,6 @@ class ModelFit:
             "loo_mape_pct": self.loo_mape_pct,
             "aicc": self.aicc,
         }
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """What the selected law says at each distinct clock without having seen it, with its 95 % interval; all (clocks,), NaN where
-    too few clocks are left to say anything."""
-
-    frequency_hz: Array
-    power_w: Array
-    low_w: Array
-    high_w: Array
 
 
 @dataclass(frozen=True)
@@ -276,30 +268,6 @@ def _as_one_clock(frequency_hz: Array) -> Array:
     return np.asarray((np.bincount(group, clocks) / np.bincount(group))[group][place])
 
 
-def plateau(frequency_hz: Array, power_w: Array) -> NDArray[np.bool_]:
-    """Rows (n,) at a power cap that nobody has marked: the three or more highest clocks, where watts that rose before stay.
-
-    They count as one level where a line through the two clocks before them rises by more than six times what they differ by, and
-    more than six times what the points below scatter about a smooth curve, by their second differences.
-    """
-    clocks, where = np.unique(frequency_hz, return_inverse=True)
-    watts = np.bincount(where, weights=power_w) / np.bincount(where)
-    n, none = len(clocks), np.zeros(len(frequency_hz), dtype=bool)
-    for first in range(2, n - 2):  # the longest plateau wins
-        top, below = watts[first:], slice(0, first)
-        slope = (watts[first - 1] - watts[first - 2]) / (clocks[first - 1] - clocks[first - 2])
-        rise = slope * (clocks[-1] - clocks[first])
-        bend = np.zeros(1)
-        if first >= 4:
-            f, p = clocks[below], watts[below]
-            line = p[:-2] + (p[2:] - p[:-2]) * (f[1:-1] - f[:-2]) / (f[2:] - f[:-2])
-            # A steady bend is shape, not scatter: only how it changes from place to place counts.
-            bend = np.diff(p[1:-1] - line)
-        if np.ptp(top) < 0.02 * top.mean() and rise > 6 * max(float(np.ptp(top)), float(np.median(np.abs(bend)))):
-            return np.asarray((where >= first) | none)
-    return none
-
-
 def _refuse_falling(f: Array, p: Array, where: str) -> None:
     """Watts that fall while the clock rises are no power curve: the clocks stated are not those that ran."""
     order = np.argsort(f)
@@ -348,48 +316,6 @@ class _Rows:
     clock: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Cap:
-    """The power cap: median of the capped watts and the half width of a 95 % interval for a new measurement at it.
-
-    ``from_hz``: the lowest capped clock above all free ones. A request for it or a higher one is known to end at the cap.
-    """
-
-    power_w: float | None = None
-    half_w: float = 0.0
-    from_hz: float = math.inf
-    leave_out_w: dict[float, float] = field(default_factory=dict)
-    """The cap as seen without one capped clock; no entry where that clock was the only one."""
-
-    @classmethod
-    def of(cls, f: Array, p: Array, at_cap: NDArray[np.bool_], curve: Curve) -> Cap:
-        watts = p[at_cap]
-        if not len(watts):
-            return cls()
-        spread = float(np.std(watts, ddof=1)) if len(watts) > 1 else 0.0
-        factor = float(_t_quantile(np.array(len(watts) - 1.0))) if len(watts) > 1 else 0.0
-        without = {c: float(np.median(p[at_cap & (f != c)])) for c in np.unique(f[at_cap]) if (at_cap & (f != c)).any()}
-        # The variance of a median is pi/2 that of a mean.
-        half = factor * spread * math.sqrt(1 + math.pi / 2 / len(watts))
-        above = f[at_cap & (f > curve.frequency_hz[-1])]
-        return cls(float(np.median(watts)), half, float(above.min()) if len(above) else math.inf, without)
-
-    def limit(self, frequency_hz: Array, watts: Array) -> Array:
-        if self.power_w is None:
-            return watts
-        return np.where(frequency_hz >= self.from_hz, self.power_w, np.minimum(watts, self.power_w))
-
-    def interval(self, frequency_hz: Array, low: Array, high: Array) -> tuple[Array, Array]:
-        """Watts (m,) of the interval with the cap applied; at the cap it is no narrower, in proportion, than elsewhere."""
-        if self.power_w is None:
-            return low, high
-        below = frequency_hz < self.from_hz
-        usual = np.median(((high - low) / (high + low))[below]) * self.power_w if below.any() else 0.0
-        half = max(self.half_w, float(usual))
-        low, high = np.minimum(low, self.power_w - half), np.minimum(high, self.power_w + half)
-        return np.where(below, low, self.power_w - half), np.where(below, high, self.power_w + half)
-
-
 def _model_fit(name: str, fit: CrossFit, uncapped_w: Array, curve: Curve, rows: _Rows, cap: Cap) -> ModelFit:
     """Parameters, intervals and errors of one law; ``uncapped_w`` (rows,) is the law at every row, cap not applied."""
     n = len(curve)
@@ -416,7 +342,7 @@ def _model_fit(name: str, fit: CrossFit, uncapped_w: Array, curve: Curve, rows: 
         replicates = values[1:]
         if n > 2 and np.isfinite(replicates).all():
             error = math.sqrt((n - 1) / n * float(((replicates - replicates.mean()) ** 2).sum()))
-            half = float(_t_quantile(np.array(n - 1.0))) * error
+            half = float(t_quantile(np.array(n - 1.0))) * error
             floor, ceiling = fit.bounds.get(key, (-math.inf, math.inf))
             low, high = max(parameters[key] - half, floor), min(parameters[key] + half, ceiling)
             ci95[key] = (min(low, parameters[key]), max(high, parameters[key]))
@@ -481,82 +407,6 @@ def _odd_point(curve: Curve, left: LeftOut) -> list[str]:
         f"{watts[k]:.1f} W were measured at {curve.frequency_hz[k] / 1e6:.0f} MHz, where the other clocks lead to expect {left.low_w[k]:.1f} to "
         f"{left.high_w[k]:.1f} W: an odd point, or a step in the curve; measure there and beside it again"
     ]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Prediction intervals
-
-_MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # the mean absolute value of a standard normal
-
-
-def _t_quantile(freedom: Array) -> Array:
-    """97.5 % quantile of Student's t."""
-    from scipy.special import stdtrit
-
-    return np.asarray(stdtrit(np.maximum(freedom, 1.0), 0.975))
-
-
-class Intervals:
-    """The kriged law's interval, scaled as far as the priors say by how the chosen law errs at clocks left out against what the kriged law
-    expects there."""
-
-    def __init__(
-        self,
-        curve: Curve,
-        chosen: CrossFit,
-        kriged: CrossFit | None,
-        cubic: CrossFit,
-        priors: IntervalPriors = PRIORS.interval,
-    ) -> None:
-        self.curve, self.chosen, self.kriged, self.fallback, self.priors = curve, chosen, kriged, cubic, priors
-
-    def _stretch(self, error_w: Array, sd_w: Array) -> float:
-        """Mean of the expected size of errors, 1, and the one found, each counting for as many clocks as the priors say."""
-        found = float(np.mean(np.abs(error_w) / np.maximum(sd_w, 1e-9 * np.abs(error_w) + 1e-300))) / _MEAN_OF_NORMAL
-        claim = len(error_w) if self.priors.claim is None else self.priors.claim
-        if math.isinf(claim):
-            return 1.0
-        return (claim + len(error_w) * found) / (claim + len(error_w))
-
-    def at(self, frequency_hz: Array, power_w: Array) -> tuple[Array, Array]:
-        """Low and high (m,) at clocks (m,) for the chosen law, which says ``power_w`` (m,) there."""
-        curve, kriged = self.curve, self.kriged
-        if kriged is None or kriged.predictive is None:
-            half = power_w * self._rough()
-            return power_w - half, power_w + half
-        low, high = kriged.predictive.at(frequency_hz)
-        sd = np.diag(kriged.predictive.pair_sd_w)
-        error = self.chosen.loo_w - curve.target_w
-        if not (np.isfinite(sd).all() and np.isfinite(error).all()):
-            return low, high
-        return self._around(low, high, power_w, self._stretch(error, sd))
-
-    @staticmethod
-    def _around(low: Array, high: Array, power_w: Array, stretch: float) -> tuple[Array, Array]:
-        half, middle = stretch * (high - low) / 2, (low + high) / 2
-        return np.minimum(middle - half, power_w), np.maximum(middle + half, power_w)
-
-    def _rough(self) -> float:
-        """Relative half width from whatever left-out errors there are: with 2 clocks it is, rightly, very wide."""
-        error = self.chosen.loo_w if np.isfinite(self.chosen.loo_w).all() else self.fallback.loo_w
-        relative = float(np.sqrt(np.mean((error / self.curve.target_w - 1) ** 2)))
-        return float(_t_quantile(np.array(len(error) - 1.0))) * relative
-
-    def left_out(self, cap: Cap) -> LeftOut:
-        """Every clock predicted without itself, interval included: what is said at clock i has not seen clock i."""
-        n = len(self.curve)
-        low, high = np.full(n, np.nan), np.full(n, np.nan)
-        predictive = self.kriged.predictive if self.kriged is not None else None
-        loo, pair = self.chosen.loo_w, self.chosen.pair_w
-        if predictive is not None:
-            for i in range(n):
-                others = np.delete(np.arange(n), i)
-                error, sd = pair[i, others] - self.curve.target_w[others], predictive.pair_sd_w[i, others]
-                stretch = self._stretch(error, sd) if np.isfinite(error).all() and np.isfinite(sd).all() else 1.0
-                bottom, top = predictive.left_out_w[0, i], predictive.left_out_w[1, i]
-                low[i], high[i] = self._around(bottom, top, loo[i], stretch)
-        low, high = cap.interval(self.curve.frequency_hz, low, high)
-        return LeftOut(self.curve.frequency_hz, cap.limit(self.curve.frequency_hz, loo), np.maximum(low, 0), high)
 
 
 def fit(sweep: Sweep, model: str = "auto", siblings: Sequence[Voice] = ()) -> SweepFit:

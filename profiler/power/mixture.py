@@ -21,11 +21,11 @@ def atoms(weights: Array) -> NDArray[np.int64]:
 
 def interval(watts: Array, width: Array, freedom: Array) -> Array:
     """2.5 % and 97.5 % quantiles (2, b) of an even mixture (k, b) of Student's t around ``watts`` with scale ``width``."""
-    from scipy.special import gammaln, stdtr, stdtrit
+    from scipy.special import gammaln, stdtr
 
     freedom = np.maximum(freedom, 1.0)
     width = width + 1e-9 * np.abs(watts) + 1e-300
-    reach = stdtrit(freedom, 0.975)
+    reach = t_quantile(freedom)
     peak = np.exp(gammaln((freedom + 1) / 2) - gammaln(freedom / 2)) / np.sqrt(freedom * np.pi)
     edges = []
     for sign in (-1.0, 1.0):
@@ -45,3 +45,10 @@ def interval(watts: Array, width: Array, freedom: Array) -> Array:
             at = np.where((step > low) & (step < high), step, (low + high) / 2)
         edges.append(at)
     return np.stack(edges)
+
+
+def t_quantile(freedom: Array) -> Array:
+    """97.5 % quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return np.asarray(stdtrit(np.maximum(freedom, 1.0), 0.975))

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.power.fit import MOST_CLOCKS, fit, fit_into_profile, fit_sweep, fit_together, plateau
+from profiler.power.cap import plateau
+from profiler.power.fit import MOST_CLOCKS, fit, fit_into_profile, fit_sweep, fit_together
 from profiler.power.kriged import teach_most
 from profiler.power.models import MODELS
 from profiler.power.plot import plot_fits
