@@ -1,6 +1,6 @@
 """Which priors should the power fit have? Chosen on made-up curves alone, by a rule written down before the search was run.
 
-    python benchmarks/power_choice.py [CACHE] [--processes 2] [--structure 4|5|6|7|12|14 | --siblings 3]
+    python benchmarks/power_choice.py [CACHE] [--processes 2] [--structure 4|5|6|7|12|14|15 | --siblings 3]
 
 No measured sweep is read. CACHE (default `build/power_choice`) keeps every fit made, so that a search that was
 stopped goes on where it was.
@@ -90,6 +90,14 @@ over the domain whatever it is, and so the law believed in voltages that rise ni
 as fast as ln f. Asked, in this order: the highest voltage over that below the ridge at most anything, 3, 2.5 or 2; and between ridge and ceiling V rising no steeper than a power of the clock of anything, 6, 4 or 3. 384 fresh sweeps choose (seeds 14000 to 14007), 384 others confirm
 (15000 to 15007), one of four chips steps; sensors, the rule of choice and the shares to be held are the fifth round's. Adopted if the twelfth's conditions hold on the sweeps that confirm; if on the nine boards, up to 16 workloads of each set, all boards alike, each workload alone, neither mean log error nor mean log
 interval score at clocks left out is larger; and by the thirteenth's conditions on rigs, tests and the measured files, which are looked at once for both rounds. Tried before on 144 development sweeps: -0.02 +- 0.007, the score at clocks left out 7 % less.
+
+**Where other workloads err (`--structure 15`).** A fifteenth round, of sweeps that are fitted together. On the V100 the watts of all workloads step at the same clocks, and each workload's interval is too narrow there: what the others miss, each alone, at clocks nearby, says so. Asked: that an interval is
+wider by the mean of 1, counting for 4 clocks, and of how far the others were off at clocks left out over what the law expects of them, a clock counting the less the farther away it is (1/e at a fifth of the range). Of ten to fourteen clocks about 4 lie so near: what is claimed and what was found count alike, and nothing is chosen. A clock counts once, however many workloads were
+off at it. Never narrower than before: a few exact clocks can be followed well by luck (ninth round). The clock in question is left out of all workloads. Asked of twice 192 fresh chips with three other workloads each (seeds 16000 to 16003, 17000 to 17003), one of four steps; sensors and the shares to be held are the
+fifth round's. Adopted if the objective is on the second 192 not above that of the present law by more than two standard errors, and the shares are held on both; if on the nine boards, together, up to 30 workloads of each set, all boards alike, the mean log interval score at clocks left out is not larger by more than 0.01,
+and no set of 100 points or more that holds 90 to 98 % of them holds less than 90 or more than 98 % then; if `benchmarks/rigs.py` and `tests/power` pass; and if, of the four measured files, looked at once when all else is said, no figure asked that is met today is missed then. All of it is told, whatever it says.
+Tried before on 96 chips of the development seeds (300, 301), scores alone: -0.007 +- 0.005; and on those boards: V100 0.87 to 0.91, all boards alike 0.998. Also tried there and dropped: the same without a bound below (scores 0.978, but 1 to 3 points less held on Nano, A40 and RTX 2070 Super), one
+scale for all clocks (1.01), the quantile of what all were off instead of their mean (1.05 to 1.4 on most boards), noise of the same watts at every clock, a rest that is rougher at the bottom, and a say of the others of a tenth, a quarter or three quarters: nothing or worse.
 """
 
 from __future__ import annotations
@@ -120,7 +128,7 @@ from benchmarks.power_fit import interval_score  # noqa: E402
 from benchmarks.power_population import COUNTS, KINDS, MadeUp, draw  # noqa: E402
 from profiler.power.cap import Cap  # noqa: E402
 from profiler.power.curve import CrossFit, Curve, Predictive  # noqa: E402
-from profiler.power.kriged import Kriged  # noqa: E402
+from profiler.power.kriged import Kriged, Misses  # noqa: E402
 from profiler.power.models import MODELS, average_of  # noqa: E402
 from profiler.power.prediction_interval import Intervals  # noqa: E402
 from profiler.power.priors import PRIORS, AveragePriors, IntervalPriors, KrigedPriors, Priors  # noqa: E402
@@ -190,7 +198,8 @@ GRIDS: dict[str, tuple[Any, ...]] = {
 class Structure:
     """A round that begins at a law which stands. ``start``: that law. ``values``: additions to it, from the weakest belief to the strongest; the
     first of each is none. ``sensor_most``: the sensors' noise, at most. ``thirds``: shares that must be held in each third of the sweeps by noise, or
-    None. ``stepping``: the share of chips whose watts step. All three are the fifth round's unless said otherwise."""
+    None. ``stepping``: the share of chips whose watts step. All three are the fifth round's unless said otherwise. ``siblings``: how many other
+    workloads of the chip are heard. ``at_no_cost``: what made-up sweeps cannot tell is adopted where it costs them nothing, if boards want it."""
 
     start: Priors
     values: dict[str, tuple[Any, ...]]
@@ -199,6 +208,8 @@ class Structure:
     sensor_most: float = 0.03
     thirds: tuple[float, float] | None = (0.90, 0.98)
     stepping: float = 0.0
+    siblings: int = 0
+    at_no_cost: bool = False
 
 
 def _seeds(first: int, count: int = 8) -> tuple[range, ...]:
@@ -278,6 +289,15 @@ STRUCTURES = {
         _seeds(15000),
         stepping=0.25,
     ),
+    15: Structure(
+        replace(PRIORS, interval=IntervalPriors(shared=math.inf, reach=0.2)),
+        {"interval.shared": (4.0,)},
+        _seeds(16000, 4),
+        _seeds(17000, 4),
+        stepping=0.25,
+        siblings=3,
+        at_no_cost=True,
+    ),
 }
 
 
@@ -332,26 +352,35 @@ def plain_members(sweep: Sweep) -> dict[str, CrossFit]:
 
 
 def kriged_arrays(sweep: Sweep, priors: KrigedPriors, siblings: int = 0) -> Array:
-    """All that the judging needs of the kriged law, in one column (…,); ``siblings`` other workloads of the chip are heard."""
+    """All that the judging needs of the kriged law, in one column (…,); ``siblings`` other workloads of the chip are heard, and what they missed
+    stands at its end."""
     drawn, curve = made_up(sweep)
     law = Kriged(priors)
     others = [draw(*sweep, sibling=1 + k) for k in range(siblings)]
     f = drawn.frequency_hz
-    voices = [law.voice(Curve.of(f, other.power_w, (float(f[0]), float(f[-1])))) for other in others]
-    fit = law.cross_fit(curve, [voice for voice in voices if voice is not None])
+    heard = [law.voice(Curve.of(f, other.power_w, (float(f[0]), float(f[-1])))) for other in others]
+    voices = [voice for voice in heard if voice is not None]
+    fit = law.cross_fit(curve, voices)
     said = fit.predictive
     assert said is not None
-    parts = (fit.pair_w, said.pair_sd_w, said.left_out_w, fit.curve(drawn.asked_hz), said.at(drawn.asked_hz))
+    parts = [fit.pair_w, said.pair_sd_w, said.left_out_w, fit.curve(drawn.asked_hz), said.at(drawn.asked_hz)]
+    for missed in (voice.misses for voice in voices):
+        parts += [np.array([len(missed.frequency_hz)]), missed.frequency_hz, missed.off]
     return np.concatenate([part.ravel() for part in parts])
 
 
-def unpacked(sweep: Sweep, arrays: Array) -> CrossFit:
+def unpacked(sweep: Sweep, arrays: Array) -> tuple[CrossFit, list[Misses]]:
     drawn, curve = made_up(sweep)
     n, m = len(curve), len(drawn.asked_hz)
-    pair, spread, left, at, interval = np.split(arrays, np.cumsum([n * n, n * n, 2 * n, m]))
+    pair, spread, left, at, interval, rest = np.split(arrays, np.cumsum([n * n, n * n, 2 * n, m, 2 * m]))
     said = Predictive(spread.reshape(n, n), left.reshape(2, n), lambda f: interval.reshape(2, m))
     pair = pair.reshape(n, n)
-    return CrossFit(np.diag(pair).copy(), pair, lambda f: at, {}, predictive=said)
+    missed = []
+    while len(rest):
+        k = int(rest[0])
+        clocks, off, rest = np.split(rest[1:], [k, k + k * k])
+        missed.append(Misses(clocks, off.reshape(k, k)))
+    return CrossFit(np.diag(pair).copy(), pair, lambda f: at, {}, predictive=said), missed
 
 
 class Fits:
@@ -362,7 +391,9 @@ class Fits:
         self._kept: dict[Any, list[Array]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def of(self, sweeps: tuple[Sweep, ...], priors: KrigedPriors, siblings: int = 0) -> list[CrossFit]:
+    def of(
+        self, sweeps: tuple[Sweep, ...], priors: KrigedPriors, siblings: int = 0
+    ) -> list[tuple[CrossFit, list[Misses]]]:
         key = (priors, sweeps, siblings) if siblings else (priors, sweeps)
         if key not in self._kept:
             name = hashlib.sha256(repr((_SOURCE, key)).encode()).hexdigest()[:24]
@@ -397,19 +428,19 @@ _SOURCE = hashlib.sha256(
 
 def judge(blocks: list[tuple[Sweep, ...]], priors: Priors, fits: Fits, siblings: int = 0) -> Judged:
     rows = [
-        _judge_one(sweep, kriged, priors)
+        _judge_one(sweep, kriged, missed, priors)
         for sweeps in blocks
-        for sweep, kriged in zip(sweeps, fits.of(sweeps, priors.kriged, siblings), strict=True)
+        for sweep, (kriged, missed) in zip(sweeps, fits.of(sweeps, priors.kriged, siblings), strict=True)
     ]
     data = np.array(rows)
     return Judged(data[:, :2], data[:, 2:4], data[:, 4:7], data[:, 7], data[:, 8] > 0)
 
 
-def _judge_one(sweep: Sweep, kriged: CrossFit, priors: Priors) -> tuple[float, ...]:
+def _judge_one(sweep: Sweep, kriged: CrossFit, missed: list[Misses], priors: Priors) -> tuple[float, ...]:
     drawn, curve = made_up(sweep)
     fits = {**plain_members(sweep), "kriged": kriged}
     auto = average_of(priors.average).average(curve, fits)
-    intervals = Intervals(curve, auto, kriged, fits["cubic"], priors.interval)
+    intervals = Intervals(curve, auto, kriged, fits["cubic"], priors.interval, missed)
     watts = auto.curve(drawn.asked_hz)
     low, high = intervals.at(drawn.asked_hz, watts)
     left = intervals.left_out(Cap())
@@ -520,7 +551,8 @@ def adopted(structure: Structure, present: Judged, found: Judged, chosen_on: Jud
     """Whether that round changes the law: better by more than two standard errors on sweeps that confirm, those without steps not worse by more than
     that, and honest on those of the choice (from the fifth round on: on both)."""
     difference = found.objective - present.objective
-    clearly = difference.mean() < -2 * difference.std(ddof=1) / math.sqrt(len(difference))
+    two_errors = 2 * difference.std(ddof=1) / math.sqrt(len(difference))
+    clearly = difference.mean() <= two_errors if structure.at_no_cost else difference.mean() < -two_errors
     if structure.stepping:
         usual = difference[~found.stepped]
         clearly = clearly and usual.mean() <= 2 * usual.std(ddof=1) / math.sqrt(len(usual))
@@ -551,8 +583,10 @@ def main() -> int:
         for blocks in seeds
     )
 
+    siblings = structure.siblings if structure else 0
+
     def judged(tried: Priors) -> Judged:
-        return judge(training, tried, fits)
+        return judge(training, tried, fits, siblings)
 
     start = structure.start if structure else START
     won = start
@@ -567,10 +601,13 @@ def main() -> int:
         ),
         (("choice", training), ("confirmation", validation)),
         fits,
+        siblings,
     )
     print("the winner:", won)
     if structure:
-        taken = adopted(structure, judge(validation, start, fits), judge(validation, won, fits), judged(won))
+        taken = adopted(
+            structure, judge(validation, start, fits, siblings), judge(validation, won, fits, siblings), judged(won)
+        )
         print("adopted" if taken else "NOT adopted: nothing changes")
         won = won if taken else start
     print(
@@ -621,7 +658,10 @@ def print_step(pass_: int, step: Step) -> None:
 
 
 def print_worth(
-    named: tuple[tuple[str, Priors], ...], blocks: tuple[tuple[str, list[tuple[Sweep, ...]]], ...], fits: Fits
+    named: tuple[tuple[str, Priors], ...],
+    blocks: tuple[tuple[str, list[tuple[Sweep, ...]]], ...],
+    fits: Fits,
+    siblings: int,
 ) -> None:
     table = Table(title="What the priors are worth: geometric means over sweeps; differences (+-) are to the first")
     columns = (
@@ -637,9 +677,9 @@ def print_worth(
     for column in (*columns, "new held", "left-out held", "ends held"):
         table.add_column(column, justify="left" if column in ("priors", "sweeps") else "right")
     for title, sweeps in blocks:
-        first = judge(sweeps, named[0][1], fits)
+        first = judge(sweeps, named[0][1], fits, siblings)
         for name, priors in named:
-            one = judge(sweeps, priors, fits)
+            one = judge(sweeps, priors, fits, siblings)
             apart = one.objective - first.objective
             means = np.exp(np.log(np.concatenate([one.error_pct, one.score_pct], axis=1) + FLOOR_PCT).mean(axis=0))
             held = (f"{100 * share:.1f} %" for share in one.covered)

@@ -189,7 +189,8 @@ def fit_sweep(
     chosen = fits[name]
     # A law that somebody asked for may not fit at all, and its interval has to say so.
     claim = PRIORS.interval if name in ("auto", "kriged") else IntervalPriors(claim=None)
-    intervals = Intervals(curve, chosen, fits.get("kriged"), fits["cubic"], claim)
+    misses = [voice.misses for voice in siblings]
+    intervals = Intervals(curve, chosen, fits.get("kriged"), fits["cubic"], claim, misses)
     low, high = intervals.at(at, bare[name])
     low, high = cap.interval(at, low, high)
     power = curves[name]

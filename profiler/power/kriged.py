@@ -84,10 +84,35 @@ class Kriged:
         if not self._able(curve):
             return None
         found = _AllLeftOut(curve, self.priors, self.minimum_clocks)
-        return Voice(curve.frequency_hz, found.probability) if np.isfinite(found.probability).all() else None
+        if not np.isfinite(found.probability).all():
+            return None
+        off = np.abs(found.pair_w - curve.target_w) / np.maximum(found.pair_sd_w, 1e-9 * curve.target_w)
+        return Voice(curve.frequency_hz, found.probability, Misses(curve.frequency_hz, off))
 
     def _able(self, curve: Curve) -> bool:
         return curve.high_hz > curve.low_hz and len(curve) >= self.minimum_clocks
+
+
+@dataclass(frozen=True)
+class Misses:
+    """How far the law was off at clocks left out of one workload's sweep, over what it expected to be off.
+
+    ``off`` (n, n): at clock j, fitted without clocks i and j (on the diagonal without j alone); NaN where too few clocks are left.
+    """
+
+    frequency_hz: Array
+    off: Array
+
+    def without(self, frequency_hz: float | None) -> tuple[Array, Array]:
+        """Clocks (k,) and how far off (k,) at each, where that clock, if the workload ran at it, had been left out of the sweep."""
+        off, kept = self.off.diagonal(), np.ones(len(self.frequency_hz), dtype=bool)
+        if frequency_hz is not None:
+            apart = np.abs(self.frequency_hz - frequency_hz)
+            same = int(apart.argmin())
+            if apart[same] < SAME_CLOCK * frequency_hz:
+                off, kept[same] = self.off[same], False
+        kept &= np.isfinite(off)
+        return self.frequency_hz[kept], off[kept]
 
 
 @dataclass(frozen=True)
@@ -95,10 +120,12 @@ class Voice:
     """What one workload says of its chip: how probable each shape of the trend is, given its watts at clocks (n,).
 
     ``probability`` (1 + n + n(n-1)/2, s): given all clocks, without each, and without each two, in the order of ``curve.left_out``.
+    ``misses``: where that was not borne out.
     """
 
     frequency_hz: Array
     probability: NDArray[np.float32]
+    misses: Misses
 
     def without(self, frequency_hz: Array) -> NDArray[np.float32]:
         """As ``probability``, for clocks (m,) left out: what was measured elsewhere stays."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from profiler.power.cap import Cap
-from profiler.power.curve import Array, CrossFit, Curve
+from profiler.power.curve import Array, CrossFit, Curve, clock_groups
+from profiler.power.kriged import SAME_CLOCK, Misses
 from profiler.power.mixture import t_quantile
 from profiler.power.priors import PRIORS, IntervalPriors
 
@@ -28,7 +30,7 @@ class LeftOut:
 
 class Intervals:
     """The kriged law's interval, scaled as far as the priors say by how the chosen law errs at clocks left out against what the kriged law
-    expects there."""
+    expects there, and wider where other workloads of the chip (``misses``) are further off, at clocks nearby, than the law expects of them."""
 
     def __init__(
         self,
@@ -37,16 +39,38 @@ class Intervals:
         kriged: CrossFit | None,
         cubic: CrossFit,
         priors: IntervalPriors = PRIORS.interval,
+        misses: Sequence[Misses] = (),
     ) -> None:
         self.curve, self.chosen, self.kriged, self.fallback, self.priors = curve, chosen, kriged, cubic, priors
+        self.misses = misses
 
     def _stretch(self, error_w: Array, sd_w: Array) -> float:
         """Mean of the expected size of errors, 1, and the one found, each counting for as many clocks as the priors say."""
+        if not (np.isfinite(error_w).all() and np.isfinite(sd_w).all()):
+            return 1.0
         found = float(np.mean(np.abs(error_w) / np.maximum(sd_w, 1e-9 * np.abs(error_w) + 1e-300))) / _MEAN_OF_NORMAL
         claim = len(error_w) if self.priors.claim is None else self.priors.claim
         if math.isinf(claim):
             return 1.0
         return (claim + len(error_w) * found) / (claim + len(error_w))
+
+    def _wider(self, frequency_hz: Array, without_hz: float | None = None) -> Array:
+        """How many times wider (m,) at clocks (m,), for what other workloads show that have not seen clock ``without_hz``. Never narrower: their errors
+        are not independent of each other, and a few may be small by luck."""
+        told = [each.without(without_hz) for each in self.misses]
+        clocks, off = (np.concatenate([each[k] for each in told] or [np.zeros(0)]) for k in (0, 1))
+        if math.isinf(self.priors.shared) or not len(clocks):
+            return np.ones(len(frequency_hz))
+        order = np.argsort(clocks)
+        clocks, off = clocks[order], off[order]
+        # Workloads tend to be off at the same clocks: however many they are, each clock counts once.
+        group = clock_groups(clocks, SAME_CLOCK)
+        rows = np.bincount(group)
+        clocks, found = np.bincount(group, clocks) / rows, np.bincount(group, off) / rows / _MEAN_OF_NORMAL
+        away = np.abs(frequency_hz[:, None] - clocks) / (self.curve.high_hz - self.curve.low_hz)
+        near = np.exp(-away / self.priors.reach)
+        claim = self.priors.shared
+        return np.asarray(np.maximum((claim + near @ found) / (claim + near.sum(axis=1)), 1.0))
 
     def at(self, frequency_hz: Array, power_w: Array) -> tuple[Array, Array]:
         """Low and high (m,) at clocks (m,) for the chosen law, which says ``power_w`` (m,) there."""
@@ -57,12 +81,10 @@ class Intervals:
         low, high = kriged.predictive.at(frequency_hz)
         sd = np.diag(kriged.predictive.pair_sd_w)
         error = self.chosen.loo_w - curve.target_w
-        if not (np.isfinite(sd).all() and np.isfinite(error).all()):
-            return low, high
-        return self._around(low, high, power_w, self._stretch(error, sd))
+        return self._around(low, high, power_w, self._stretch(error, sd) * self._wider(frequency_hz))
 
     @staticmethod
-    def _around(low: Array, high: Array, power_w: Array, stretch: float) -> tuple[Array, Array]:
+    def _around(low: Array, high: Array, power_w: Array, stretch: Array) -> tuple[Array, Array]:
         half, middle = stretch * (high - low) / 2, (low + high) / 2
         return np.minimum(middle - half, power_w), np.maximum(middle + half, power_w)
 
@@ -82,8 +104,10 @@ class Intervals:
             for i in range(n):
                 others = np.delete(np.arange(n), i)
                 error, sd = pair[i, others] - self.curve.target_w[others], predictive.pair_sd_w[i, others]
-                stretch = self._stretch(error, sd) if np.isfinite(error).all() and np.isfinite(sd).all() else 1.0
-                bottom, top = predictive.left_out_w[0, i], predictive.left_out_w[1, i]
-                low[i], high[i] = self._around(bottom, top, loo[i], stretch)
+                one = slice(i, i + 1)
+                clock = self.curve.frequency_hz[one]
+                stretch = self._stretch(error, sd) * self._wider(clock, float(clock[0]))
+                bottom, top = predictive.left_out_w[:, one]
+                low[one], high[one] = self._around(bottom, top, loo[one], stretch)
         low, high = cap.interval(self.curve.frequency_hz, low, high)
         return LeftOut(self.curve.frequency_hz, cap.limit(self.curve.frequency_hz, loo), np.maximum(low, 0), high)

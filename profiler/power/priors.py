@@ -50,9 +50,13 @@ class AveragePriors:
 @dataclass(frozen=True)
 class IntervalPriors:
     """How far an interval follows the errors found at clocks left out: the kriged law's claim counts for ``claim`` clocks (infinity:
-    it is taken as it is), or for as much as all errors found together (None)."""
+    it is taken as it is), or for as much as all errors found together (None). ``shared``: for how many clocks it counts against the errors of other
+    workloads of the chip at clocks nearby, which may make it wider. ``reach``: how near, over the width of the domain: there a clock counts for 1/e.
+    """
 
     claim: float | None = math.inf
+    shared: float = math.inf
+    reach: float = 0.2
 
 
 @dataclass(frozen=True)
