@@ -156,7 +156,7 @@ START = Priors(
         voltage_power=math.inf,
     ),
     AveragePriors(kriged=1.0, monotone=1.0, plain=1.0, sharpness=1.0),
-    IntervalPriors(claim=math.inf),
+    IntervalPriors(claim=math.inf, shared=math.inf),
 )
 
 
@@ -199,7 +199,8 @@ class Structure:
     """A round that begins at a law which stands. ``start``: that law. ``values``: additions to it, from the weakest belief to the strongest; the
     first of each is none. ``sensor_most``: the sensors' noise, at most. ``thirds``: shares that must be held in each third of the sweeps by noise, or
     None. ``stepping``: the share of chips whose watts step. All three are the fifth round's unless said otherwise. ``siblings``: how many other
-    workloads of the chip are heard. ``at_no_cost``: what made-up sweeps cannot tell is adopted where it costs them nothing, if boards want it."""
+    workloads of the chip are heard. ``at_no_cost``: made-up sweeps choose nothing; the last of the values is adopted where it costs them nothing, if boards want
+    it."""
 
     start: Priors
     values: dict[str, tuple[Any, ...]]
@@ -291,7 +292,7 @@ STRUCTURES = {
     ),
     15: Structure(
         replace(PRIORS, interval=IntervalPriors(shared=math.inf, reach=0.2)),
-        {"interval.shared": (4.0,)},
+        {"interval.shared": (math.inf, 4.0)},
         _seeds(16000, 4),
         _seeds(17000, 4),
         stepping=0.25,
@@ -509,7 +510,7 @@ def look_at(
     ties = [bool(a and o - objective[best] <= e) for a, o, e in zip(allowed, objective, error, strict=True)]
     taken = best
     if structure is not None:
-        taken = ties.index(True)
+        taken = len(values) - 1 if structure.at_no_cost else ties.index(True)
     elif isinstance(values[best], tuple):
         at_hand = values.index(value_of(priors, constant))
         taken = at_hand if stays and ties[at_hand] else ties.index(True)

@@ -55,7 +55,7 @@ class IntervalPriors:
     """
 
     claim: float | None = math.inf
-    shared: float = math.inf
+    shared: float = 4.0
     reach: float = 0.2
 
 

@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from profiler.power.curve import Curve, left_out
+from profiler.power.cap import Cap
+from profiler.power.curve import Array, CrossFit, Curve, left_out
 from profiler.power.fit import SweepFit, fit, fit_together
-from profiler.power.models import KRIGED
+from profiler.power.kriged import Misses
+from profiler.power.models import KRIGED, cross_fit_all
+from profiler.power.prediction_interval import Intervals, LeftOut
+from profiler.power.priors import IntervalPriors
 from profiler.power.report import fit_power
 from profiler.power.source import Sweep
 
@@ -165,6 +169,77 @@ def test_a_voice_without_clocks_keeps_what_was_measured_elsewhere() -> None:
     # all; without the first, without what was never measured, without the fifth; and two by two
     assert np.array_equal(said, voice.probability[[0, 1, 0, 5, 1, row[0, 4], 5]])
     assert said.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where the others err
+
+
+@cache
+def fits() -> tuple[Curve, dict[str, CrossFit]]:
+    curve = Curve.of(CLOCKS, SWEEPS[0].power_w, (CLOCKS[0], CLOCKS[-1]))
+    return curve, cross_fit_all(curve)
+
+
+def spans(*off: Array, clocks: np.ndarray = CLOCKS) -> tuple[Array, LeftOut]:
+    """Widths at the clocks, and what is said of each left out, where others were ``off`` (n, n) by so many times what was expected."""
+    curve, laws = fits()
+    misses = [Misses(clocks, each) for each in off]
+    found = Intervals(curve, laws["kriged"], laws["kriged"], laws["cubic"], IntervalPriors(shared=4.0), misses)
+    low, high = found.at(CLOCKS, laws["kriged"].curve(CLOCKS))
+    return high - low, found.left_out(Cap())
+
+
+AS_EXPECTED = np.sqrt(2 / np.pi)  # of a normal error over its deviation, the mean
+
+
+def test_an_interval_is_wider_near_clocks_where_other_workloads_err_more_than_expected() -> None:
+    usual = spans()[0]
+    off = np.full((7, 7), AS_EXPECTED)
+    off[:, 0] = 9 * AS_EXPECTED
+    # Seven clocks a sixth of the range apart, of which the first is off nine times as far as expected; 4 clocks of claim.
+    near = np.exp(-np.abs(np.arange(7)[:, None] - np.arange(7)) / 6 / 0.2)
+    by_hand = (4 + near.sum(axis=1) + 8 * near[:, 0]) / (4 + near.sum(axis=1))
+    assert spans(off)[0] == pytest.approx(by_hand * usual)
+    assert by_hand[0] > 2
+    assert by_hand[6] < 1.02
+
+
+def test_workloads_that_err_at_the_same_clock_count_once_and_none_makes_an_interval_narrower() -> None:
+    off = np.full((7, 7), AS_EXPECTED)
+    off[:, 2] = 6 * AS_EXPECTED
+    assert spans(*[off] * 5)[0] == pytest.approx(spans(off)[0])
+    a_little_apart = np.append(CLOCKS[:-1] * 1.003, CLOCKS[-1])
+    assert spans(off, clocks=a_little_apart)[0] == pytest.approx(spans(off)[0], rel=0.02)
+    assert np.array_equal(spans(np.zeros((7, 7)))[0], spans()[0])
+
+
+def test_what_others_missed_at_a_clock_is_not_known_to_the_interval_of_that_clock_left_out() -> None:
+    off = np.full((7, 7), 3 * AS_EXPECTED)
+    louder = off.copy()
+    louder[:, 3] = 30.0  # the fourth clock left out, alone or with any other
+    louder[np.arange(7) != 3, 3] = 50.0
+    before, after = spans(off)[1], spans(louder)[1]
+    changed = (after.high_w - after.low_w) / (before.high_w - before.low_w)
+    assert changed[3] == pytest.approx(1)
+    assert (np.delete(changed, 3) > 1.05).all()
+
+
+def test_a_step_that_all_workloads_of_a_board_share_widens_the_intervals_beside_it() -> None:
+    """As on a V100, whose watts fall off at the lowest clocks: what one sweep shows once, the others show to be no accident."""
+    clocks = np.linspace(CLOCKS[0], CLOCKS[-1], 10)
+
+    def stepping(low_pct: float) -> list[Sweep]:
+        sweeps = [sweep(f"s{k}", busy, 40 + k, clocks) for k, busy in enumerate((1.0, 0.8, 0.6, 1.2))]
+        less = np.where(np.arange(10) == 2, 1 - low_pct / 100, 1.0)
+        return [replace(one, power_w=one.power_w * less) for one in sweeps]
+
+    own = stepping(0.0)[0]
+    smooth, stepped = (fit_together([own, *stepping(pct)[1:]])[0] for pct in (0.0, 12.0))
+    wider = (stepped.high_w - stepped.low_w) / (smooth.high_w - smooth.low_w)
+    place = (stepped.frequency_hz - clocks[0]) / np.ptp(clocks)
+    assert wider[place < 0.3].mean() > 2.4
+    assert wider[place > 0.8].mean() < 1.4
 
 
 def test_the_command_says_that_sweeps_were_fitted_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
