@@ -47,6 +47,7 @@ _SYSTEM_FOLDER = Path("/var/lib/card-profile")
 _CARRIED = (
     "CARD_SYSFS_ROOT",
     "CARD_STATE_DIR",
+    "XDG_STATE_HOME",
     "CARD_POWER_RAIL",
     "CARD_JTOP_PYTHON",
     "CUDA_VISIBLE_DEVICES",
@@ -71,10 +72,27 @@ def state_folder() -> Path:
         return Path(os.environ["CARD_STATE_DIR"]).absolute()
     if os.geteuid() == 0:
         return _SYSTEM_FOLDER
+    return _below(_home)
+
+
+def _below(home: Callable[[], Path]) -> Path:
     base = Path(os.environ.get("XDG_STATE_HOME", ""))
     if not base.is_absolute():
-        base = _home() / ".local/state"
+        base = home() / ".local/state"
     return base / "card-profile"
+
+
+def _others_folders() -> list[Path]:
+    """Where a lock and a journal may lie that are not this user's: root's, and under sudo those of the user who typed it."""
+    if os.environ.get("CARD_STATE_DIR"):
+        return []
+    if os.geteuid() != 0:
+        return [_SYSTEM_FOLDER]
+    try:
+        caller = pwd.getpwuid(int(os.environ["SUDO_UID"]))
+    except (KeyError, ValueError, OverflowError):  # no sudo, or a user whom this machine's list does not hold
+        return []
+    return [_below(lambda: Path(caller.pw_dir))] if caller.pw_uid > 0 and os.path.isabs(caller.pw_dir) else []
 
 
 def _home() -> Path:
@@ -282,9 +300,7 @@ def restore_leftovers(say: Callable[[str], None]) -> int:
     A live run is left alone. Raises MissingHardware where something could not be given back (its journal stays), with the
     command that can.
     """
-    folders = [state_folder()]
-    if not os.environ.get("CARD_STATE_DIR") and _SYSTEM_FOLDER not in folders:
-        folders.append(_SYSTEM_FOLDER)
+    folders = [state_folder(), *_others_folders()]
     given_back, kept, silent = 0, [], True
     for folder in folders:
         try:
@@ -376,6 +392,7 @@ class GuardedClocks:
             self._own_folder: Path | None = state_folder()  # by now, for under sudo the user changes
         except MissingHardware:  # which hinders nobody who sets no clock
             self._own_folder = None
+        self._others = _others_folders()
         self._helper: _Helper | None = None
         self._kept: _Helper | None = None
         self._lost: str | None = None
@@ -397,7 +414,7 @@ class GuardedClocks:
         return all(os.access(path, os.W_OK) for path in files) if files else os.geteuid() == 0
 
     def in_use(self) -> bool:
-        """Whether another run holds this clock, in this user's folder or in root's. ``restore`` holds it for a moment only."""
+        """Whether another run holds this clock, in this user's folder, in root's, or under sudo in the caller's. ``restore`` holds it for a moment only."""
         until = clock.monotonic() + 2 * ALIVE_PATIENCE_S
         while any(_is_locked(folder / f"{self.key}.lock") for folder in self._folders()):
             if clock.monotonic() > until:
@@ -416,8 +433,7 @@ class GuardedClocks:
 
     def _folders(self) -> list[Path]:
         """Where somebody's lock and journal of this clock may lie, one's own first."""
-        own = self._own_folder or _SYSTEM_FOLDER
-        return [own] if os.environ.get("CARD_STATE_DIR") or own == _SYSTEM_FOLDER else [own, _SYSTEM_FOLDER]
+        return [self._own_folder or _SYSTEM_FOLDER, *self._others]
 
     @contextmanager
     def undisturbed(self) -> Iterator[tuple[str, ...]]:
@@ -435,11 +451,11 @@ class GuardedClocks:
         """Until ``shared`` ends. Returns what to tell; raises BlockingIOError where somebody sets this clock."""
         if self.in_use():
             raise BlockingIOError
-        self._refuse_over_roots_leftovers()
+        notes = self._undo_others_leftovers()
         folder = self._folders()[0]
-        own, notes = folder / f"{self.key}.lock", []
+        own = folder / f"{self.key}.lock"
         if os.path.lexists(own.with_suffix(".journal")):
-            notes = self._undo_leftovers()
+            notes += self._undo_leftovers(folder)
         with contextlib.suppress(OSError):
             if not folder.is_dir():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -509,21 +525,24 @@ class GuardedClocks:
             "restore_hz": list(restore_hz) if restore_hz is not None else None,
             "pynvml": _pynvml_folder() if self._target.get("kind") == "nvml" else None,
         }
-        self._refuse_over_roots_leftovers()
+        undone = self._undo_others_leftovers()
         try:
             notes: list[str] = helper.ask(request, patience_s=4 * _ANSWER_S)["notes"]
-            return notes
+            return [*undone, *notes]
         except _Refused as refused:
             raise MissingHardware(self._refusal(refused)) from None
         except _Lost as lost:
             raise MissingHardware(f"the helper that sets the clock of {self.name} {lost}") from None
 
-    def _refuse_over_roots_leftovers(self) -> None:
-        """A user who may set this clock may not undo what a run of root's has left locked, and must not take it for the limits."""
-        if self._noted_in(self._folders()[1:]):
+    def _undo_others_leftovers(self) -> list[str]:
+        """What somebody else's run has left locked must not be taken for the limits: root undoes it and tells, a user who may set this clock may
+        not undo what root's has left."""
+        left = [folder for folder in self._others if self._noted_in([folder])]
+        if left and os.geteuid() != 0:
             raise MissingHardware(
                 f"a run of root's has left {self.name} locked, or is going on: {sudo_command('restore')}"
             )
+        return [note for folder in left for note in self._undo_leftovers(folder)]
 
     def _refusal(self, refused: _Refused) -> str:
         without = "--clocks current takes one point without setting it"
@@ -565,15 +584,15 @@ class GuardedClocks:
         """The helper is gone: undo what it may have left. What to tell."""
         text = f"the helper that sets the clock of {self.name} {lost}"
         try:
-            self._undo_leftovers()
+            self._undo_leftovers(self._folder)
         except MissingHardware as trouble:
             return f"{text}; {trouble}"
         return f"{text}; the clock has been given back"
 
-    def _undo_leftovers(self) -> list[str]:
+    def _undo_leftovers(self, folder: Path) -> list[str]:
         """What was undone of what an ended run has left. Raises MissingHardware with the command where it stays."""
         try:
-            outcomes = _restore(self._folder, only=self.key)
+            outcomes = _restore(folder, only=self.key)
         except _Lost as lost:
             raise MissingHardware(
                 f"the helper that gives the clock of {self.name} back {lost}: {sudo_command('restore')}"

@@ -130,6 +130,46 @@ def test_what_root_has_left_locked_is_not_taken_for_the_limits(tree: Tree, monke
         assert (tree.root / "home/card-profile" / f"{KEY}.journal").exists()
 
 
+@pytest.fixture
+def left_by_the_caller(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A journal in the home of the user who now types sudo; that user's folder."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    leave_locked(tree)
+    home = tree.root / "home"
+    (home / ".local/state").mkdir(parents=True)
+    tree.state.rename(home / ".local/state/card-profile")
+    somebody = pwd.struct_passwd(("somebody", "x", 65534, 65534, "", str(home), "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: somebody)
+    monkeypatch.setattr(guard, "_SYSTEM_FOLDER", tree.root / "system")
+    monkeypatch.delenv("CARD_STATE_DIR")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("SUDO_UID", "65534")
+    return home / ".local/state/card-profile"
+
+
+def test_sudo_restore_gives_back_what_a_run_of_the_callers_has_left_locked(
+    tree: Tree, left_by_the_caller: Path
+) -> None:
+    said: list[str] = []
+    assert guard.restore_leftovers(said.append) == 1
+    assert "had left its clock locked; it is given back" in said[0]
+    assert tree.limits == (LOW, HIGH)
+    assert not list(left_by_the_caller.glob("*.journal"))
+
+
+def test_a_run_under_sudo_does_not_take_what_the_caller_has_left_locked_for_the_limits(
+    tree: Tree, left_by_the_caller: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "become_caller", lambda: None)
+    clocks = tree.clocks()
+    assert clocks.left_locked()
+    with clocks.held() as notes:
+        assert any("had left its clock locked" in note for note in notes)
+        assert not list(left_by_the_caller.glob("*.journal"))
+    assert tree.limits == (LOW, HIGH)
+
+
 def test_under_sudo_the_helper_alone_stays_root(tree: Tree) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
