@@ -255,8 +255,10 @@ class CpuDevice:
     def _find_thermal(self) -> Path | None:
         zones = listed(self._root / "sys/class/thermal", "thermal_zone*")
         named = [((read_text(zone / "type") or "").lower(), zone / "temp") for zone in zones]
+        sensors = listed(self._root / "sys/class/hwmon", "hwmon*")
+        named += [((read_text(sensor / "name") or "").lower(), sensor / "temp1_input") for sensor in sensors]
         # Words first: a chip may list a zone of its other parts before that of its CPU.
-        for word in ("x86_pkg_temp", "cpu", "soc", "k10temp", "coretemp"):
+        for word in ("x86_pkg_temp", "k10temp", "coretemp", "cpu", "soc"):
             for kind, file in named:
                 if word in kind and read_number(file) is not None:
                     return file

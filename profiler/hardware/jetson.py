@@ -439,14 +439,17 @@ def _without_gated(board: Board | None, compatible: str, mask: str | None) -> tu
 
 
 def _zone(root: Path) -> Path | None:
-    """The GPU's thermal zone, else the chip's hottest point's (tj), else the CPU's."""
+    """The GPU's thermal zone, else the chip's hottest point's (tj), else the CPU's: the first that answers, for a GPU at rest may be switched off
+    with its thermometer; where none does, the first."""
     zones = listed(root / "sys/class/thermal", "thermal_zone*")
     named = [((read_text(zone / "type") or "").lower(), zone) for zone in zones]
-    for wanted in ("gpu", "tj", "cpu", "soc"):
-        for name, zone in named:
-            if wanted in re.split(r"[-_ ]", name) or name.startswith(wanted):
-                return zone
-    return None
+    fitting = [
+        zone
+        for wanted in ("gpu", "tj", "cpu", "soc")
+        for name, zone in named
+        if wanted in re.split(r"[-_ ]", name) or name.startswith(wanted)
+    ]
+    return next((zone for zone in fitting if read_number(zone / "temp") is not None), fitting[0] if fitting else None)
 
 
 def _gpu_cooling(root: Path, nodes: list[Path]) -> list[Path]:

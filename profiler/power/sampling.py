@@ -648,7 +648,9 @@ def _point(
     stopped = sampled.stopped_by
     if stopped != "steady" and found.waiting_for:
         stopped = f"{stopped}, {found.waiting_for}"
-    if abs(found.to_come_w) >= 0.001 * watts:
+    if not temperatures:
+        stopped += ", by the watts alone: no thermometer to watch"
+    if abs(found.to_come_w) >= 0.001 * watts > 0:
         stopped += f", {100 * found.to_come_w / watts:+.1f} % counted in for heat to come"
     return PowerPoint(
         frequency_hz=measured,
