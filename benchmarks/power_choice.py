@@ -549,8 +549,8 @@ def search_structure(judged: Callable[[Priors], Judged], structure: Structure) -
 
 
 def adopted(structure: Structure, present: Judged, found: Judged, chosen_on: Judged) -> bool:
-    """Whether that round changes the law: better by more than two standard errors on sweeps that confirm, those without steps not worse by more than
-    that, and honest on those of the choice (from the fifth round on: on both)."""
+    """Whether that round changes the law: better by more than two standard errors on sweeps that confirm (``at_no_cost``: not worse by more), those
+    without steps not worse by more than that, and honest on those of the choice (from the fifth round on: on both)."""
     difference = found.objective - present.objective
     two_errors = 2 * difference.std(ddof=1) / math.sqrt(len(difference))
     clearly = difference.mean() <= two_errors if structure.at_no_cost else difference.mean() < -two_errors

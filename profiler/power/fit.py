@@ -4,7 +4,8 @@ The errors reported for every law are leave-one-clock-out: all rows of a clock a
 rest, and its prediction is held against what was measured. For ``auto`` the weights are made anew each time (nested).
 
 The interval is the kriged law's own: what a new measurement may be, averaged over every shape that the points allow. For a law that was
-asked for by name it is stretched by how that law errs at clocks left out, against what the kriged law expects there. See docs/power.md.
+asked for by name it is stretched by how that law errs at clocks left out, against what the kriged law expects there. Of sweeps that are fitted
+together it is wider where the others err. See docs/power.md.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from profiler.power.source import LOWEST_W, Sweep, sweep_of_profile
 from profiler.profile import MAX_CLOCKS, MAX_TEXT, BadInput, FittedModel, PowerFit, PowerPrediction, Profile, Provenance
 
 GRID_CLOCKS = 64
-_ONE_CLOCK = 1e-4  # a clock read twice; what can be set lies tens of times farther apart
+_ONE_CLOCK = 2e-3  # a clock read twice; what can be set lies farther apart (7.5 MHz of 2600, 25 of 5000)
+_NO_CAP = 0.1  # so far below other watts is no cap
 MOST_CLOCKS = 400  # every pair of them is left out once: time and memory grow with the cube and more
+CUBIC_LAW = "the cubic law xi f^3"  # how the notes begin that compare it
 _ALWAYS = ("cubic", "affine-cubic", "power-law", "ridge")  # names that every report holds
 _FLAT = 0.02  # watts that move by less than this over the sweep say nothing about the clock
 _FALLING = 0.05  # a fall over the whole sweep that is refused
@@ -232,7 +235,7 @@ def _prepared(
 ) -> tuple[_Rows, Curve, list[str]]:
     """What ``fit_sweep`` is given, checked: the rows, those below the cap as a curve over the domain, and what there is to warn of."""
     f, p = np.asarray(frequency_hz, dtype=float).ravel(), np.asarray(power_w, dtype=float).ravel()
-    at_cap = np.zeros(f.shape, dtype=bool) if capped is None else np.asarray(capped, dtype=bool).ravel()
+    at_cap = np.zeros(f.shape, dtype=bool) if capped is None else np.array(capped, dtype=bool).ravel()
     _check(f, p, at_cap, where)
     f = _as_one_clock(f)
     warnings: list[str] = []
@@ -241,14 +244,18 @@ def _prepared(
             f"the watts stay at {np.median(p[at_cap]):.1f} W from {f[at_cap].min() / 1e6:.0f} MHz on: taken for a power cap, which"
             " does not shape the curve below it"
         )
-    if at_cap.any() and len(np.unique(f[~at_cap])) < 2:
-        warnings.append("fewer than 2 clocks lie below the power cap: the capped points were fitted like any other")
-        at_cap = np.zeros_like(at_cap)
+    below = p[at_cap] < (1 - _NO_CAP) * p[~at_cap].max(initial=0.0)
+    if below.any():
+        warnings.append(
+            f"{p[at_cap][below].max():.1f} W were marked as the power cap, though {p[~at_cap].max():.1f} W were measured elsewhere: not taken for it"
+        )
+        at_cap[at_cap] = ~below
     free = ~at_cap
     clocks = len(np.unique(f[free]))
     if clocks < 2:
+        cap = " below the power cap" if at_cap.any() else ""
         raise BadInput(
-            f"{where}: power was measured at {clocks} distinct clock, a curve needs at least 2 (5 or more to be trusted)"
+            f"{where}: power was measured at {clocks} distinct clock{'s' * (clocks != 1)}{cap}, a curve needs at least 2 (5 or more to be trusted)"
         )
     if clocks > MOST_CLOCKS:
         raise BadInput(
@@ -374,12 +381,12 @@ def _warnings(name: str, curve: Curve, models: dict[str, ModelFit], clocks: int)
     cubic, chosen = models["cubic"].loo_mape_pct, models[name].loo_mape_pct
     if cubic is not None and chosen is not None:
         warnings.append(
-            f"the cubic law xi f^3 is {cubic:.1f} % off at clocks left out of the fit, {name} {chosen:.1f} %"
+            f"{CUBIC_LAW} is {cubic:.1f} % off at clocks left out of the fit, {name} {chosen:.1f} %"
             if name != "cubic"
-            else f"the cubic law xi f^3 is {cubic:.1f} % off at clocks left out of the fit"
+            else f"{CUBIC_LAW} is {cubic:.1f} % off at clocks left out of the fit"
         )
     elif cubic is not None:
-        warnings.append(f"the cubic law xi f^3 is {cubic:.1f} % off at clocks left out of the fit")
+        warnings.append(f"{CUBIC_LAW} is {cubic:.1f} % off at clocks left out of the fit")
     spread = float((watts.max() - watts.min()) / watts.mean())
     if spread < _FLAT:
         # A refusal needs the step times as well: flat watts under a load that waits for memory are no fault.

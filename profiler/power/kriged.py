@@ -120,7 +120,7 @@ class Voice:
     """What one workload says of its chip: how probable each shape of the trend is, given its watts at clocks (n,).
 
     ``probability`` (1 + n + n(n-1)/2, s): given all clocks, without each, and without each two, in the order of ``curve.left_out``.
-    ``misses``: where that was not borne out.
+    ``misses``: how far off its law was.
     """
 
     frequency_hz: Array

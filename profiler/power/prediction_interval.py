@@ -15,6 +15,7 @@ from profiler.power.mixture import t_quantile
 from profiler.power.priors import PRIORS, IntervalPriors
 
 _MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # the mean absolute value of a standard normal
+_ODD = 4.0  # a point further off, in standard deviations, is an odd one of its own workload's, and counts as this
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Intervals:
         # Workloads tend to be off at the same clocks: however many they are, each clock counts once.
         group = clock_groups(clocks, SAME_CLOCK)
         rows = np.bincount(group)
-        clocks, found = np.bincount(group, clocks) / rows, np.bincount(group, off) / rows / _MEAN_OF_NORMAL
+        found = np.bincount(group, np.minimum(off, _ODD)) / rows / _MEAN_OF_NORMAL
+        clocks = np.bincount(group, clocks) / rows
         away = np.abs(frequency_hz[:, None] - clocks) / (self.curve.high_hz - self.curve.low_hz)
         near = np.exp(-away / self.priors.reach)
         claim = self.priors.shared

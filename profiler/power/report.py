@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profiler.power.fit import SweepFit, fit_into_profile, fit_together
+from profiler.power.fit import CUBIC_LAW, SweepFit, fit_into_profile, fit_together
 from profiler.power.source import Sweep, read_csv, sweep_of_profile
 from profiler.profile import BadInput, Profile
 from profiler.progress import Reporter
@@ -167,3 +167,10 @@ def _print_many(console: Console, tasks: Sequence[_Task], fits: Sequence[SweepFi
         errors = [e for f in fits if name in f.models and (e := f.models[name].loo_mape_pct) is not None]
         if errors:
             console.print(f"median over {len(errors)} sweeps, {name}: {statistics.median(errors):.2f} %", markup=False)
+    told: dict[str, list[str]] = {}
+    for task, fitted in zip(tasks, fits, strict=True):
+        for warning in fitted.warnings:
+            if not warning.startswith(CUBIC_LAW):  # a column of the table
+                told.setdefault(warning, []).append(plain(task.sweep.title).plain)
+    for warning, sweeps in told.items():
+        console.print(f"note: {sweeps[0] if len(sweeps) == 1 else f'{len(sweeps)} sweeps'}: {warning}", markup=False)

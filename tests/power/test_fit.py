@@ -71,7 +71,7 @@ def test_clocks_a_hair_apart_are_one_clock_measured_again() -> None:
 
 
 def test_more_clocks_than_can_be_left_out_in_pairs_are_refused_at_once() -> None:
-    clocks = np.linspace(3e8, 1.3e9, MOST_CLOCKS + 1)
+    clocks = np.linspace(3e8, 3e9, MOST_CLOCKS + 1)
     with pytest.raises(BadInput, match=f"{MOST_CLOCKS + 1} distinct clocks, at most {MOST_CLOCKS}"):
         fit_sweep(clocks, 10 + clocks / 1e8)
 
@@ -115,6 +115,7 @@ def chips(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     for seed in range(count):
         rng = np.random.default_rng([seed, 7])
         clocks = np.sort(np.append(rng.uniform(0.35, 0.98, rng.integers(7, 13)), [0.3, 1.0])) * 1.5e9
+        clocks = clocks[np.append(True, np.diff(clocks) > 4e-3 * clocks[1:])]  # nearer ones are one clock read twice
         x = clocks / 1.5e9
         floor, top, bend, steps = (
             rng.uniform(0.4, 0.8),
@@ -745,3 +746,46 @@ def test_what_others_write_into_a_profile_while_its_curve_is_fitted_stays(
     data = json.loads(path.read_text())
     assert data["link"]["uplink_mbps"] == 10
     assert data["power_fit"]["selected"] == "auto"
+
+
+def test_a_clock_asked_for_again_and_read_a_little_off_is_no_other_clock() -> None:
+    """As the clocks of a CSV are that were measured: none of what is left out stays in, and one clock is no curve."""
+    rng = np.random.default_rng(5)
+    clocks, watts = np.repeat(CLOCKS, 4), np.repeat(measured(), 4)
+    read = clocks * (1 + 4e-4 * rng.uniform(-1, 1, len(clocks)))
+    exact, jittered = fit_sweep(clocks, watts), fit_sweep(read, watts)
+    assert len(jittered.left_out.frequency_hz) == len(CLOCKS)
+    assert jittered.models["auto"].loo_mape_pct == pytest.approx(exact.models["auto"].loo_mape_pct, rel=0.1)
+    with pytest.raises(BadInput, match="1 distinct clock"):
+        fit_sweep(1.3e9 * (1 + np.linspace(-1, 1, 6) * 9e-4), np.full(6, 70.0))
+
+
+def test_a_sweep_with_one_clock_below_the_cap_is_refused_and_says_so() -> None:
+    f = np.array([210e6, 445e6, 446e6, 449e6, 452e6])
+    with pytest.raises(BadInput, match="1 distinct clock below the power cap"):
+        fit_sweep(f, [18.0, 24.0, 24.1, 24.0, 24.1], capped=[False, True, True, True, True])
+
+
+def test_a_cap_far_below_what_was_measured_elsewhere_is_not_believed() -> None:
+    watts = measured()
+    capped = np.arange(len(CLOCKS)) == 3
+    fitted = fit_sweep(CLOCKS, watts, capped=capped)
+    assert fitted.power_w.max() > 0.95 * watts.max()
+    assert fitted.power_cap_w is None
+    assert any("marked as the power cap" in warning for warning in fitted.warnings)
+
+
+def test_many_sweeps_have_their_notes_told_each_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = measured() * np.where(np.arange(len(CLOCKS)) == 5, 1.4, 1.0)
+    swept = [odd, *(measured(seed) for seed in range(1, 5))]
+    rows = [f"{f / 1e6},{p},board{k}" for k, watts in enumerate(swept) for f, p in zip(CLOCKS, watts, strict=True)]
+    fit_power(
+        [table(tmp_path, "\n".join(["frequency_mhz,power_w,device", *rows]))],
+        model="auto",
+        as_json=False,
+        plot=None,
+        dry_run=True,
+    )
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert any("board0" in note for note in notes)
+    assert not any("cubic law" in note for note in notes)

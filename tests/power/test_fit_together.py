@@ -196,13 +196,18 @@ AS_EXPECTED = np.sqrt(2 / np.pi)  # of a normal error over its deviation, the me
 def test_an_interval_is_wider_near_clocks_where_other_workloads_err_more_than_expected() -> None:
     usual = spans()[0]
     off = np.full((7, 7), AS_EXPECTED)
-    off[:, 0] = 9 * AS_EXPECTED
-    # Seven clocks a sixth of the range apart, of which the first is off nine times as far as expected; 4 clocks of claim.
+    off[:, 0] = 5 * AS_EXPECTED
+    # Seven clocks a sixth of the range apart, of which the first is off five times as far as expected; 4 clocks of claim.
     near = np.exp(-np.abs(np.arange(7)[:, None] - np.arange(7)) / 6 / 0.2)
-    by_hand = (4 + near.sum(axis=1) + 8 * near[:, 0]) / (4 + near.sum(axis=1))
+    by_hand = (4 + near.sum(axis=1) + 4 * near[:, 0]) / (4 + near.sum(axis=1))
     assert spans(off)[0] == pytest.approx(by_hand * usual)
-    assert by_hand[0] > 2
+    assert by_hand[0] > 1.6
     assert by_hand[6] < 1.02
+
+
+def test_an_odd_point_of_one_workload_does_not_blow_up_the_intervals_of_the_others() -> None:
+    far, absurd = (np.where(np.arange(7) == 0, times, AS_EXPECTED) * np.ones((7, 1)) for times in (4.0, 4e6))
+    assert np.array_equal(spans(absurd)[0], spans(far)[0])
 
 
 def test_workloads_that_err_at_the_same_clock_count_once_and_none_makes_an_interval_narrower() -> None:
@@ -215,14 +220,13 @@ def test_workloads_that_err_at_the_same_clock_count_once_and_none_makes_an_inter
 
 
 def test_what_others_missed_at_a_clock_is_not_known_to_the_interval_of_that_clock_left_out() -> None:
-    off = np.full((7, 7), 3 * AS_EXPECTED)
+    off = np.full((7, 7), AS_EXPECTED)
     louder = off.copy()
-    louder[:, 3] = 30.0  # the fourth clock left out, alone or with any other
-    louder[np.arange(7) != 3, 3] = 50.0
+    louder[:, 3] = 4.0  # the fourth clock left out, alone or with any other
     before, after = spans(off)[1], spans(louder)[1]
     changed = (after.high_w - after.low_w) / (before.high_w - before.low_w)
     assert changed[3] == pytest.approx(1)
-    assert (np.delete(changed, 3) > 1.05).all()
+    assert (np.delete(changed, 3) > 1.03).all()
 
 
 def test_a_step_that_all_workloads_of_a_board_share_widens_the_intervals_beside_it() -> None:
