@@ -263,9 +263,7 @@ class JetsonBoard:
         self._figure = replace(figure, rails=tuple(found_again(figure.rails, now)))
 
     def _temperature_c(self) -> float | None:
-        """Degrees of the GPU's zone. It does not answer, or tells -256, while the GPU's supply is switched off."""
-        milli = read_number(self._zone / "temp") if self._zone is not None else None
-        return milli / 1e3 if milli is not None and -50e3 < milli < 200e3 else None
+        return _degrees_c(self._zone) if self._zone is not None else None
 
     def _over_current(self) -> bool:
         """Whether the supply held the chip down since the reading before: under-voltage (1), average (2), many spikes (3)."""
@@ -387,9 +385,9 @@ class JetsonBoard:
         told.update(processors(self.root))
         told.update(fan(self.root))
         for folder in listed(self.root / "sys/class/thermal", "thermal_zone*"):
-            name, milli = read_text(folder / "type"), read_number(folder / "temp")
-            if name and milli is not None and -50e3 < milli < 200e3:
-                told[f"temperature {name}"] = f"{milli / 1e3:.1f} C"
+            name, degrees_c = read_text(folder / "type"), _degrees_c(folder)
+            if name and degrees_c is not None:
+                told[f"temperature {name}"] = f"{degrees_c:.1f} C"
         return told
 
 
@@ -449,7 +447,13 @@ def _zone(root: Path) -> Path | None:
         for name, zone in named
         if wanted in re.split(r"[-_ ]", name) or name.startswith(wanted)
     ]
-    return next((zone for zone in fitting if read_number(zone / "temp") is not None), fitting[0] if fitting else None)
+    return next((zone for zone in fitting if _degrees_c(zone) is not None), fitting[0] if fitting else None)
+
+
+def _degrees_c(zone: Path) -> float | None:
+    """A GPU's zone does not answer, or tells -256, while its supply is switched off."""
+    milli = read_number(zone / "temp")
+    return milli / 1e3 if milli is not None and -50e3 < milli < 200e3 else None
 
 
 def _gpu_cooling(root: Path, nodes: list[Path]) -> list[Path]:

@@ -437,8 +437,8 @@ def _waiting_for(
 def _heat(
     sampled: _Sampled, readings: Sequence[Reading], options: SamplingOptions, windows: Sequence[_Window], series: Array
 ) -> Settling | None:
-    """What heat has still to add to the watts of these windows; None where the temperature does not tell."""
-    if options.to_come is None or not windows:
+    """What heat has still to add to the watts of these windows; None where the temperature does not tell, or there are no watts."""
+    if options.to_come is None or not windows or not np.any(series):
         return None
     since_s, end_s = sampled.begin_s + _CLOCK_S, windows[-1].end_s
     told = [(r.time_s, r.temperature_c) for r in readings if since_s <= r.time_s <= end_s]

@@ -442,6 +442,14 @@ def test_the_zone_of_the_cpu_is_taken_before_others_of_the_chip(bare: Path) -> N
     assert CpuDevice(bare).temperature_c() == 41.0
 
 
+@pytest.mark.parametrize("name", ["k10temp", "coretemp"])
+def test_a_processor_without_a_zone_is_read_by_its_own_sensor(bare: Path, name: str) -> None:
+    put(bare, {"sys/class/thermal/thermal_zone0/type": "acpitz", "sys/class/thermal/thermal_zone0/temp": 20_000})
+    put(bare, {"sys/class/hwmon/hwmon0/name": "nvme", "sys/class/hwmon/hwmon0/temp1_input": 30_000})
+    put(bare, {"sys/class/hwmon/hwmon3/name": name, "sys/class/hwmon/hwmon3/temp1_input": 45_250})
+    assert CpuDevice(bare).temperature_c() == 45.25
+
+
 @pytest.mark.parametrize(
     ("files", "limit"),
     [

@@ -509,6 +509,7 @@ def test_reads_that_fail_are_not_told_and_do_not_end_the_run(orin: Path) -> None
     (zone / "temp").write_text("-256000\n")  # what a zone without supply says
     reading = board.read()
     assert (reading.power_w, reading.frequency_hz, reading.temperature_c) == (None, None, None)
+    assert found(orin).read().temperature_c is not None  # by the zone of the whole chip
     assert set(reading.rails_w or {}) == {"VDD_CPU_GPU_CV", "VDD_SOC"}
     again = found(orin)  # opened like this, there is no figure that would mean the same
     assert again.power is None

@@ -103,6 +103,18 @@ def test_a_steady_source_stops_as_soon_as_its_heat_has_been_watched() -> None:
     assert coarse.seconds_s < 75
 
 
+def test_without_a_thermometer_the_reason_for_stopping_says_that_heat_was_not_watched() -> None:
+    point = measure(Bench(lambda t: 50 + noise(0, 0.3)(t), lambda _: None))
+    assert point.stopped_by == "steady, by the watts alone: no thermometer to watch"
+    assert point.temperature_c is None
+
+
+def test_a_rail_that_shows_no_watts_is_a_point_of_none() -> None:
+    point = measure(Bench(lambda _: 0.0))
+    assert point.power_w == 0
+    assert point.stopped_by.startswith("time limit")
+
+
 def test_the_start_up_does_not_count() -> None:
     jitter = noise(1, 0.3)
     point = measure(Bench(lambda t: 50 + jitter(t) - 30 * np.exp(-t / 5)))
