@@ -88,11 +88,23 @@ def _others_folders() -> list[Path]:
         return []
     if os.geteuid() != 0:
         return [_SYSTEM_FOLDER]
-    try:
-        caller = pwd.getpwuid(int(os.environ["SUDO_UID"]))
-    except (KeyError, ValueError, OverflowError):  # no sudo, or a user whom this machine's list does not hold
+    ids = _sudo_ids()
+    if ids is None:
         return []
-    return [_below(lambda: Path(caller.pw_dir))] if caller.pw_uid > 0 and os.path.isabs(caller.pw_dir) else []
+    try:
+        home = Path(pwd.getpwuid(ids[0]).pw_dir)
+    except (KeyError, OverflowError):  # a user whom this machine's list does not hold
+        return []
+    return [_below(lambda: home)] if home.is_absolute() else []
+
+
+def _sudo_ids() -> tuple[int, int] | None:
+    """User and group of who typed sudo; None where that was nobody, or root."""
+    try:
+        uid, gid = int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
+    except (KeyError, ValueError):
+        return None
+    return (uid, gid) if uid > 0 and gid >= 0 else None
 
 
 def _home() -> Path:
@@ -144,14 +156,10 @@ def become_caller() -> str | None:
     Returns the user's name; None where this is not root under sudo, and nothing has changed. What only root may open must be
     open by now, and caches that follow HOME are the caller's from here on.
     """
-    if os.geteuid() != 0:
+    ids = _sudo_ids() if os.geteuid() == 0 else None
+    if ids is None:
         return None
-    try:
-        uid, gid = int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
-    except (KeyError, ValueError):
-        return None
-    if uid <= 0 or gid < 0:
-        return None
+    uid, gid = ids
     before = os.environ.get("HOME")
     try:
         entry = pwd.getpwuid(uid)

@@ -145,6 +145,7 @@ def left_by_the_caller(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("CARD_STATE_DIR")
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setenv("SUDO_UID", "65534")
+    monkeypatch.setenv("SUDO_GID", "65534")
     return home / ".local/state/card-profile"
 
 
