@@ -128,10 +128,11 @@ from benchmarks.power_fit import interval_score  # noqa: E402
 from benchmarks.power_population import COUNTS, KINDS, MadeUp, draw  # noqa: E402
 from profiler.power.cap import Cap  # noqa: E402
 from profiler.power.curve import CrossFit, Curve, Predictive  # noqa: E402
-from profiler.power.kriged import Kriged, Misses  # noqa: E402
+from profiler.power.kriged import Kriged  # noqa: E402
 from profiler.power.models import MODELS, average_of  # noqa: E402
 from profiler.power.prediction_interval import Intervals  # noqa: E402
 from profiler.power.priors import PRIORS, AveragePriors, IntervalPriors, KrigedPriors, Priors  # noqa: E402
+from profiler.power.voices import Misses  # noqa: E402
 
 Array = NDArray[np.float64]
 # Kind, clocks, seed, the sensor's noise at most, the share of chips that step.
@@ -418,7 +419,12 @@ class Fits:
 _SOURCE = hashlib.sha256(
     b"".join(
         (ROOT / path).read_bytes()
-        for path in ("profiler/power/kriged.py", "profiler/power/mixture.py", "benchmarks/power_population.py")
+        for path in (
+            "profiler/power/kriged.py",
+            "profiler/power/voices.py",
+            "profiler/power/mixture.py",
+            "benchmarks/power_population.py",
+        )
     )
 ).hexdigest()
 

@@ -28,14 +28,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from profiler.power.curve import clock_groups
+from profiler.power.curve import SAME_CLOCK, clock_groups
 from profiler.profile import Profile, SegmentTimeFit, Stat, TimeFit, TimeInterval, TimeLaw
 
 Floats = npt.NDArray[np.float64]
 Direction = Literal["forward", "backward", "optimizer"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward", "optimizer")
 
-SAME_CLOCK = 2e-3  # clocks nearer than this (relative) are one
 LEAST_SPAN = 1.05  # highest over lowest clock
 MOST_KNOTS = 64  # more clocks than this are averaged with their neighbours
 _ROWS = 5  # of a group of like segments, this many are looked at for tau and noise

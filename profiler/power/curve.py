@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+SAME_CLOCK = 2e-3
+"""Clocks nearer than this (relative) are one that was read twice: what can be set lies farther apart (7.5 MHz of 2600, 25 of 5000)."""
+
 
 @dataclass(frozen=True)
 class Curve:

@@ -19,17 +19,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from profiler.power.cap import Cap, plateau
-from profiler.power.curve import Array, CrossFit, Curve, clock_groups
-from profiler.power.kriged import Voice
+from profiler.power.curve import SAME_CLOCK, Array, CrossFit, Curve, clock_groups
 from profiler.power.mixture import t_quantile
 from profiler.power.models import KRIGED, MODELS, cross_fit_all
 from profiler.power.prediction_interval import Intervals, LeftOut
 from profiler.power.priors import PRIORS, IntervalPriors
 from profiler.power.source import LOWEST_W, Sweep, sweep_of_profile
+from profiler.power.voices import Voice
 from profiler.profile import MAX_CLOCKS, MAX_TEXT, BadInput, FittedModel, PowerFit, PowerPrediction, Profile, Provenance
 
 GRID_CLOCKS = 64
-_ONE_CLOCK = 2e-3  # a clock read twice; what can be set lies farther apart (7.5 MHz of 2600, 25 of 5000)
 _NO_CAP = 0.1  # so far below other watts is no cap
 MOST_CLOCKS = 400  # every pair of them is left out once: time and memory grow with the cube and more
 CUBIC_LAW = "the cubic law xi f^3"  # how the notes begin that compare it
@@ -272,7 +271,7 @@ def _prepared(
 def _as_one_clock(frequency_hz: Array) -> Array:
     """Clocks (n,) nearer to each other than can be set are repeats of one, their mean: no slope can be read between them."""
     clocks, place = np.unique(frequency_hz, return_inverse=True)
-    group = clock_groups(clocks, _ONE_CLOCK)
+    group = clock_groups(clocks, SAME_CLOCK)
     return np.asarray((np.bincount(group, clocks) / np.bincount(group))[group][place])
 
 

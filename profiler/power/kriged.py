@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from profiler.power.curve import Array, CrossFit, Curve, Predictive, left_out
 from profiler.power.mixture import ATOMS, atoms, interval
 from profiler.power.priors import PRIORS, KrigedPriors
+from profiler.power.voices import SAME_ELSEWHERE, Misses, Voice
 
 # Grids over what is not known, laid evenly (in the logarithm where a scale is meant); what has a say in the result is in priors.py.
 _CEILINGS = (0.95, 0.9)  # where V may stop rising, in the domain
@@ -20,8 +21,6 @@ _RIDGES = tuple(np.linspace(0, 0.9, 10))
 _RISES = tuple(np.geomspace(0.1, 8, 7))
 _EXPONENTS = (1.0, 2.0, 3.0, 4.0, 6.0)
 _JUMP_LENGTH = 1.0  # over the domain: steps come once in it, on average
-SAME_CLOCK = 0.01
-"""A clock asked for twice is measured a little differently each time; so far apart, two workloads ran at one and the same."""
 _PAIRS = 128  # pairs of clocks at a time: what is computed of them stays in the processor's cache
 
 
@@ -79,8 +78,8 @@ class Kriged:
         )
 
     def voice(self, curve: Curve) -> Voice | None:
-        """What this workload says of its chip; None where the clocks are too few to say anything. Clocks nearer than ``SAME_CLOCK`` are one."""
-        curve = curve.merged(SAME_CLOCK)
+        """What this workload says of its chip; None where the clocks are too few to say anything. Clocks nearer than ``SAME_ELSEWHERE`` are one."""
+        curve = curve.merged(SAME_ELSEWHERE)
         if not self._able(curve):
             return None
         found = _AllLeftOut(curve, self.priors, self.minimum_clocks)
@@ -91,53 +90,6 @@ class Kriged:
 
     def _able(self, curve: Curve) -> bool:
         return curve.high_hz > curve.low_hz and len(curve) >= self.minimum_clocks
-
-
-@dataclass(frozen=True)
-class Misses:
-    """How far the law was off at clocks left out of one workload's sweep, over what it expected to be off.
-
-    ``off`` (n, n): at clock j, fitted without clocks i and j (on the diagonal without j alone); NaN where too few clocks are left.
-    """
-
-    frequency_hz: Array
-    off: Array
-
-    def without(self, frequency_hz: float | None) -> tuple[Array, Array]:
-        """Clocks (k,) and how far off (k,) at each, where that clock, if the workload ran at it, had been left out of the sweep."""
-        off, kept = self.off.diagonal(), np.ones(len(self.frequency_hz), dtype=bool)
-        if frequency_hz is not None:
-            apart = np.abs(self.frequency_hz - frequency_hz)
-            same = int(apart.argmin())
-            if apart[same] < SAME_CLOCK * frequency_hz:
-                off, kept[same] = self.off[same], False
-        kept &= np.isfinite(off)
-        return self.frequency_hz[kept], off[kept]
-
-
-@dataclass(frozen=True)
-class Voice:
-    """What one workload says of its chip: how probable each shape of the trend is, given its watts at clocks (n,).
-
-    ``probability`` (1 + n + n(n-1)/2, s): given all clocks, without each, and without each two, in the order of ``curve.left_out``.
-    ``misses``: how far off its law was.
-    """
-
-    frequency_hz: Array
-    probability: NDArray[np.float32]
-    misses: Misses
-
-    def without(self, frequency_hz: Array) -> NDArray[np.float32]:
-        """As ``probability``, for clocks (m,) left out: what was measured elsewhere stays."""
-        m, n = len(frequency_hz), len(self.frequency_hz)
-        apart = np.abs(self.frequency_hz[None, :] - frequency_hz[:, None])
-        nearest = apart.argmin(axis=1)
-        same = apart[np.arange(m), nearest] < SAME_CLOCK * frequency_hz
-        _, row = left_out(n)
-        alone = np.where(same, 1 + nearest, 0)
-        i, j = np.triu_indices(m, 1)
-        both = np.where(same[i] & same[j], row[nearest[i], nearest[j]], np.maximum(alone[i], alone[j]))
-        return np.asarray(self.probability[np.concatenate([[0], alone, both])])
 
 
 class _AllLeftOut:

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.power.curve import Array, CrossFit, Curve, PowerModel, left_out
-from profiler.power.kriged import Kriged, Voice
+from profiler.power.kriged import Kriged
 from profiler.power.priors import PRIORS, AveragePriors
+from profiler.power.voices import Voice
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Parametric laws: P = P0 + c g(x; theta)

@@ -10,9 +10,9 @@ import numpy as np
 
 from profiler.power.cap import Cap
 from profiler.power.curve import Array, CrossFit, Curve, clock_groups
-from profiler.power.kriged import SAME_CLOCK, Misses
 from profiler.power.mixture import t_quantile
 from profiler.power.priors import PRIORS, IntervalPriors
+from profiler.power.voices import SAME_ELSEWHERE, Misses
 
 _MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # the mean absolute value of a standard normal
 _ODD = 4.0  # a point further off, in standard deviations, is an odd one of its own workload's, and counts as this
@@ -58,14 +58,14 @@ class Intervals:
     def _wider(self, frequency_hz: Array, without_hz: float | None = None) -> Array:
         """How many times wider (m,) at clocks (m,), for what other workloads show that have not seen clock ``without_hz``. Never narrower: their errors
         are not independent of each other, and a few may be small by luck."""
-        told = [each.without(without_hz) for each in self.misses]
-        clocks, off = (np.concatenate([each[k] for each in told] or [np.zeros(0)]) for k in (0, 1))
-        if math.isinf(self.priors.shared) or not len(clocks):
+        if math.isinf(self.priors.shared) or not self.misses:
             return np.ones(len(frequency_hz))
+        told = [each.without(without_hz) for each in self.misses]
+        clocks, off = (np.concatenate(column) for column in zip(*told, strict=True))
         order = np.argsort(clocks)
         clocks, off = clocks[order], off[order]
         # Workloads tend to be off at the same clocks: however many they are, each clock counts once.
-        group = clock_groups(clocks, SAME_CLOCK)
+        group = clock_groups(clocks, SAME_ELSEWHERE)
         rows = np.bincount(group)
         found = np.bincount(group, np.minimum(off, _ODD)) / rows / _MEAN_OF_NORMAL
         clocks = np.bincount(group, clocks) / rows

@@ -13,12 +13,12 @@ import pytest
 from profiler.power.cap import Cap
 from profiler.power.curve import Array, CrossFit, Curve, left_out
 from profiler.power.fit import SweepFit, fit, fit_together
-from profiler.power.kriged import Misses
 from profiler.power.models import KRIGED, cross_fit_all
 from profiler.power.prediction_interval import Intervals, LeftOut
 from profiler.power.priors import IntervalPriors
 from profiler.power.report import fit_power
 from profiler.power.source import Sweep
+from profiler.power.voices import Misses
 
 CLOCKS = np.linspace(300e6, 1.5e9, 7)
 
